@@ -1,0 +1,104 @@
+"""One small tree of errors.  An ApiError knows its HTTP status and becomes OpenAI's error object in one place;
+the others never reach a client as they are."""
+
+
+class ApiError(Exception):
+    """Something the client is told.  `param` names the offending field; `retry_after_s` makes it retryable."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+        self.retry_after_s = retry_after_s
+        self.should_retry = should_retry
+
+
+class BadRequest(ApiError):
+    status, type = 400, "invalid_request_error"
+
+
+class Unauthorized(ApiError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class NotFound(ApiError):
+    status, type = 404, "invalid_request_error"
+
+
+class MethodNotAllowed(ApiError):
+    status, type = 405, "invalid_request_error"
+
+
+class RequestTimeout(ApiError):
+    status, type = 408, "invalid_request_error"
+
+
+class PayloadTooLarge(ApiError):
+    status, type, code = 413, "invalid_request_error", "payload_too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    status, type = 415, "invalid_request_error"
+
+
+class TooManyRequests(ApiError):
+    """The pool exists and is contended."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class Unavailable(ApiError):
+    """No capacity exists now."""
+
+    status, type, code = 503, "service_unavailable_error", "service_unavailable"
+
+
+class InternalError(ApiError):
+    """Ours, and the client's request is lost."""
+
+
+class Poisoned(ApiError):
+    """The request was running each time its engine died."""
+
+    code = "poisoned"
+
+
+class QueueFull(Exception):
+    """A put would pass a bound of the queue: nothing was queued.  `reason` is tickets, tokens or bytes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the queue is full ({reason})")
+        self.reason = reason
+
+
+class StoreLost(Exception):
+    """The store did not answer in time, or answered nonsense.  Whether the verb took effect is unknown."""
+
+
+class LeaseLost(Exception):
+    """Another driver holds the replica now."""
+
+
+class BackendLost(Exception):
+    """The session broke, or the engine is gone."""
+
+
+class Outranked(Exception):
+    """The engine serves a higher epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"the engine serves epoch {epoch}")
+        self.epoch = epoch

@@ -1,0 +1,191 @@
+"""What the driver and the origin need from the world.  One contract suite runs over every adapter of a port."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from gateway.request import ServiceClass, Ticket
+from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds on everything queued (not running) for one model."""
+
+    max_tickets: int
+    max_tokens: int
+    """Sum of prompt tokens."""
+    max_bytes: int
+    """Sum of payload sizes."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A ticket and its payload (opaque to the store)."""
+
+    ticket: Ticket
+    payload: bytes
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The best ticket of one non-empty (bin, class) set."""
+
+    bin: int
+    service_class: ServiceClass
+    ticket: str
+    score: float
+    count: int
+    """Tickets in the set."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What waits in one (class, deadline slot)."""
+
+    tokens: int
+    seconds: float
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """All that a driver's choice needs, in one read."""
+
+    now_s: float
+    """The store's clock."""
+    heads: Sequence[Head]
+    served: Mapping[ServiceClass, float]
+    """Prefill tokens claimed per class, over the class's share: the smallest is next in turn."""
+    bounds: tuple[int, ...]
+    """Bucket table: ascending first bins of the buckets; the first is 0."""
+    bounds_version: int
+    tickets: int
+    tokens: int
+    bytes: int
+
+
+class Store(Protocol):
+    """The queue of one model, shared by all gateways.
+
+    Verbs are atomic and idempotent unless they say otherwise.  Every verb raises StoreLost if the store does not
+    answer.  A ticket is unknown, queued, or leased to a (replica, epoch).
+    """
+
+    async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
+        """Queue a call's tickets, all or none; their scores, which the caller keeps in its tickets.
+
+        score = max(now, tag[tenant, class]) + slack_s, and the tag advances by cost_s from that start
+        (start-time fair queueing).  A ticket already known is left as it is.  Raises QueueFull.
+        """
+
+    async def put_back(self, entries: Sequence[Entry]) -> None:
+        """Queue tickets again under a higher attempt, with the score they carry, whatever the store knew of
+        earlier attempts.  No bound applies: they were admitted.  A known attempt at or above is left as it is."""
+
+    async def queue(self) -> Queue:
+        """The heads of all non-empty sets and the shared figures."""
+
+    async def peek(self, sets: Sequence[tuple[int, ServiceClass]], limit: int) -> list[Ticket]:
+        """Up to `limit` queued tickets of those sets, best score first, nothing removed."""
+
+    async def claim(
+        self, replica: str, epoch: int, tickets: Sequence[tuple[str, int]], served: Mapping[ServiceClass, float]
+    ) -> list[Entry]:
+        """Lease those (id, attempt) that are still queued to this epoch, in the given order; `served` is stored
+        as the classes' new figures if anything was claimed.  Raises LeaseLost if another epoch drives the
+        replica."""
+
+    async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
+        """Forget (id, attempt)s, queued or leased.  Another attempt is left as it is."""
+
+    async def cancel(self, tickets: Sequence[str]) -> list[tuple[str, str]]:
+        """Forget tickets whatever their attempt; (id, replica) of those that were leased."""
+
+    async def audit(self, live: Sequence[tuple[str, int]]) -> list[str]:
+        """Ids of those (id, attempt)s that are neither queued nor leased."""
+
+    async def sweep(self, replica: str, epoch: int, live: Sequence[tuple[str, int]]) -> list[str]:
+        """Forget every ticket leased to the replica that is not among `live` (its engine does not have it);
+        the others are leased to `epoch` from now on.  Their ids; the audit of their origins brings them back.
+        Raises LeaseLost."""
+
+    async def elect(self, replica: str, gateway: str, lease_s: float) -> int | None:
+        """Become the replica's driver: the new epoch, max(last + 1, clock in microseconds), or None while
+        another holds the lease.  Not idempotent."""
+
+    async def renew(self, replica: str, epoch: int, lease_s: float) -> bool:
+        """Prolong the lease; False if it is lost."""
+
+    async def resign(self, replica: str, epoch: int) -> None:
+        """Give the lease up, if it is still this epoch's."""
+
+    async def drivers(self) -> dict[str, str]:
+        """Replicas with a live driver, and the gateway that drives each."""
+
+    async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
+        """Replace the bucket table if its version is still `version` (the new one is version + 1)."""
+
+    async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
+        """Queued work per class and deadline slot (score // slot width)."""
+
+    async def ping(self) -> None:
+        """Raises StoreLost unless the store really answers."""
+
+    async def aclose(self) -> None: ...
+
+
+class Session(Protocol):
+    """One driver's hold on one engine, from attach to its end."""
+
+    attached: Attached
+
+    async def send(self, control: Batch | Cancel | Evict | Detach) -> None:
+        """Returns once the engine has taken it into its inbox.  Raises Outranked, BackendLost."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """Everything after `attached`, to be read by one task.  Ends with Outranked or BackendLost; returns only
+        after a Detach or `aclose`."""
+
+    async def aclose(self) -> None:
+        """Idempotent.  The engine's rows go on."""
+
+
+class Backend(Protocol):
+    """One replica."""
+
+    @property
+    def replica(self) -> str:
+        """Its name, the same in every gateway."""
+
+    async def attach(self, attach: Attach) -> Session:
+        """Raises Outranked, BackendLost."""
+
+    async def aclose(self) -> None: ...
+
+
+class Detokenizer(Protocol):
+    """Turns one choice's token ids into text as they come."""
+
+    def step(self, token: int) -> str:
+        """The text that has become certain: whole characters only, special tokens left out."""
+
+    def flush(self) -> str:
+        """What is left when no token follows: an incomplete character shows as U+FFFD."""
+
+
+class Tokenizer(Protocol):
+    """The model's tokenizer.  The coroutines never run on the event loop's thread."""
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids are 0 .. vocabulary - 1."""
+
+    async def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Raises BadRequest if the model has no chat template or the template refuses the turns."""
+
+    def detokenizer(self) -> Detokenizer: ...
+
+    def token_text(self, token: int) -> str:
+        """One token by itself, for log probabilities."""

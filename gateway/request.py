@@ -1,0 +1,148 @@
+"""The words of the gateway.  A new fact is a new type: Request -> Ticket -> Delta -> Outcome.
+
+Times are seconds, lengths tokens, sizes bytes.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from triton_backend.contract import Alternatives, Sampling
+
+
+class ServiceClass(StrEnum):
+    """The classes between which capacity is shared (OpenAI's `service_tier`)."""
+
+    PRIORITY = "priority"
+    DEFAULT = "default"
+    FLEX = "flex"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asked for, parsed and checked, before anything is known about its length in tokens."""
+
+    model: str
+    prompts: list[str | list[int]] = []
+    """Texts or token ids; empty for a chat."""
+    messages: list[dict[str, str]] = []
+    """A chat's turns with their text content, for the chat template."""
+    num_choices: int = 1
+    """Choices per prompt."""
+    max_tokens: int | None = None
+    """None: whatever the context leaves."""
+    max_tokens_field: str = "max_tokens"
+    """The name the client used, for error messages."""
+    min_tokens: int = 0
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    sampling: Sampling = Sampling()
+    """`seed` is meaningful only if `has_seed`; choice i draws with seed + i."""
+    has_seed: bool = False
+    echo: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    service_class: ServiceClass = ServiceClass.DEFAULT
+    user: str = ""
+
+    @property
+    def is_chat(self) -> bool:
+        return bool(self.messages)
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Predicted output length of a ticket (UELLM's resource profile, first half)."""
+
+    expected_tokens: int
+    upper_tokens: int
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice of one prompt, as the queue sees it: everything a policy needs, no prompt.
+
+    `(id, attempt)` fences: whatever speaks of another attempt is stale.
+    """
+
+    id: str
+    """`call/i`."""
+    attempt: int = 0
+    origin: str
+    """The gateway that owns the request."""
+    tenant: str = ""
+    service_class: ServiceClass = ServiceClass.DEFAULT
+    prompt_tokens: int
+    """To prefill: the prompt and what earlier attempts generated."""
+    index: int = 0
+    """Index of the next token to draw."""
+    max_tokens: int
+    """How many may still be drawn."""
+    profile: Profile
+    bin: int
+    """Length bin of `prompt_tokens`."""
+    slack_s: float
+    """Virtual deadline minus virtual start."""
+    cost_s: float
+    """How far the ticket advances its tenant's fairness tag."""
+    seconds: float
+    """Predicted engine time, for the backlog sums."""
+    size_bytes: int
+    """Of the payload that travels beside it."""
+    deaths: int = 0
+    """Engine deaths it was present at."""
+    score: float = 0.0
+    """Virtual deadline on the store's clock; the store fixes it at the first put, and it never moves again."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    """A ticket's payload: what the engine needs and no policy looks at."""
+
+    prompt: list[int]
+    min_tokens: int
+    stop_ids: list[int]
+    sampling: Sampling
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    token: int
+    logprob: float
+    alternatives: Alternatives
+
+
+class FinishReason(StrEnum):
+    """What the client is told."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What is new in one choice.  A choice's last delta has a `finish_reason`.
+
+    `text` is safe to send: whole characters, and no part of a stop string.  Tokens and text need not end at
+    the same place: text may be held back.
+    """
+
+    choice: int
+    """prompt number * num_choices + choice number."""
+    text: str
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprob] | None
+    finish_reason: FinishReason | None
+    num_tokens: int
+    """Generated so far in this choice, these included."""
+    num_chars: int
+    """Characters of text sent so far in this choice, these included."""
+
+
+class Outcome(StrEnum):
+    """The one ending of every request: metric label and log word.  Rejected = never queued."""
+
+    FINISHED = "finished"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    """The client went away."""
+    FAILED = "failed"
+    POISONED = "poisoned"
+    """Present at too many engine deaths."""

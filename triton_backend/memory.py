@@ -1,0 +1,155 @@
+"""KV memory counted one way by everybody: the gateway's fit, the engine's ledger, the simulator.
+
+A layout says how many tokens of room a row of a given length occupies; everything else follows from that one
+rounding rule.  Lengths are tokens, sizes are bytes.  Pure.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+
+class Row(NamedTuple):
+    """One sequence as memory sees it: tokens whose room is taken now, and how many more will be taken."""
+
+    held_tokens: int
+    left_tokens: int
+
+
+class KVLayout(Protocol):
+    """How an engine lays KV memory out."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Key and value bytes of one token over all layers."""
+
+    def room_tokens(self, tokens: int) -> int:
+        """Tokens of room that a row of `tokens` tokens occupies (0 for 0)."""
+
+
+class Paged(msgspec.Struct, frozen=True, tag="paged"):
+    """Fixed blocks, allocated as a row grows."""
+
+    block_tokens: int
+    bytes_per_token: int
+
+    def room_tokens(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens) * self.block_tokens
+
+
+class Grouped(msgspec.Struct, frozen=True, tag="grouped"):
+    """Rows of one capacity lie side by side in one tensor; a row that outgrows its capacity moves up the ladder.
+
+    `ladder_tokens` is ascending; past its end, capacities are multiples of the last step.
+    """
+
+    ladder_tokens: tuple[int, ...]
+    bytes_per_token: int
+
+    def room_tokens(self, tokens: int) -> int:
+        if tokens == 0:
+            return 0
+        at = bisect_left(self.ladder_tokens, tokens)
+        if at < len(self.ladder_tokens):
+            return self.ladder_tokens[at]
+        top = self.ladder_tokens[-1]
+        return -(-tokens // top) * top
+
+
+Layout = Paged | Grouped
+
+
+def used_bytes(layout: KVLayout, rows: Iterable[Row]) -> int:
+    """KV bytes that the rows occupy now."""
+    return sum(layout.room_tokens(row.held_tokens) for row in rows) * layout.bytes_per_token
+
+
+class FuturePeak:
+    """The highest KV use from now until every row has finished, if no further row joins (DESIGN.md 6).
+
+    All rows grow by one token a step and leave when they have none left, so use only falls at a departure and
+    the peak stands just before one.  Hence it is enough to know the use at each row's last step: this keeps
+    that one number per distinct `left_tokens` and adds a row in O(rows).
+    """
+
+    def __init__(self, layout: KVLayout, rows: Iterable[Row] = ()) -> None:
+        self._layout = layout
+        self._rows: list[Row] = []
+        self._room_at: dict[int, int] = {}
+        for row in rows:
+            self.add(row)
+
+    @property
+    def bytes(self) -> int:
+        return max(self._room_at.values(), default=0) * self._layout.bytes_per_token
+
+    def bytes_with(self, row: Row) -> int:
+        """The peak if `row` joined, without adding it."""
+        room = self._layout.room_tokens
+        held, left = row
+        own = [total + room(held + at) if at <= left else total for at, total in self._room_at.items()]
+        own.append(self._room_after(left) + room(held + left))
+        return max(own) * self._layout.bytes_per_token
+
+    def add(self, row: Row) -> None:
+        held, left = row
+        room = self._layout.room_tokens
+        if left not in self._room_at:
+            self._room_at[left] = self._room_after(left)
+        for at in self._room_at:
+            if at <= left:
+                self._room_at[at] += room(held + at)
+        self._rows.append(row)
+
+    def _room_after(self, steps: int) -> int:
+        """Tokens of room in use `steps` steps from now."""
+        room = self._layout.room_tokens
+        return sum(room(held + steps) for held, left in self._rows if left >= steps)
+
+
+class OverBudget(Exception):
+    """A reservation that does not fit; the ledger is unchanged."""
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(f"needs {needed_bytes} bytes of KV memory, {free_bytes} are free")
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class Ledger:
+    """What each row of an engine holds, in the layout's own bytes; never over `capacity_bytes`."""
+
+    def __init__(self, layout: KVLayout, capacity_bytes: int) -> None:
+        self._layout = layout
+        self.capacity_bytes = capacity_bytes
+        self._held: dict[int, int] = {}
+        self._used_tokens = 0
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used_tokens * self._layout.bytes_per_token
+
+    @property
+    def free_bytes(self) -> int:
+        return self.capacity_bytes - self.used_bytes
+
+    def reserve(self, rows: dict[int, int]) -> None:
+        """Grow each row to hold that many tokens, all or none.  Raises OverBudget."""
+        room = self._layout.room_tokens
+        grown = {row: room(tokens) for row, tokens in rows.items()}
+        more = sum(size - self._held.get(row, 0) for row, size in grown.items()) * self._layout.bytes_per_token
+        if more > self.free_bytes:
+            raise OverBudget(more, self.free_bytes)
+        self._used_tokens += more // self._layout.bytes_per_token
+        self._held.update(grown)
+
+    def release(self, row: int) -> None:
+        """Give back all that the row holds; nothing if it holds nothing."""
+        self._used_tokens -= self._held.pop(row, 0)
+
+    def check_idle(self) -> None:
+        """Raise if anything is still held although no row is left: a leak."""
+        if self._held or self._used_tokens:
+            raise AssertionError(f"ledger not empty when idle: {self._held}, {self._used_tokens} tokens")
