@@ -97,8 +97,13 @@ class Store(Protocol):
     async def cancel(self, tickets: Sequence[str]) -> list[tuple[str, str]]:
         """Forget tickets whatever their attempt; (id, replica) of those that were leased."""
 
-    async def audit(self, live: Sequence[tuple[str, int]]) -> list[str]:
-        """Ids of those (id, attempt)s that are neither queued nor leased."""
+    async def audit(self, gateway: str, live: Sequence[tuple[str, int]], lease_s: float) -> list[str]:
+        """Ids of those (id, attempt)s that are neither queued nor leased.  Also the gateway's sign of life as an
+        origin, good for `lease_s`."""
+
+    async def reap(self, limit: int) -> list[tuple[str, str]]:
+        """Forget up to `limit` tickets of origins that put some and gave no sign of life for their lease:
+        (id, replica) of those that were leased, so that their rows can be cancelled."""
 
     async def sweep(self, replica: str, epoch: int, live: Sequence[tuple[str, int]]) -> list[str]:
         """Forget every ticket leased to the replica that is not among `live` (its engine does not have it);

@@ -219,8 +219,8 @@ class Superseded(msgspec.Struct, frozen=True, tag="superseded"):
 Event = Attached | Step | Superseded
 
 _encoder = msgspec.msgpack.Encoder()
-_control_decoder = msgspec.msgpack.Decoder(Control)
-_event_decoder = msgspec.msgpack.Decoder(Event)
+_control_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _ack_decoder = msgspec.msgpack.Decoder(Ack)
 
 

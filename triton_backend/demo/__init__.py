@@ -1,0 +1,1 @@
+"""A tiny chat model trained from scratch, so that the whole gateway can be tried with no download."""

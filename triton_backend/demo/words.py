@@ -1,0 +1,134 @@
+"""Words that fill the slots of the demo corpus, and the few grammar rules they need.
+
+Everything here is a constant or a function of its arguments; randomness is always passed in.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request, its answer, and the kind of task: what a report or a test groups by."""
+
+    prompt: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A character's name with the pronouns that must follow it through a story."""
+
+    text: str
+    he: str
+    him: str
+    his: str
+
+
+ANIMALS = (
+    "fox bear rabbit owl mouse wolf deer cat dog horse duck frog hedgehog squirrel badger otter tiger lion "
+    "elephant monkey penguin turtle whale goat sheep cow pig hen goose swan crow parrot snail spider bee ant "
+    "butterfly lizard camel zebra giraffe panda koala seal dolphin fish"
+).split()
+PEOPLE = (
+    "girl boy farmer baker king queen prince princess sailor knight wizard teacher painter doctor gardener "
+    "fisherman shepherd miller tailor cook pilot astronaut pirate clown"
+).split()
+CREATURES = "dragon robot giant unicorn ghost fairy troll mermaid dwarf elf snowman scarecrow toy train".split()
+FRIENDS = "fox bear rabbit owl mouse deer duck frog hedgehog squirrel badger otter crow turtle goat".split()
+FRUITS = "apple pear plum banana orange cherry grape lemon peach mango melon fig kiwi apricot".split()
+VEGETABLES = "carrot potato onion pea bean cabbage leek pumpkin spinach tomato radish turnip".split()
+COLOURS = "red blue green yellow orange purple brown black white pink grey gold".split()
+CITIES = "London Paris Rome Berlin Madrid Tokyo Lisbon Vienna Athens Oslo Dublin Cairo Prague Warsaw".split()
+TOOLS = "hammer saw spade rake axe drill brush knife ladder needle broom shovel".split()
+CLOTHES = "hat coat scarf shirt sock shoe glove belt dress sweater jacket boot".split()
+DRINKS = "water milk tea coffee juice lemonade cocoa soup".split()
+FLOWERS = "rose tulip daisy lily poppy violet sunflower orchid daffodil lavender".split()
+TREES = "oak pine birch maple willow ash elm beech cedar fir".split()
+SPORTS = "football tennis swimming running cycling rowing skiing chess sailing climbing".split()
+INSTRUMENTS = "piano violin flute drum guitar trumpet harp cello clarinet organ".split()
+PLANETS = "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = (
+    "January February March April May June July August September October November December"
+).split()
+SEASONS = "spring summer autumn winter".split()
+THEMES = (
+    "the sea",
+    "the moon",
+    "the rain",
+    "the snow",
+    "the stars",
+    "the wind",
+    "friendship",
+    "kindness",
+    "courage",
+    "winter",
+    "a lost key",
+    "a magic lamp",
+    "a small boat",
+    "the forest",
+    "music",
+    "a rainy day",
+    "the desert",
+    "hope",
+    "a birthday",
+    "the night",
+)
+LISTS = {
+    "animals": ANIMALS,
+    "fruits": FRUITS,
+    "vegetables": VEGETABLES,
+    "colours": COLOURS,
+    "colors": COLOURS,
+    "cities": CITIES,
+    "tools": TOOLS,
+    "clothes": CLOTHES,
+    "drinks": DRINKS,
+    "flowers": FLOWERS,
+    "trees": TREES,
+    "sports": SPORTS,
+    "musical instruments": INSTRUMENTS,
+    "planets": PLANETS,
+    "days of the week": DAYS,
+    "months": MONTHS,
+    "seasons": SEASONS,
+    "jobs": PEOPLE[2:],
+}
+ORDERED = frozenset({"planets", "days of the week", "months", "seasons"})
+NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+_HE = "Pip Tom Max Oscar Hugo Felix Leo Bruno Otto Finn Sam Ben Theo Noah Jack".split()
+_SHE = "Luna Mia Ruby Rosa Ella Nora Ivy Clara Daisy Molly Lily Anna Zoe Sofia Emma".split()
+NAMES = tuple(Name(n, "he", "him", "his") for n in _HE) + tuple(Name(n, "she", "her", "her") for n in _SHE)
+
+_SYLLABLES = (
+    "ba be bo da di do fa fi ga go ka ki ko la le li lo ma mi mo na ni no pa pe po ra ri ro sa se so ta ti to "
+    "va vi zo zu plo tri gru ster wim dor fen lu mar quo xi yo"
+).split()
+_LOWER_ENDINGS = "n r l x sh ck t ng m rd".split()
+
+
+def invent(rng: random.Random) -> str:
+    """A word nobody has seen. It teaches the model to copy from the request instead of from memory."""
+    stem = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 3)))
+    return stem + rng.choice(_LOWER_ENDINGS)
+
+
+def a(noun: str) -> str:
+    """The noun with its article."""
+    vowel = noun[0] in "aeiou" and not noun.startswith("uni")
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def cap(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def join(items: Sequence[str]) -> str:
+    """`x, y and z`."""
+    if len(items) == 1:
+        return items[0]
+    return f"{', '.join(items[:-1])} and {items[-1]}"
