@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.request import ServiceClass, Ticket
+from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
 
@@ -24,40 +24,6 @@ class Entry(msgspec.Struct, frozen=True):
 
     ticket: Ticket
     payload: bytes
-
-
-class Head(msgspec.Struct, frozen=True):
-    """The best ticket of one non-empty (bin, class) set."""
-
-    bin: int
-    service_class: ServiceClass
-    ticket: str
-    score: float
-    count: int
-    """Tickets in the set."""
-
-
-class Backlog(msgspec.Struct, frozen=True):
-    """What waits in one (class, deadline slot)."""
-
-    tokens: int
-    seconds: float
-
-
-class Queue(msgspec.Struct, frozen=True):
-    """All that a driver's choice needs, in one read."""
-
-    now_s: float
-    """The store's clock."""
-    heads: Sequence[Head]
-    served: Mapping[ServiceClass, float]
-    """Prefill tokens claimed per class, over the class's share: the smallest is next in turn."""
-    bounds: tuple[int, ...]
-    """Bucket table: ascending first bins of the buckets; the first is 0."""
-    bounds_version: int
-    tickets: int
-    tokens: int
-    bytes: int
 
 
 class Store(Protocol):
@@ -85,7 +51,11 @@ class Store(Protocol):
         """Up to `limit` queued tickets of those sets, best score first, nothing removed."""
 
     async def claim(
-        self, replica: str, epoch: int, tickets: Sequence[tuple[str, int]], served: Mapping[ServiceClass, float]
+        self,
+        replica: str,
+        epoch: int,
+        tickets: Sequence[tuple[str, int]],
+        served: Mapping[ServiceClass, float],
     ) -> list[Entry]:
         """Lease those (id, attempt) that are still queued to this epoch, in the given order; `served` is stored
         as the classes' new figures if anything was claimed.  Raises LeaseLost if another epoch drives the

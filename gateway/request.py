@@ -3,7 +3,7 @@
 Times are seconds, lengths tokens, sizes bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -102,6 +102,40 @@ class Work(msgspec.Struct, frozen=True):
     min_tokens: int
     stop_ids: list[int]
     sampling: Sampling
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The best ticket of one non-empty (bin, class) set."""
+
+    bin: int
+    service_class: ServiceClass
+    ticket: str
+    score: float
+    count: int
+    """Tickets in the set."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """What waits in one (class, deadline slot)."""
+
+    tokens: int
+    seconds: float
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """All that a driver's choice needs, in one read."""
+
+    now_s: float
+    """The store's clock."""
+    heads: Sequence[Head]
+    served: Mapping[ServiceClass, float]
+    """Prefill tokens claimed per class, over the class's share: the smallest is next in turn."""
+    bounds: tuple[int, ...]
+    """Bucket table: ascending first bins of the buckets; the first is 0."""
+    bounds_version: int
+    tickets: int
+    tokens: int
+    bytes: int
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
