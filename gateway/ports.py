@@ -1,11 +1,12 @@
 """What the driver and the origin need from the world.  One contract suite runs over every adapter of a port."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import msgspec
 
-from gateway.request import Backlog, Queue, ServiceClass, Ticket
+from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
 
@@ -131,6 +132,10 @@ class Backend(Protocol):
     async def attach(self, attach: Attach) -> Session:
         """Raises Outranked, BackendLost."""
 
+    async def revive(self) -> None:
+        """After an attach failed: bring the engine back if it is gone for good.  Returns when it has been tried;
+        raises nothing but BackendLost."""
+
     async def aclose(self) -> None: ...
 
 
@@ -164,3 +169,47 @@ class Tokenizer(Protocol):
 
     def token_text(self, token: int) -> str:
         """One token by itself, for log probabilities."""
+
+
+class Call(Protocol):
+    """One API call in flight: what the server reads its answer from."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """By prompt."""
+
+    @property
+    def prompt_texts(self) -> list[str]:
+        """By prompt; empty unless the request asked for `echo`."""
+
+    @property
+    def service_class(self) -> ServiceClass:
+        """The one it runs in."""
+
+    async def next(self) -> list[Delta]:
+        """All that is new, at least one delta; [] when every choice has finished.  If it is cancelled nothing is
+        lost.  Raises ApiError."""
+
+
+class Calls(Protocol):
+    """The requests of this gateway, for the server."""
+
+    @property
+    def models(self) -> list[str]: ...
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Prompt and answer together; None while no replica is known."""
+
+    def open(self, request: Request, call_id: str, arrival_s: float) -> AbstractAsyncContextManager[Call]:
+        """Admit and queue a request; leaving the block frees everything, however it is left.
+
+        `call_id` must be new; `arrival_s` is on the event loop's clock.  Entering raises BadRequest,
+        TooManyRequests, Unavailable.
+        """
+
+    async def ready(self) -> list[str]:
+        """Reasons for not being ready; empty when a request would be served."""

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from triton_backend.contract import Alternatives, Sampling
+from triton_backend.contract import Alternatives, End, Sampling
 
 
 class ServiceClass(StrEnum):
@@ -137,6 +137,11 @@ class Queue(msgspec.Struct, frozen=True):
     tokens: int
     bytes: int
 
+    @property
+    def waiting(self) -> set[ServiceClass]:
+        """The classes with waiting work."""
+        return {head.service_class for head in self.heads}
+
 
 class TokenLogprob(msgspec.Struct, frozen=True):
     token: int
@@ -180,3 +185,22 @@ class Outcome(StrEnum):
     FAILED = "failed"
     POISONED = "poisoned"
     """Present at too many engine deaths."""
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """A token that an engine drew for a ticket's attempt; `index` counts from the ticket's first token."""
+
+    ticket: str
+    attempt: int
+    index: int
+    token: int
+    logprob: TokenLogprob | None
+
+
+class Departed(msgspec.Struct, frozen=True):
+    """A ticket's attempt is in the engine no more.  `end` None: lost with the engine."""
+
+    ticket: str
+    attempt: int
+    end: End | None
+    detail: str = ""

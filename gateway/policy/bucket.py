@@ -6,6 +6,7 @@ tickets by bin, so that splitting and merging buckets changes a short table and 
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from gateway.request import Head
 
@@ -50,17 +51,17 @@ def paper(
     """
     if sum(queued.values()) < max_batch:
         return (0,)
-    ends = (*bounds[1:], bin_of(longest_tokens) + 1)
-    cuts = [_cut(first, end, queued, max_batch, theta) for first, end in zip(bounds, ends, strict=True)]
+    edges = [*map(first_tokens, bounds), longest_tokens + 1]
+    cuts = [_cut(low, up, queued, max_batch, theta) for low, up in pairwise(edges)]
     return tuple(sorted({*bounds, *(cut for cut in cuts if cut is not None)}))
 
 
-def _cut(first: int, end: int, queued: Mapping[int, int], max_batch: int, theta: float) -> int | None:
-    """Where the bucket of bins [first, end) splits, if it does."""
-    middle = bin_of((first_tokens(first) + first_tokens(end)) // 2)
-    if not first < middle < end:
+def _cut(low: int, up: int, queued: Mapping[int, int], max_batch: int, theta: float) -> int | None:
+    """The bin at which the bucket of lengths [low, up) splits, if it does."""
+    first, last, middle = bin_of(low), bin_of(up - 1), bin_of((low + up) // 2)
+    if not first < middle <= last:
         return None
-    size = sum(count for bin, count in queued.items() if first <= bin < end)
+    size = sum(count for bin, count in queued.items() if first <= bin <= last)
     small = sum(count for bin, count in queued.items() if first <= bin < middle)
     return middle if size > max_batch and small > theta * size else None
 

@@ -1,0 +1,93 @@
+"""One API call in flight, and the tickets it fanned out into."""
+
+import asyncio
+
+import msgspec
+
+from gateway.choice import Choice
+from gateway.errors import ApiError
+from gateway.policy import bucket
+from gateway.policy.length import left_tokens
+from gateway.ports import Entry
+from gateway.request import Delta, Profile, Request, Ticket, Work
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Live:
+    """A ticket's current attempt, and all that further attempts need."""
+
+    __slots__ = ("call", "choice", "heard_s", "known", "ticket", "work")
+
+    def __init__(self, call: "OpenCall", choice: Choice, ticket: Ticket, work: Work) -> None:
+        self.call = call
+        self.choice = choice
+        self.ticket = ticket
+        self.work = work
+        self.heard_s: float | None = None
+        """When this attempt's last token came; None before its first."""
+        self.known = False
+        """The store has been told of this attempt."""
+
+    @property
+    def entry(self) -> Entry:
+        """For the queue: the prompt, and what earlier attempts delivered, to be prefilled together."""
+        prompt = self.work.prompt + self.choice.tokens
+        payload = _encode(msgspec.structs.replace(self.work, prompt=prompt))
+        return Entry(msgspec.structs.replace(self.ticket, size_bytes=len(payload)), payload)
+
+    def next_attempt(self, died: bool) -> None:
+        """Another attempt, from the token after the last one delivered."""
+        ticket = self.ticket
+        index = len(self.choice.tokens)
+        drawn = index - ticket.index
+        left = ticket.max_tokens - drawn
+        upper = left_tokens(ticket.profile, drawn, left)
+        expected = min(max(1, ticket.profile.expected_tokens - drawn), upper)
+        prompt_tokens = len(self.work.prompt) + index
+        self.ticket = msgspec.structs.replace(
+            ticket,
+            attempt=ticket.attempt + 1,
+            prompt_tokens=prompt_tokens,
+            index=index,
+            max_tokens=left,
+            profile=Profile(expected, upper),
+            bin=bucket.bin_of(prompt_tokens),
+            deaths=ticket.deaths + died,
+        )
+        self.heard_s = None
+        self.known = False
+
+
+class OpenCall:
+    """What the server reads an answer from (ports.Call)."""
+
+    def __init__(self, id: str, request: Request, prompt_tokens: list[int], prompt_texts: list[str]) -> None:
+        self.id = id
+        self.prompt_tokens = prompt_tokens
+        self.prompt_texts = prompt_texts
+        self.service_class = request.service_class
+        self.live: dict[str, Live] = {}
+        """Its tickets that have not ended."""
+        self._deltas: list[Delta] = []
+        self._error: ApiError | None = None
+        self._news = asyncio.Event()
+
+    async def next(self) -> list[Delta]:
+        """All that is new, at least one; [] when every choice has finished.  Raises ApiError."""
+        while self.live and not self._deltas and self._error is None:
+            self._news.clear()
+            await self._news.wait()
+        deltas, self._deltas = self._deltas, []
+        if not deltas and self._error is not None:
+            raise self._error
+        return deltas
+
+    def push(self, delta: Delta) -> None:
+        self._deltas.append(delta)
+        self._news.set()
+
+    def fail(self, error: ApiError) -> None:
+        """End the call; what was pushed before is still read."""
+        self._error = error
+        self._news.set()

@@ -1,0 +1,89 @@
+"""One choice's growing answer: tokens in, text that is safe to send out."""
+
+from collections.abc import Sequence
+
+from gateway.ports import Detokenizer
+from gateway.request import Delta, FinishReason, TokenLogprob
+
+
+class StopStrings:
+    """Finds the first stop string in a text that arrives piece by piece, and never lets a part of one through."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """The text now known to precede any stop string, and whether one was found."""
+        if not self._stops:
+            return text, False
+        text = self._held + text
+        found = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
+        if found is not None:
+            self._held = ""
+            return text[:found], True
+        keep = self._undecided(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def _undecided(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = min(len(text), max(map(len, self._stops)) - 1)
+        for size in range(longest, 0, -1):
+            end = text[-size:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return size
+        return 0
+
+
+class Choice:
+    """Everything generated for one ticket, whatever attempts it took."""
+
+    def __init__(
+        self, number: int, detokenizer: Detokenizer, stops: Sequence[str], min_tokens: int, logprobs: bool
+    ) -> None:
+        self.number = number
+        self.tokens: list[int] = []
+        self.num_chars = 0
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(stops)
+        self._min_tokens = min_tokens
+        self._logprobs: list[TokenLogprob] | None = [] if logprobs else None
+        self._unsent = 0
+        """Tokens whose delta is still to come: their text is held back."""
+
+    def push(self, token: int, logprob: TokenLogprob | None) -> Delta | None:
+        """The delta that this token completes, if any; it has a finish reason if a stop string is complete."""
+        self.tokens.append(token)
+        self._unsent += 1
+        if self._logprobs is not None and logprob is not None:
+            self._logprobs.append(logprob)
+        piece = self._detokenizer.step(token)
+        if len(self.tokens) <= self._min_tokens:
+            return self._delta(piece, None)
+        text, stopped = self._stops.feed(piece)
+        return self._delta(text, FinishReason.STOP if stopped else None)
+
+    def end(self, reason: FinishReason) -> Delta:
+        """The last delta, after the engine ended the row."""
+        text, stopped = self._stops.feed(self._detokenizer.flush())
+        if not stopped:
+            text += self._stops.flush()
+        return self._last(text, FinishReason.STOP if stopped else reason)
+
+    def _delta(self, text: str, reason: FinishReason | None) -> Delta | None:
+        if not text and reason is None and not self._logprobs:
+            return None
+        return self._last(text, reason)
+
+    def _last(self, text: str, reason: FinishReason | None) -> Delta:
+        tokens = self.tokens[len(self.tokens) - self._unsent :]
+        self._unsent = 0
+        self.num_chars += len(text)
+        logprobs, self._logprobs = self._logprobs, None if self._logprobs is None else []
+        return Delta(self.number, text, tokens, logprobs, reason, len(self.tokens), self.num_chars)

@@ -1,0 +1,340 @@
+"""The loop of one replica: choose -> peek -> fit -> claim -> send; session events -> the rows' origins.
+
+One gateway at a time drives a replica, elected by a lease in the store; the engine arbitrates by epoch.  The
+driver knows every row in its engine, so planning memory needs no lock.  It never puts a ticket back: it tells
+the origin that a row is gone, and the origin decides.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn, Protocol
+
+import msgspec
+import structlog
+
+from gateway.errors import BackendLost, LeaseLost, Outranked, StoreLost
+from gateway.fleet import Fleet, Replica
+from gateway.policy import batch, bucket, priority
+from gateway.ports import Backend, Entry, Session, Store
+from gateway.request import Departed, Drawn, Queue, ServiceClass, Ticket, Work
+from gateway.roster import Mail, Mails, Roster
+from triton_backend import contract
+
+log = structlog.get_logger()
+
+_decode_work = msgspec.msgpack.Decoder(Work).decode
+
+
+class Receiver(Protocol):
+    """An origin, as a driver sees it."""
+
+    def receive(self, drawn: Sequence[Drawn], departed: Sequence[Departed]) -> Sequence[tuple[str, int]]:
+        """Take one engine step's events; those (ticket, attempt) that nobody waits for any more."""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """A driver's bounds.  Times in seconds."""
+
+    lease_s: float
+    renew_s: float
+    max_rows: int
+    """Rows in the engine at once."""
+    max_batch_rows: int
+    """Rows in one prefill batch."""
+    max_prefill_tokens: int
+    """Prompt tokens sent and not yet prefilled, padding included within a batch."""
+    shares: Mapping[ServiceClass, float]
+    poll_s: float = 0.1
+    """Wake-ups are hints: with room to spare a driver also looks this often."""
+    idle_silence_s: float = 2.0
+    busy_silence_s: float = 5.0
+
+
+class Driver:
+    """Drives one replica whenever it holds the lease."""
+
+    def __init__(
+        self,
+        *,
+        gateway: str,
+        backend: Backend,
+        store: Store,
+        fleet: Fleet,
+        receiver: Callable[[str], Receiver | None],
+        config: Config,
+    ) -> None:
+        self.replica = backend.replica
+        self._gateway = gateway
+        self._backend = backend
+        self._store = store
+        self._fleet = fleet
+        self._receiver = receiver
+        self._config = config
+        self._roster = Roster()
+        self._seq = 0
+        self._work = asyncio.Event()
+        """Something may be dispatched: a ticket was put, memory was freed."""
+        self._cancelled: set[int] = set()
+        self._cancels = asyncio.Event()
+        self._doomed: dict[str, int] | None = None
+        """While a claim is under way: tickets cancelled meanwhile, up to which attempt."""
+        self._leased = False
+        self._unsure = False
+        """A claim's answer was lost: tickets may be leased to this driver without its knowing."""
+        self._refused_free_bytes: int | None = None
+        """The engine refused a row when this much was free: wait until there is more."""
+        self._heard_s = 0.0
+
+    def wake(self) -> None:
+        """There may be something to dispatch."""
+        self._work.set()
+
+    def cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
+        """Free the rows of these tickets up to the given attempts, now or when a claim under way brings them."""
+        for ticket, attempt in tickets:
+            running = self._roster.find(ticket)
+            if running is not None and running.ticket.attempt <= attempt:
+                self._cancelled.add(running.number)
+                self._cancels.set()
+            elif self._doomed is not None:
+                self._doomed[ticket] = attempt
+
+    # Election and session
+
+    async def run(self) -> NoReturn:
+        """Compete for the replica for ever."""
+        while True:
+            try:
+                epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
+                if epoch is not None:
+                    await self._drive(epoch)
+            except (StoreLost, BackendLost, LeaseLost, Outranked) as error:
+                log.warning("driver.interrupted", replica=self.replica, error=str(error) or repr(error))
+            await asyncio.sleep(self._config.poll_s)
+
+    async def _drive(self, epoch: int) -> None:
+        """One session, from attach to its end."""
+        try:
+            session = await self._attach(epoch)
+            try:
+                replica = self._fleet.joined(self.replica, session.attached)
+                self._deliver(self._roster.adopt(session.attached.rows))
+                await self._sweep(epoch)
+                log.info("driver.attached", replica=self.replica, epoch=epoch, rows=len(self._roster))
+                await self._serve(session, replica, epoch)
+            finally:
+                self._leased = False
+                await session.aclose()
+        finally:
+            with contextlib.suppress(StoreLost):
+                await self._store.resign(self.replica, epoch)
+
+    async def _attach(self, epoch: int) -> Session:
+        """Open a session.  If the engine is gone, so are the rows it had."""
+        try:
+            return await self._backend.attach(contract.Attach(epoch, self._gateway))
+        except BackendLost:
+            self._fleet.left(self.replica)
+            self._deliver(self._roster.lose())
+            await self._backend.revive()
+            raise
+
+    async def _serve(self, session: Session, replica: Replica, epoch: int) -> None:
+        self._leased = True
+        tasks = (
+            self._renew(epoch),
+            self._listen(session, replica),
+            self._watch(replica),
+            self._dispatch(session, replica, epoch),
+            self._send_cancels(session, epoch),
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                for task in tasks:
+                    group.create_task(task)
+        except* (BackendLost, LeaseLost, Outranked, StoreLost) as errors:
+            error = errors.exceptions[0]
+        else:
+            return
+        if isinstance(error, Outranked):
+            self._roster.clear()
+            self._fleet.left(self.replica)
+        raise error
+
+    async def _renew(self, epoch: int) -> NoReturn:
+        """Keep the lease.  Without it nothing is claimed any more, but the session goes on until another driver
+        has had the time to take over; then this one competes again."""
+        while True:
+            await asyncio.sleep(self._config.renew_s)
+            with contextlib.suppress(StoreLost):
+                self._leased = self._leased and await self._store.renew(
+                    self.replica, epoch, self._config.lease_s
+                )
+            if not self._leased:
+                await asyncio.sleep(self._config.lease_s)
+                raise LeaseLost(f"lost the lease of {self.replica}")
+
+    async def _watch(self, replica: Replica) -> NoReturn:
+        """Declare a silent engine lost.  Twice in a row, since it may be this process that was stopped."""
+        strikes = 0
+        loop = asyncio.get_running_loop()
+        self._heard_s = loop.time()
+        while True:
+            await asyncio.sleep(0.5)
+            silence_s = loop.time() - self._heard_s
+            busy_s = max(self._config.busy_silence_s, 5 * replica.telemetry.step_s)
+            patience_s = busy_s if len(self._roster) else self._config.idle_silence_s
+            strikes = strikes + 1 if silence_s > patience_s else 0
+            if strikes == 2:
+                raise BackendLost(f"no sign of life for {silence_s:.1f} s")
+
+    # From the engine
+
+    async def _listen(self, session: Session, replica: Replica) -> NoReturn:
+        loop = asyncio.get_running_loop()
+        async for event in session.events():
+            self._heard_s = loop.time()
+            if isinstance(event, contract.Step):
+                replica.telemetry = event.telemetry
+                if any(ended.reason is contract.End.REFUSED for ended in event.ended):
+                    self._refused_free_bytes = _free_bytes(event.telemetry)
+                self._deliver(self._roster.step(event))
+                if event.rows or event.ended:
+                    self._work.set()
+        raise BackendLost("the session ended")
+
+    def _deliver(self, mails: Mails) -> None:
+        for origin, mail in mails.items():
+            receiver = self._receiver(origin)
+            if receiver is None:
+                self.cancel((drawn.ticket, drawn.attempt) for drawn in mail.drawn)
+            else:
+                self.cancel(receiver.receive(mail.drawn, mail.departed))
+
+    # Towards the engine
+
+    async def _dispatch(self, session: Session, replica: Replica, epoch: int) -> NoReturn:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.poll_s):
+                    await self._work.wait()
+            self._work.clear()
+            with contextlib.suppress(StoreLost):
+                if self._unsure:
+                    await self._sweep(epoch)
+                while await self._dispatch_one(session, replica, epoch):
+                    pass
+
+    async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
+        """Send one batch, if something waits that fits."""
+        max_rows = min(self._config.max_rows - len(self._roster), self._config.max_batch_rows)
+        max_tokens = self._config.max_prefill_tokens - self._roster.unstarted_tokens
+        if not self._leased or max_rows <= 0 or max_tokens <= 0 or self._is_refused(replica):
+            return False
+        queue = await self._store.queue()
+        if not queue.heads:
+            return False
+        turn = priority.next_class(queue.waiting, queue.served)
+        heads = bucket.next_bucket(queue.bounds, [h for h in queue.heads if h.service_class is turn])
+        tickets = await self._store.peek([(head.bin, turn) for head in heads], max_rows)
+        budget_bytes = batch.safe_bytes(replica.telemetry, self._fleet.safety_factor)
+        memory = self._roster.memory
+        chosen = batch.fit(tickets, memory, replica.layout, budget_bytes, max_rows, max_tokens)
+        if not chosen:
+            return False
+        tokens = sum(ticket.prompt_tokens for ticket in chosen)
+        served = priority.charge(queue.served, queue.waiting, turn, tokens, self._config.shares)
+        entries = await self._claim(epoch, chosen, served)
+        await self._send(session, epoch, entries)
+        await self._rebucket(queue, replica, budget_bytes)
+        return bool(entries)
+
+    async def _claim(
+        self, epoch: int, chosen: Sequence[Ticket], served: Mapping[ServiceClass, float]
+    ) -> list[Entry]:
+        """Lease the chosen tickets; those of them that still wait and that nobody cancelled meanwhile."""
+        doomed = self._doomed = {}
+        try:
+            entries = await self._store.claim(
+                self.replica, epoch, [(t.id, t.attempt) for t in chosen], served
+            )
+        except LeaseLost:
+            self._leased = False
+            return []
+        except StoreLost:
+            self._unsure = True
+            raise
+        finally:
+            self._doomed = None
+        return [entry for entry in entries if doomed.get(entry.ticket.id, -1) < entry.ticket.attempt]
+
+    async def _send(self, session: Session, epoch: int, entries: Sequence[Entry]) -> None:
+        rows = [row for entry in entries if (row := self._new_row(entry)) is not None]
+        if rows:
+            self._seq += 1
+            await session.send(contract.Batch(epoch, self._seq, rows))
+
+    def _new_row(self, entry: Entry) -> contract.NewRow | None:
+        """None if the payload is no Work: whoever can write to the store could have put it there."""
+        ticket = entry.ticket
+        try:
+            work = _decode_work(entry.payload)
+        except msgspec.MsgspecError as error:
+            failed = Departed(ticket.id, ticket.attempt, contract.End.FAILED, f"unreadable payload: {error}")
+            self._deliver({ticket.origin: Mail(departed=[failed])})
+            return None
+        return contract.NewRow(
+            row=self._roster.add(ticket),
+            ticket=ticket.id,
+            attempt=ticket.attempt,
+            origin=ticket.origin,
+            prompt=work.prompt,
+            index=ticket.index,
+            max_tokens=ticket.max_tokens,
+            min_tokens=work.min_tokens,
+            stop_ids=work.stop_ids,
+            sampling=work.sampling,
+            rank=ticket.score,
+        )
+
+    async def _send_cancels(self, session: Session, epoch: int) -> NoReturn:
+        while True:
+            await self._cancels.wait()
+            self._cancels.clear()
+            rows = [row for row in self._cancelled if row in self._roster]
+            self._cancelled.clear()
+            if rows:
+                self._seq += 1
+                await session.send(contract.Cancel(epoch, self._seq, rows))
+
+    async def _sweep(self, epoch: int) -> None:
+        """Let the store forget what is leased to this replica and not in its engine."""
+        await self._store.sweep(self.replica, epoch, self._roster.tickets)
+        self._unsure = False
+
+    async def _rebucket(self, queue: Queue, replica: Replica, budget_bytes: int) -> None:
+        """Let Algorithm 1 look at what waited (PAPERS A2): one level of splits per batch."""
+        queued: dict[int, int] = {}
+        for head in queue.heads:
+            queued[head.bin] = queued.get(head.bin, 0) + head.count
+        mean_tokens = max(1, queue.tokens // max(1, queue.tickets))
+        row_bytes = replica.layout.room_tokens(mean_tokens) * replica.layout.bytes_per_token
+        max_batch = max(1, min(budget_bytes // row_bytes, self._config.max_batch_rows))
+        bounds = bucket.paper(queue.bounds, queued, max_batch, replica.model.context_tokens)
+        if bounds != queue.bounds and await self._store.rebucket(bounds, queue.bounds_version):
+            edges = [bucket.first_tokens(first) for first in bounds]
+            log.info("buckets.changed", edges_tokens=edges, queued=queue.tickets, max_batch=max_batch)
+
+    def _is_refused(self, replica: Replica) -> bool:
+        """The engine refused a row, and its free memory has not risen since."""
+        refused_bytes = self._refused_free_bytes
+        if refused_bytes is not None and (
+            not len(self._roster) or _free_bytes(replica.telemetry) > refused_bytes
+        ):
+            self._refused_free_bytes = None
+        return self._refused_free_bytes is not None
+
+
+def _free_bytes(telemetry: contract.Telemetry) -> int:
+    return telemetry.pool_capacity_bytes + telemetry.pool_growable_bytes - telemetry.pool_used_bytes

@@ -1,0 +1,87 @@
+"""Child processes that cannot outlive us.
+
+A child leads a process group of its own (a terminal's SIGINT reaches only us, and we end it in order), dies with us
+even if we are killed (PR_SET_PDEATHSIG), writes to a log file whose last lines explain its death, and carries the
+run's marker in its environment, which its own children inherit: so whatever is left of a run is found in /proc.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+MARKER = "BUCKETSERVE_RUN"
+TAIL_LINES = 20
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class ChildDied(Exception):
+    """A child that should run does not; the message names it and shows the end of its log."""
+
+
+class Child:
+    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._argv = argv
+        self._env = env
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.name} was never started"
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                env=dict(self._env),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),
+            )
+
+    async def died(self) -> ChildDied:
+        """Returns when the child ends, with the exception that tells of it."""
+        assert self._process is not None, f"{self.name} was never started"
+        code = await self._process.wait()
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        return ChildDied(f"{self.name} {how}; the end of {self.log}:\n{tail(self.log)}")
+
+    def kill(self, number: signal.Signals) -> None:
+        """Signal the process, not its group."""
+        os.kill(self.pid, number)
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM, then after `grace_s` SIGKILL to the whole group, in which a grandchild may still live."""
+        if self._process is None:
+            return
+        if self._process.returncode is None:
+            self._process.terminate()
+            # Without this a stopped child would sit out the grace.
+            self._process.send_signal(signal.SIGCONT)
+        try:
+            await asyncio.wait_for(self._process.wait(), grace_s)
+        finally:
+            _kill_group(self._process.pid)
+            await self._process.wait()
+
+
+def _die_with(parent: int):  # type: ignore[no-untyped-def]
+    def in_child() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return in_child

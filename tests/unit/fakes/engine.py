@@ -1,0 +1,155 @@
+"""A replica without a model: the real engine, its planner and its ledger over an executor that makes tokens up,
+one step per `STEP_S` of the event loop's time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from gateway.errors import BackendLost, Outranked
+from triton_backend import contract
+from triton_backend.engine import Engine, EngineConfig
+from triton_backend.memory import Grouped
+from triton_backend.plan import Prefill
+from triton_backend.sampling import Draws
+from triton_backend.sequence import Sequence as EngineRow
+from triton_backend.session import SinkClosed
+
+STEP_S = 0.01
+BYTES_PER_TOKEN = 10
+VOCABULARY = 1000
+EOS = 0
+
+
+def token_at(prompt: Sequence[int], index: int) -> int:
+    """What the made-up model says at `index` after a prompt: never EOS."""
+    return 1 + (sum(prompt) * 31 + index * 17) % (VOCABULARY - 1)
+
+
+class _Executor:
+    """Draws a function of (original prompt, index), as a real model's greedy answer is."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.layout = Grouped((16, 32, 64, 128, 256, 512, 1024), BYTES_PER_TOKEN)
+        self.kv_budget_bytes = config.kv_budget_bytes or 1000 * BYTES_PER_TOKEN
+        self.context_tokens = config.context_tokens or 1000
+        self.vocabulary = VOCABULARY
+        self.dtype = "none"
+        self.device = "none"
+        self.out_of_memory_total = 0
+        self.allocated_bytes = 0
+
+    def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
+        pass
+
+    def prefill(self, chunk: Prefill) -> Draws:
+        end = chunk.start + chunk.length
+        return self.decode([row for row in chunk.rows if chunk.start < row.prompt_tokens <= end])
+
+    def decode(self, rows: list[EngineRow]) -> Draws:
+        tokens = [token_at(row.new.prompt[: len(row.new.prompt) - row.new.index], row.index) for row in rows]
+        return Draws(rows, tokens, [], [])
+
+
+class _Sink:
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[contract.Event | None] = asyncio.Queue()
+        self.closed = False
+
+    def send(self, event: contract.Event) -> None:
+        if self.closed:
+            raise SinkClosed
+        self.events.put_nowait(event)
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def finish(self) -> None:
+        self.events.put_nowait(None)
+
+
+class FakeSession:
+    def __init__(self, backend: "FakeBackend", sink: _Sink, attached: contract.Attached) -> None:
+        self.attached = attached
+        self._backend = backend
+        self._sink = sink
+
+    async def send(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> None:
+        await asyncio.sleep(0)
+        if self._backend.is_dead:
+            raise BackendLost("dead")
+        ack = self._backend.engine.submit(control)
+        if ack.error:
+            raise Outranked(ack.epoch)
+        self._backend.turn.set()
+
+    async def events(self) -> AsyncIterator[contract.Event]:
+        while (event := await self._sink.events.get()) is not None:
+            if isinstance(event, contract.Superseded):
+                raise Outranked(event.epoch)
+            yield event
+        raise BackendLost("the stream ended")
+
+    async def aclose(self) -> None:
+        self._sink.closed = True
+
+
+class FakeBackend:
+    """Dies by `kill()`, comes back by `revive()`; `hang()` keeps the stream open and says nothing."""
+
+    def __init__(self, replica: str = "fake", **config: int) -> None:
+        self.replica = replica
+        self.turn = asyncio.Event()
+        self.is_dead = False
+        self.is_hung = False
+        self.revivals = 0
+        self._config = EngineConfig(model="fake", name="fake", **config)  # type: ignore[arg-type]
+        self._sinks: list[_Sink] = []
+        self._start()
+
+    def _start(self) -> None:
+        self.engine = Engine(self._config, load=_Executor, clock=asyncio.get_running_loop().time)
+        self._crank = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            if not self.is_hung and self.engine.step():
+                await asyncio.sleep(STEP_S)
+            else:
+                self.turn.clear()
+                try:
+                    async with asyncio.timeout(0.1):
+                        await self.turn.wait()
+                except TimeoutError:
+                    pass
+
+    async def attach(self, attach: contract.Attach) -> FakeSession:
+        await asyncio.sleep(0)
+        if self.is_dead:
+            raise BackendLost("dead")
+        sink = _Sink()
+        self._sinks.append(sink)
+        self.engine.attach(attach, sink)
+        self.turn.set()
+        first = await sink.events.get()
+        if isinstance(first, contract.Superseded):
+            raise Outranked(first.epoch)
+        if not isinstance(first, contract.Attached):
+            raise BackendLost("no snapshot")
+        return FakeSession(self, sink, first)
+
+    def kill(self) -> None:
+        self.is_dead = True
+        self._crank.cancel()
+        for sink in self._sinks:
+            sink.finish()
+
+    def hang(self) -> None:
+        self.is_hung = True
+
+    async def revive(self) -> None:
+        self.revivals += 1
+        self._crank.cancel()
+        self.is_dead = self.is_hung = False
+        self._start()
+
+    async def aclose(self) -> None:
+        self._crank.cancel()

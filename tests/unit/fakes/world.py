@@ -1,0 +1,98 @@
+"""One gateway's driver(s) and origin over the memory store and model-less replicas, on virtual time."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+
+from gateway import driver as driving
+from gateway import origin as origins
+from gateway.driver import Driver
+from gateway.fleet import Fleet
+from gateway.origin import Origin
+from gateway.ports import Limits
+from gateway.request import Request, ServiceClass
+from gateway.store.memory import MemoryStore
+from tests.unit.fakes.engine import FakeBackend
+from tests.unit.fakes.tokenizer import CharTokenizer
+from triton_backend.contract import Sampling
+
+DRIVER = driving.Config(
+    lease_s=3.0,
+    renew_s=1.0,
+    max_rows=64,
+    max_batch_rows=16,
+    max_prefill_tokens=512,
+    shares={ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1},
+)
+ORIGIN = origins.Config(limits=Limits(1000, 10**6, 10**8), slack_s=dict.fromkeys(ServiceClass, 1.0))
+
+
+class World:
+    def __init__(self, store: MemoryStore, backends: list[FakeBackend], config: origins.Config = ORIGIN) -> None:
+        self.store = store
+        self.backends = backends
+        self.fleet = Fleet(safety_factor=0.9)
+        self.origin = Origin(
+            gateway="g",
+            model="fake",
+            store=store,
+            tokenizer=CharTokenizer(),
+            fleet=self.fleet,
+            config=config,
+            wake=self._wake,
+            cancel=self._cancel,
+        )
+        self.drivers = [
+            Driver(
+                gateway="g",
+                backend=backend,
+                store=store,
+                fleet=self.fleet,
+                receiver=lambda name: self.origin if name == "g" else None,
+                config=DRIVER,
+            )
+            for backend in backends
+        ]
+
+    def _wake(self) -> None:
+        for driver in self.drivers:
+            driver.wake()
+
+    def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
+        tickets = list(tickets)
+        for driver in self.drivers:
+            driver.cancel(tickets)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["World"]:
+        tasks = [asyncio.create_task(driver.run()) for driver in self.drivers]
+        tasks.append(asyncio.create_task(self.origin.run()))
+        try:
+            while len(self.fleet.replicas) < len(self.backends):
+                await asyncio.sleep(0.01)
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for backend in self.backends:
+                await backend.aclose()
+
+    async def answer(self, prompt: list[int], max_tokens: int = 8, call_id: str = "call") -> list[int]:
+        """All tokens of a greedy answer of exactly `max_tokens`."""
+        request = Request(
+            model="fake", prompts=[prompt], max_tokens=max_tokens, ignore_eos=True, sampling=Sampling(0.0)
+        )
+        now_s = asyncio.get_running_loop().time()
+        tokens: list[int] = []
+        async with self.origin.open(request, call_id, now_s) as call:
+            while deltas := await call.next():
+                tokens += [token for delta in deltas for token in delta.tokens]
+        return tokens
+
+    async def is_idle(self) -> bool:
+        """Nothing queued, leased, running or held, anywhere."""
+        queue = await self.store.queue()
+        rows = sum(replica.telemetry.running + replica.telemetry.waiting for replica in self.fleet.replicas.values())
+        held = sum(replica.telemetry.pool_used_bytes for replica in self.fleet.replicas.values())
+        return not (queue.tickets or queue.tokens or queue.bytes or rows or held or self.origin.num_live)

@@ -1,0 +1,245 @@
+"""Origin and driver together: every request gets exactly its tokens, whatever dies, and leaves nothing behind."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.errors import BadRequest, Poisoned, TooManyRequests, Unavailable
+from gateway.ports import Limits
+from gateway.request import FinishReason, Request
+from gateway.store.memory import MemoryStore
+from tests.unit.fakes import clock
+from tests.unit.fakes.engine import FakeBackend, token_at
+from tests.unit.fakes.world import ORIGIN, World
+from triton_backend.contract import Attach, Sampling
+
+Scenario = Callable[[World], Awaitable[None]]
+
+
+def play(scenario: Scenario, replicas: int = 1, config: Any = ORIGIN, **engine: int) -> None:
+    """Run the scenario in a fresh world; afterwards nothing may be left anywhere."""
+
+    async def main() -> None:
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        world = World(store, [FakeBackend(f"r{number}", **engine) for number in range(replicas)], config)
+        async with world.running():
+            async with asyncio.timeout(600):
+                await scenario(world)
+            await asyncio.sleep(1.0)
+            assert await world.is_idle()
+
+    clock.run(main())
+
+
+def expected(prompt: list[int], max_tokens: int) -> list[int]:
+    return [token_at(prompt, index) for index in range(max_tokens)]
+
+
+def prompts(count: int, seed: int = 0) -> list[tuple[list[int], int]]:
+    rng = random.Random(seed)
+    return [
+        ([rng.randrange(1, 1000) for _ in range(rng.randrange(1, 120))], rng.randrange(1, 60))
+        for _ in range(count)
+    ]
+
+
+async def all_exact(world: World, requests: list[tuple[list[int], int]]) -> None:
+    answers = await asyncio.gather(
+        *(world.answer(prompt, most, f"call{at}") for at, (prompt, most) in enumerate(requests))
+    )
+    for (prompt, most), answer in zip(requests, answers, strict=True):
+        assert answer == expected(prompt, most)
+
+
+def test_one_request() -> None:
+    async def scenario(world: World) -> None:
+        assert await world.answer([5, 6, 7], 8) == expected([5, 6, 7], 8)
+
+    play(scenario)
+
+
+def test_a_crowd_on_two_replicas() -> None:
+    play(lambda world: all_exact(world, prompts(200)), replicas=2)
+
+
+def test_memory_for_a_tenth_of_the_load_serves_everybody() -> None:
+    async def scenario(world: World) -> None:
+        over = []
+
+        async def watch() -> None:
+            while True:
+                telemetry = world.fleet.replicas["r0"].telemetry
+                over.append(telemetry.pool_used_bytes > 5000)
+                await asyncio.sleep(0.01)
+
+        watching = asyncio.create_task(watch())
+        await all_exact(world, prompts(100))
+        watching.cancel()
+        assert not any(over)
+
+    play(scenario, kv_budget_bytes=5000)
+
+
+def test_answers_longer_than_predicted_are_evicted_and_go_on_exactly() -> None:
+    async def scenario(world: World) -> None:
+        for _ in range(40):
+            await world.answer([1], 1)
+        request = Request(model="fake", prompts=[[7] * 20], max_tokens=200, sampling=Sampling(0.0))
+
+        async def long_answer(number: int) -> list[int]:
+            tokens: list[int] = []
+            async with world.origin.open(request, f"long{number}", 0.0) as call:
+                while deltas := await call.next():
+                    tokens += [token for delta in deltas for token in delta.tokens]
+            return tokens
+
+        answers = await asyncio.gather(*(long_answer(number) for number in range(6)))
+        assert all(answer == expected([7] * 20, 200) for answer in answers)
+
+    play(scenario, kv_budget_bytes=6400)
+
+
+@pytest.mark.parametrize("when_s", [0.0, 0.02, 0.1, 0.3])
+def test_an_engine_that_dies_costs_a_pause(when_s: float) -> None:
+    async def scenario(world: World) -> None:
+        running = asyncio.create_task(all_exact(world, prompts(40)))
+        await asyncio.sleep(when_s)
+        world.backends[0].kill()
+        await running
+        assert world.backends[0].revivals == 1
+
+    play(scenario)
+
+
+def test_a_hung_engine_is_declared_lost_and_replaced() -> None:
+    async def scenario(world: World) -> None:
+        running = asyncio.create_task(all_exact(world, prompts(20)))
+        await asyncio.sleep(0.1)
+        world.backends[0].kill()
+        await running
+
+    play(scenario)
+
+
+def test_a_session_taken_over_and_won_back_loses_nothing() -> None:
+    async def scenario(world: World) -> None:
+        running = asyncio.create_task(all_exact(world, prompts(40)))
+        await asyncio.sleep(0.1)
+        intruder = await world.backends[0].attach(Attach(1 << 62, "intruder"))
+        await intruder.aclose()
+        world.store.epochs["r0"] = 1 << 62
+        await running
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(seed: int) -> None:
+    async def scenario(world: World) -> None:
+        rng = random.Random(seed)
+        tasks = []
+        for at, (prompt, most) in enumerate(prompts(60, seed)):
+            tasks.append(asyncio.create_task(world.answer(prompt, most, f"call{at}")))
+            await asyncio.sleep(rng.choice([0, 0, 0.001, 0.01]))
+        for task in tasks:
+            await asyncio.sleep(rng.choice([0, 0, 0.003, 0.01]))
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    play(scenario)
+
+
+def test_a_store_that_forgot_everything_is_filled_again() -> None:
+    async def scenario(world: World) -> None:
+        running = asyncio.create_task(all_exact(world, prompts(60)))
+        await asyncio.sleep(0.1)
+        world.store.clear()
+        await running
+
+    play(scenario)
+
+
+def test_a_choice_ends_at_its_stop_string_and_frees_its_row() -> None:
+    async def scenario(world: World) -> None:
+        answer = expected([9], 30)
+        request = Request(model="fake", prompts=[[9]], max_tokens=30, stop=[chr(answer[5])])
+        async with world.origin.open(request, "call", 0.0) as call:
+            deltas = []
+            while news := await call.next():
+                deltas += news
+        assert "".join(delta.text for delta in deltas) == "".join(map(chr, answer[:5]))
+        assert deltas[-1].finish_reason is FinishReason.STOP
+
+    play(scenario)
+
+
+def test_choices_of_several_prompts_are_numbered_through() -> None:
+    async def scenario(world: World) -> None:
+        request = Request(model="fake", prompts=[[1], [2]], num_choices=2, max_tokens=3)
+        seen: dict[int, list[int]] = {}
+        async with world.origin.open(request, "call", 0.0) as call:
+            while news := await call.next():
+                for delta in news:
+                    seen.setdefault(delta.choice, []).extend(delta.tokens)
+        first, second = expected([1], 3), expected([2], 3)
+        assert seen == {0: first, 1: first, 2: second, 3: second}
+
+    play(scenario)
+
+
+def test_three_engine_deaths_poison_a_request() -> None:
+    async def scenario(world: World) -> None:
+        running = asyncio.create_task(world.answer([1], 500))
+        for _ in range(3):
+            await asyncio.sleep(3.0)
+            world.backends[0].kill()
+        with pytest.raises(Poisoned):
+            await running
+        await asyncio.sleep(3.0)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (Request(model="fake", prompts=[[]]), "prompt"),
+        (Request(model="fake", prompts=[[1] * 1000]), "prompt"),
+        (Request(model="fake", prompts=[[1]], max_tokens=1000), "max_tokens"),
+        (Request(model="fake", prompts=[[1], [5000]]), "prompt"),
+        (Request(model="fake", prompts=[[-1]]), "prompt"),
+    ],
+)
+def test_what_no_replica_can_hold_is_refused_at_once(request_: Request, param: str) -> None:
+    async def scenario(world: World) -> None:
+        with pytest.raises(BadRequest) as refused:
+            async with world.origin.open(request_, "call", 0.0):
+                pass
+        assert refused.value.param == param
+
+    play(scenario)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    async def scenario(world: World) -> None:
+        request = Request(model="fake", prompts=[[1]] * 4, max_tokens=2)
+        with pytest.raises(TooManyRequests) as refused:
+            async with world.origin.open(request, "call", 0.0):
+                pass
+        assert refused.value.retry_after_s is not None
+
+    play(scenario, config=msgspec.structs.replace(ORIGIN, limits=Limits(3, 1000, 10**6)))
+
+
+def test_without_a_replica_there_is_no_capacity() -> None:
+    async def main() -> None:
+        world = World(MemoryStore(clock=asyncio.get_running_loop().time), [])
+        with pytest.raises(Unavailable):
+            await world.answer([1])
+        assert await world.origin.ready() == ["no replica answers"]
+
+    clock.run(main())
