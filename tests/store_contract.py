@@ -1,0 +1,396 @@
+"""What every store must do, once, for both adapters.  `tests/unit/test_store_memory.py` runs it on an
+injected clock, `tests/stack/test_store_redis.py` on a real Valkey.  Nothing here assumes what it says."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from gateway.errors import LeaseLost, QueueFull
+from gateway.ports import Entry, Limits, Store
+from gateway.request import Profile, ServiceClass, Ticket
+
+PRIORITY, DEFAULT, FLEX = ServiceClass
+ROOMY = Limits(max_tickets=10_000, max_tokens=10**9, max_bytes=10**12)
+LEASE_S = 0.05
+"""Short: a real clock has to pass it."""
+
+Tick = Callable[[], Awaitable[None]]
+
+
+def entry(id: str, *, payload: bytes = b"work", **overrides: Any) -> Entry:
+    fields: dict[str, Any] = {
+        "id": id,
+        "origin": "gateway-1",
+        "tenant": "tenant",
+        "prompt_tokens": 10,
+        "max_tokens": 5,
+        "profile": Profile(3, 5),
+        "bin": 2,
+        "slack_s": 1.0,
+        "cost_s": 0.25,
+        "seconds": 0.1,
+        "size_bytes": len(payload),
+    }
+    return Entry(Ticket(**fields | overrides), payload)
+
+
+async def put(store: Store, *entries: Entry, limits: Limits = ROOMY) -> list[float]:
+    return await store.put(entries, limits)
+
+
+async def lead(store: Store, replica: str = "replica", gateway: str = "gateway-1") -> int:
+    epoch = await store.elect(replica, gateway, 60)
+    assert epoch is not None
+    return epoch
+
+
+async def claim_all(store: Store, *ids: str) -> int:
+    epoch = await lead(store)
+    assert len(await store.claim("replica", epoch, [(id, 0) for id in ids], {})) == len(ids)
+    return epoch
+
+
+async def peek_ids(store: Store, *sets: tuple[int, ServiceClass], limit: int = 100) -> list[str]:
+    return [ticket.id for ticket in await store.peek(sets or [(2, DEFAULT)], limit)]
+
+
+async def eventually(check: Callable[[], Awaitable[Any]], tick: Tick) -> None:
+    for _ in range(500):
+        if await check():
+            return
+        await tick()
+    raise AssertionError("it never came true")
+
+
+@pytest.mark.asyncio
+class StoreContract:
+    """Subclasses give two fixtures: `store`, empty, and `tick`, which lets a little time pass."""
+
+    async def test_an_empty_store_has_nothing(self, store: Store) -> None:
+        await store.ping()
+        queue = await store.queue()
+        assert (queue.heads, queue.served, queue.tickets, queue.tokens, queue.bytes) == ([], {}, 0, 0, 0)
+        assert (queue.bounds, queue.bounds_version) == ((0,), 0)
+        assert await store.backlog() == {}
+        assert await store.drivers() == {}
+        assert await peek_ids(store) == []
+        assert await store.peek([], 5) == []
+
+    async def test_a_tenants_tickets_queue_behind_each_other(self, store: Store) -> None:
+        (one,) = await put(store, entry("a/0", slack_s=7, cost_s=100))
+        two, three = await put(store, entry("a/1", slack_s=7, cost_s=100), entry("a/2", slack_s=7))
+        assert (two - one, three - two) == pytest.approx((100, 100), abs=1e-5)
+
+    async def test_another_tenant_or_class_starts_now(self, store: Store) -> None:
+        before = (await store.queue()).now_s
+        scores = await put(
+            store,
+            entry("a/0", cost_s=1000),
+            entry("a/1", tenant="other"),
+            entry("a/2", service_class=FLEX),
+        )
+        assert all(before + 1 <= score <= before + 31 for score in scores)
+
+    async def test_a_put_again_changes_nothing(self, store: Store) -> None:
+        group = [entry("a/0", cost_s=100), entry("a/1", cost_s=100)]
+        first = await put(store, *group)
+        before = await store.queue()
+        assert await put(store, *group, limits=Limits(0, 0, 0)) == first
+        assert (await store.queue()).heads == before.heads
+        (third,) = await put(store, entry("a/2"))
+        assert third - first[1] == pytest.approx(100, abs=1e-5)
+
+    async def test_one_id_twice_in_a_group_is_one_ticket(self, store: Store) -> None:
+        first, second = await put(store, entry("a/0"), entry("a/0"), limits=Limits(1, 10, 4))
+        assert first == second
+        assert (await store.queue()).tickets == 1
+
+    @pytest.mark.parametrize(
+        ("limits", "reason"),
+        [
+            (Limits(2, 30, 12), "tickets"),
+            (Limits(3, 29, 12), "tokens"),
+            (Limits(3, 30, 11), "bytes"),
+        ],
+    )
+    async def test_a_group_past_a_bound_is_refused_whole(
+        self, store: Store, limits: Limits, reason: str
+    ) -> None:
+        (first,) = await put(store, entry("a/0", cost_s=100))
+        with pytest.raises(QueueFull) as refusal:
+            await put(store, entry("b/0", cost_s=100), entry("b/1"), limits=limits)
+        assert refusal.value.reason == reason
+        assert await peek_ids(store) == ["a/0"]
+        assert (await store.queue()).tickets == 1
+        second, third = await put(store, entry("b/0", cost_s=1), entry("b/1"), limits=Limits(3, 30, 12))
+        assert second - first == pytest.approx(100, abs=1e-5), "a refusal must not advance the tag"
+        assert third - second == pytest.approx(1, abs=1e-5)
+
+    async def test_bounds_count_what_is_queued_and_new(self, store: Store) -> None:
+        await put(store, entry("a/0"), entry("a/1"))
+        await claim_all(store, "a/0")
+        await put(store, entry("a/1"), entry("a/2"), limits=Limits(2, 20, 8))
+        assert await peek_ids(store) == ["a/1", "a/2"]
+
+    @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+    async def test_a_time_that_is_no_number_is_refused(self, store: Store, bad: float) -> None:
+        with pytest.raises(ValueError, match="finite"):
+            await put(store, entry("a/0"), entry("a/1", slack_s=bad))
+        with pytest.raises(ValueError, match="finite"):
+            await store.put_back([entry("a/0", attempt=1, score=bad)])
+        assert (await store.queue()).tickets == 0
+
+    async def test_peek_merges_sets_by_score(self, store: Store) -> None:
+        for place, (bin, service_class) in enumerate([(1, FLEX), (2, DEFAULT), (1, FLEX), (3, PRIORITY)]):
+            ids = [f"{id:02}" for id in range(place, 80, 4)]
+            await store.put_back(
+                [entry(id, bin=bin, service_class=service_class, score=float(id)) for id in ids]
+            )
+        sets = [(1, FLEX), (2, DEFAULT), (3, PRIORITY), (9, FLEX)]
+        everything = [f"{id:02}" for id in range(80)]
+        assert await peek_ids(store, *sets) == everything
+        assert await peek_ids(store, *sets, limit=37) == everything[:37]
+        assert await peek_ids(store, *sets, limit=0) == []
+        assert await peek_ids(store, (2, DEFAULT), (2, DEFAULT)) == everything[1::4]
+
+    async def test_equal_scores_are_first_in_first_out(self, store: Store) -> None:
+        ids = [f"a/{i}" for i in range(12)]
+        await put(store, *(entry(id, cost_s=0.0) for id in ids))
+        assert await peek_ids(store) == ids
+        await put(store, *(entry(f"b/{i}", tenant=str(i), slack_s=-(10**6)) for i in range(12)))
+        assert await peek_ids(store, limit=12) == [f"b/{i}" for i in range(12)]
+
+    async def test_a_peeked_ticket_is_the_one_put_with_its_score(self, store: Store) -> None:
+        given = entry("a/0", index=4, deaths=1)
+        (score,) = await put(store, given)
+        (ticket,) = await store.peek([(2, DEFAULT)], 1)
+        assert ticket == Ticket(
+            **{f: getattr(given.ticket, f) for f in Ticket.__struct_fields__} | {"score": score}
+        )
+
+    async def test_heads_tell_each_sets_best(self, store: Store) -> None:
+        await put(store, entry("a/0", slack_s=5), entry("a/1", slack_s=1), entry("a/2", bin=7))
+        heads = {head.bin: (head.ticket, head.count) for head in (await store.queue()).heads}
+        assert heads == {2: ("a/1", 2), 7: ("a/2", 1)}
+        await store.cancel(["a/1", "a/2"])
+        (head,) = (await store.queue()).heads
+        (ticket,) = await store.peek([(2, DEFAULT)], 9)
+        assert (head.ticket, head.count, head.score) == ("a/0", 1, ticket.score)
+
+    async def test_a_claim_leases_what_is_queued_in_the_given_order(self, store: Store) -> None:
+        await put(store, entry("a/0"), entry("a/1", payload=b"\x00\xff"), entry("a/2"))
+        epoch = await lead(store)
+        claimed = await store.claim("replica", epoch, [("a/1", 0), ("x", 0), ("a/2", 1), ("a/0", 0)], {})
+        assert [(e.ticket.id, e.payload) for e in claimed] == [("a/1", b"\x00\xff"), ("a/0", b"work")]
+        assert await peek_ids(store) == ["a/2"]
+        assert await store.claim("replica", epoch, [("a/1", 0), ("a/0", 0)], {}) == []
+        queue = await store.queue()
+        assert (queue.tickets, queue.tokens, queue.bytes) == (1, 10, 4)
+
+    async def test_served_is_stored_with_a_claim_that_got_something(self, store: Store) -> None:
+        await put(store, entry("a/0"), entry("a/1"))
+        epoch = await lead(store)
+        await store.claim("replica", epoch, [("x", 0)], {FLEX: 1.0})
+        assert (await store.queue()).served == {}
+        await store.claim("replica", epoch, [("a/0", 0)], {FLEX: 1.0, DEFAULT: 2.0})
+        await store.claim("replica", epoch, [("a/1", 0)], {DEFAULT: 0.1 + 0.2})
+        assert (await store.queue()).served == {FLEX: 1.0, DEFAULT: 0.1 + 0.2}
+
+    async def test_only_the_replicas_epoch_claims_and_sweeps(self, store: Store) -> None:
+        await put(store, entry("a/0"))
+        old = await lead(store)
+        new = await lead(store)
+        for replica, epoch in [("replica", old), ("replica", new + 1), ("nobody", new)]:
+            with pytest.raises(LeaseLost):
+                await store.claim(replica, epoch, [("a/0", 0)], {})
+            with pytest.raises(LeaseLost):
+                await store.sweep(replica, epoch, [])
+        await store.resign("replica", old)
+        assert len(await store.claim("replica", new, [("a/0", 0)], {})) == 1
+        await store.resign("replica", new)
+        with pytest.raises(LeaseLost):
+            await store.sweep("replica", new, [])
+
+    async def test_put_back_keeps_the_score_and_the_place(self, store: Store) -> None:
+        first, second = await put(store, entry("a/0", cost_s=0.0), entry("a/1", cost_s=0.0))
+        epoch = await claim_all(store, "a/0")
+        await store.put_back([entry("a/0", attempt=1, score=first, prompt_tokens=12)])
+        one, two = await store.peek([(2, DEFAULT)], 9)
+        assert (one.id, one.attempt, one.score) == ("a/0", 1, first)
+        assert (two.id, two.score) == (
+            "a/1",
+            second,
+        )
+        assert (await store.queue()).tokens == 22
+        assert await store.sweep("replica", epoch, []) == [], "it is not leased any more"
+
+    async def test_put_back_leaves_what_is_known_at_or_above(self, store: Store) -> None:
+        await store.put_back([entry("a/0", attempt=2, score=5.0)])
+        await store.put_back([entry("a/0", attempt=2, score=6.0), entry("a/0", attempt=1, score=7.0)])
+        (ticket,) = await store.peek([(2, DEFAULT)], 9)
+        assert (ticket.attempt, ticket.score) == (2, 5.0)
+        await store.put_back([entry("a/0", attempt=10, score=6.0, bin=3, service_class=FLEX)])
+        assert await peek_ids(store) == []
+        assert await peek_ids(store, (3, FLEX)) == ["a/0"]
+        assert (await store.queue()).tickets == 1
+
+    async def test_finish_forgets_that_attempt_only(self, store: Store) -> None:
+        await put(store, entry("a/0"), entry("a/1"), entry("a/2"))
+        await claim_all(store, "a/0")
+        for _ in range(2):
+            await store.finish([("a/0", 0), ("a/1", 0), ("a/2", 1), ("x", 0)])
+        live = [("a/0", 0), ("a/1", 0), ("a/2", 0)]
+        assert await store.audit("gateway-1", live, 60) == ["a/0", "a/1"]
+
+    async def test_cancel_forgets_and_tells_what_was_leased(self, store: Store) -> None:
+        await put(store, entry("a/0"), entry("a/1"))
+        await store.put_back([entry("a/2", attempt=3)])
+        await claim_all(store, "a/0")
+        assert await store.cancel(["a/0", "a/1", "a/2", "x", "a/0"]) == [("a/0", "replica")]
+        assert await store.cancel(["a/0", "a/1"]) == []
+        assert (await store.queue()).tickets == 0
+
+    async def test_audit_names_what_is_neither_queued_nor_leased(self, store: Store) -> None:
+        await put(store, entry("a/0"), entry("a/1"))
+        await claim_all(store, "a/1")
+        live = [("a/0", 0), ("a/1", 0), ("a/1", 1), ("x", 0)]
+        assert await store.audit("gateway-1", live, 60) == ["a/1", "x"]
+        assert await store.audit("gateway-1", [], 60) == []
+
+    async def test_reap_forgets_the_tickets_of_dead_origins(self, store: Store, tick: Tick) -> None:
+        await put(store, entry("a/0"), entry("a/1"), entry("b/0", origin="gateway-2"))
+        await claim_all(store, "a/0")
+        await store.audit("gateway-1", [], LEASE_S)
+        assert await store.reap(100) == []
+        leased: list[tuple[str, str]] = []
+
+        async def reaped() -> bool:
+            leased.extend(await store.reap(1))
+            return await store.audit("somebody", [("a/0", 0), ("a/1", 0)], 60) == ["a/0", "a/1"]
+
+        await eventually(reaped, tick)
+        assert leased == [("a/0", "replica")]
+        assert await peek_ids(store) == ["b/0"]
+        assert await store.reap(100) == []
+
+    async def test_reap_takes_no_more_than_its_limit(self, store: Store, tick: Tick) -> None:
+        await put(store, *(entry(f"a/{i}") for i in range(5)))
+        await store.audit("gateway-1", [], LEASE_S)
+
+        async def some_reaped() -> bool:
+            await store.reap(2)
+            return (await store.queue()).tickets < 5
+
+        await eventually(some_reaped, tick)
+        assert (await store.queue()).tickets == 3
+
+    async def test_sweep_forgets_what_the_engine_does_not_have(self, store: Store) -> None:
+        await put(store, *(entry(f"a/{i}") for i in range(4)))
+        await claim_all(store, "a/0", "a/1", "a/2")
+        epoch = await lead(store)
+        assert sorted(
+            await store.sweep("replica", epoch, [("a/0", 0), ("a/0", 1), ("a/1", 1), ("a/3", 0)])
+        ) == [
+            "a/1",
+            "a/2",
+        ]
+        assert await store.sweep("replica", epoch, [("a/0", 0)]) == []
+        live = [(f"a/{i}", 0) for i in range(4)]
+        assert await store.audit("gateway-1", live, 60) == ["a/1", "a/2"]
+
+    async def test_one_gateway_drives_until_its_lease_ends(self, store: Store, tick: Tick) -> None:
+        now_s = (await store.queue()).now_s
+        first = await store.elect("replica", "gateway-1", LEASE_S)
+        assert first is not None
+        assert first >= now_s * 1e6
+        epochs: list[int] = []
+
+        async def elected() -> bool:
+            epoch = await store.elect("replica", "gateway-2", 60)
+            epochs.extend([epoch] if epoch else [])
+            return bool(epochs)
+
+        await eventually(elected, tick)
+        assert epochs[0] > first
+        assert await store.drivers() == {"replica": "gateway-2"}
+        assert not await store.renew("replica", first, 60)
+        assert await store.renew("replica", epochs[0], 60)
+
+    async def test_a_lease_is_refused_to_others_only(self, store: Store) -> None:
+        first = await lead(store)
+        assert await store.elect("replica", "gateway-2", 60) is None
+        assert await lead(store) > first, "who lost the reply to its election asks again"
+        assert await lead(store, "other", "gateway-2")
+        assert await store.drivers() == {"replica": "gateway-1", "other": "gateway-2"}
+
+    async def test_a_renewed_lease_lasts(self, store: Store, tick: Tick) -> None:
+        epoch = await store.elect("replica", "gateway-1", 30)
+        assert epoch is not None
+        assert await store.renew("replica", epoch, LEASE_S)
+
+        async def lapsed() -> bool:
+            return not await store.drivers()
+
+        await eventually(lapsed, tick)
+        assert not await store.renew("replica", epoch, 60)
+        with pytest.raises(LeaseLost):
+            await store.claim("replica", epoch, [], {})
+
+    async def test_a_resigned_lease_is_free_at_once(self, store: Store) -> None:
+        first = await lead(store)
+        await store.resign("replica", first + 1)
+        assert await store.drivers() == {"replica": "gateway-1"}
+        for _ in range(2):
+            await store.resign("replica", first)
+        assert await store.drivers() == {}
+        assert await lead(store, gateway="gateway-2") > first
+
+    async def test_the_bucket_table_changes_from_its_version_on(self, store: Store) -> None:
+        assert not await store.rebucket((0, 9), 3)
+        assert await store.rebucket((0, 4, 9), 0)
+        assert not await store.rebucket((0, 5), 0)
+        assert await store.rebucket((0,), 1)
+        queue = await store.queue()
+        assert (queue.bounds, queue.bounds_version) == ((0,), 2)
+
+    async def test_the_backlog_is_what_is_queued(self, store: Store) -> None:
+        await store.put_back([entry("a/0", score=3.0, seconds=0.1), entry("a/1", score=4.9, seconds=0.2)])
+        await store.put_back([entry("a/2", score=5.0), entry("a/3", score=-1.0, service_class=FLEX)])
+        backlog = await store.backlog()
+        assert {key: (b.tokens, b.seconds) for key, b in backlog.items()} == {
+            (DEFAULT, 0): (20, 0.3),
+            (DEFAULT, 1): (10, 0.1),
+            (FLEX, -1): (10, 0.1),
+        }
+        await claim_all(store, "a/0", "a/2")
+        await store.cancel(["a/3"])
+        assert {key: (b.tokens, b.seconds) for key, b in (await store.backlog()).items()} == {
+            (DEFAULT, 0): (10, 0.2)
+        }
+        await store.finish([("a/1", 0)])
+        assert await store.backlog() == {}
+
+    async def test_thousands_at_once(self, store: Store) -> None:
+        ids = [f"a/{i}" for i in range(1300)]
+        await store.put_back([entry(id, attempt=1) for id in ids])
+        assert (await store.queue()).tickets == 1300
+        assert len(await peek_ids(store, limit=2000)) == 1300
+        assert await store.audit("gateway-1", [(id, 1) for id in ids] + [("x", 0)], 60) == ["x"]
+        await store.finish([(id, 1) for id in ids[:700]])
+        assert await store.cancel(ids) == []
+        assert (await store.queue()).tickets == 0
+
+    @pytest.mark.parametrize("odd", ["a b:c/0", "{}", "ünï 🦊", "x\n\r\x00y", "5 5 5", ""])
+    async def test_names_may_be_anything(self, store: Store, odd: str) -> None:
+        await put(store, entry(odd, origin=odd, tenant=odd))
+        (head,) = (await store.queue()).heads
+        assert head.ticket == odd
+        assert await peek_ids(store) == [odd]
+        epoch = await lead(store, odd, odd)
+        assert await store.drivers() == {odd: odd}
+        assert len(await store.claim(odd, epoch, [(odd, 0)], {})) == 1
+        assert await store.sweep(odd, epoch, [(odd, 0)]) == []
+        assert await store.renew(odd, epoch, 60)
+        assert await store.cancel([odd]) == [(odd, odd)]
+        assert await store.audit(odd, [(odd, 0)], 60) == [odd]

@@ -1,0 +1,85 @@
+"""Fresh small models, one an architecture, and the rows and references to test them with."""
+
+from functools import cache
+
+import torch
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+from transformers.models.auto import AutoModelForCausalLM
+
+VOCABULARY = 96
+CONTEXT_TOKENS = 256
+
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "initializer_range": 0.4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**_SHAPE),
+    "qwen3": Qwen3Config(**_SHAPE),
+    "mistral": MistralConfig(**_SHAPE, sliding_window=12),
+    "gemma2": Gemma2Config(
+        **_SHAPE, sliding_window=12, attn_logit_softcapping=5.0, final_logit_softcapping=20.0
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=CONTEXT_TOKENS,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=None,
+    ),
+}
+"""Wide initial weights make attention matter and greedy text vary; windows are shorter than the sequences."""
+
+
+def fresh(name: str) -> PreTrainedModel:
+    """A new model in float32, always with the same weights."""
+    torch.manual_seed(sum(map(ord, name)))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32)
+    return model
+
+
+@cache
+def reference(name: str) -> PreTrainedModel:
+    """The same weights with transformers' own attention."""
+    model = fresh(name)
+    model.set_attn_implementation("eager")
+    return model.train(False)
+
+
+def logits(name: str, ids: list[int]) -> torch.Tensor:
+    """[tokens, vocabulary] of the reference."""
+    with torch.inference_mode():
+        out: torch.Tensor = reference(name)(torch.tensor([ids]), use_cache=False).logits[0]
+    return out
+
+
+def generate(name: str, prompt: list[int], num_tokens: int) -> list[int]:
+    """What transformers generates greedily for the prompt alone."""
+    ids = torch.tensor([prompt])
+    out = reference(name).generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens
+    )
+    generated: list[int] = out[0, len(prompt) :].tolist()
+    return generated
