@@ -17,15 +17,19 @@ _encode = msgspec.msgpack.Encoder().encode
 class Live:
     """A ticket's current attempt, and all that further attempts need."""
 
-    __slots__ = ("call", "choice", "heard_s", "known", "ticket", "work")
+    __slots__ = ("call", "choice", "claimed_s", "first_s", "heard_s", "known", "ticket", "work")
 
     def __init__(self, call: "OpenCall", choice: Choice, ticket: Ticket, work: Work) -> None:
         self.call = call
         self.choice = choice
         self.ticket = ticket
         self.work = work
+        self.claimed_s: float | None = None
+        """When a driver took it, whichever attempt was first."""
+        self.first_s: float | None = None
+        """When its first token came."""
         self.heard_s: float | None = None
-        """When this attempt's last token came; None before its first."""
+        """When this attempt was last heard of; None while it is queued."""
         self.known = False
         """The store has been told of this attempt."""
 
@@ -62,25 +66,29 @@ class Live:
 class OpenCall:
     """What the server reads an answer from (ports.Call)."""
 
-    def __init__(self, id: str, request: Request, prompt_tokens: list[int], prompt_texts: list[str]) -> None:
+    def __init__(
+        self, id: str, request: Request, arrival_s: float, prompt_tokens: list[int], prompt_texts: list[str]
+    ) -> None:
         self.id = id
+        self.arrival_s = arrival_s
         self.prompt_tokens = prompt_tokens
         self.prompt_texts = prompt_texts
         self.service_class = request.service_class
         self.live: dict[str, Live] = {}
         """Its tickets that have not ended."""
+        self.error: ApiError | None = None
+        self.has_tokens = False
         self._deltas: list[Delta] = []
-        self._error: ApiError | None = None
         self._news = asyncio.Event()
 
     async def next(self) -> list[Delta]:
         """All that is new, at least one; [] when every choice has finished.  Raises ApiError."""
-        while self.live and not self._deltas and self._error is None:
+        while self.live and not self._deltas and self.error is None:
             self._news.clear()
             await self._news.wait()
         deltas, self._deltas = self._deltas, []
-        if not deltas and self._error is not None:
-            raise self._error
+        if not deltas and self.error is not None:
+            raise self.error
         return deltas
 
     def push(self, delta: Delta) -> None:
@@ -89,5 +97,5 @@ class OpenCall:
 
     def fail(self, error: ApiError) -> None:
         """End the call; what was pushed before is still read."""
-        self._error = error
+        self.error = error
         self._news.set()

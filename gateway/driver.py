@@ -15,6 +15,7 @@ import structlog
 
 from gateway.errors import BackendLost, LeaseLost, Outranked, StoreLost
 from gateway.fleet import Fleet, Replica
+from gateway.metrics import Metrics
 from gateway.policy import batch, bucket, priority
 from gateway.ports import Backend, Entry, Session, Store
 from gateway.request import Departed, Drawn, Queue, ServiceClass, Ticket, Work
@@ -31,6 +32,9 @@ class Receiver(Protocol):
 
     def receive(self, drawn: Sequence[Drawn], departed: Sequence[Departed]) -> Sequence[tuple[str, int]]:
         """Take one engine step's events; those (ticket, attempt) that nobody waits for any more."""
+
+    def claimed(self, tickets: Sequence[tuple[str, int]]) -> None:
+        """These are on their way into an engine."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -63,6 +67,7 @@ class Driver:
         fleet: Fleet,
         receiver: Callable[[str], Receiver | None],
         config: Config,
+        metrics: Metrics,
     ) -> None:
         self.replica = backend.replica
         self._gateway = gateway
@@ -71,6 +76,7 @@ class Driver:
         self._fleet = fleet
         self._receiver = receiver
         self._config = config
+        self._metrics = metrics
         self._roster = Roster()
         self._seq = 0
         self._work = asyncio.Event()
@@ -135,7 +141,7 @@ class Driver:
         try:
             return await self._backend.attach(contract.Attach(epoch, self._gateway))
         except BackendLost:
-            self._fleet.left(self.replica)
+            self._leave()
             self._deliver(self._roster.lose())
             await self._backend.revive()
             raise
@@ -159,8 +165,12 @@ class Driver:
             return
         if isinstance(error, Outranked):
             self._roster.clear()
-            self._fleet.left(self.replica)
+            self._leave()
         raise error
+
+    def _leave(self) -> None:
+        self._fleet.left(self.replica)
+        self._metrics.replica_left(self.replica)
 
     async def _renew(self, epoch: int) -> NoReturn:
         """Keep the lease.  Without it nothing is claimed any more, but the session goes on until another driver
@@ -197,6 +207,7 @@ class Driver:
             self._heard_s = loop.time()
             if isinstance(event, contract.Step):
                 replica.telemetry = event.telemetry
+                self._metrics.telemetry(self.replica, event.telemetry)
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
@@ -233,6 +244,7 @@ class Driver:
         if not self._leased or max_rows <= 0 or max_tokens <= 0 or self._is_refused(replica):
             return False
         queue = await self._store.queue()
+        self._metrics.queue_seen(queue)
         if not queue.heads:
             return False
         turn = priority.next_class(queue.waiting, queue.served)
@@ -267,12 +279,22 @@ class Driver:
             raise
         finally:
             self._doomed = None
+        self._announce(entries)
         return [entry for entry in entries if doomed.get(entry.ticket.id, -1) < entry.ticket.attempt]
+
+    def _announce(self, entries: Sequence[Entry]) -> None:
+        by_origin: dict[str, list[tuple[str, int]]] = {}
+        for entry in entries:
+            by_origin.setdefault(entry.ticket.origin, []).append((entry.ticket.id, entry.ticket.attempt))
+        for origin, tickets in by_origin.items():
+            if (receiver := self._receiver(origin)) is not None:
+                receiver.claimed(tickets)
 
     async def _send(self, session: Session, epoch: int, entries: Sequence[Entry]) -> None:
         rows = [row for entry in entries if (row := self._new_row(entry)) is not None]
         if rows:
             self._seq += 1
+            self._metrics.batch_sent(len(rows), len(rows) * max(len(row.prompt) for row in rows))
             await session.send(contract.Batch(epoch, self._seq, rows))
 
     def _new_row(self, entry: Entry) -> contract.NewRow | None:
@@ -324,6 +346,7 @@ class Driver:
         bounds = bucket.paper(queue.bounds, queued, max_batch, replica.model.context_tokens)
         if bounds != queue.bounds and await self._store.rebucket(bounds, queue.bounds_version):
             edges = [bucket.first_tokens(first) for first in bounds]
+            self._metrics.rebucketed(len(queue.bounds), len(bounds))
             log.info("buckets.changed", edges_tokens=edges, queued=queue.tickets, max_batch=max_batch)
 
     def _is_refused(self, replica: Replica) -> bool:

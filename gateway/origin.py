@@ -18,10 +18,8 @@ import msgspec
 import structlog
 
 from gateway.call import Live, OpenCall
-from gateway.choice import Choice
 from gateway.errors import (
     ApiError,
-    BadRequest,
     InternalError,
     Poisoned,
     QueueFull,
@@ -30,18 +28,19 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.fleet import Fleet
+from gateway.intake import Intake
+from gateway.metrics import Metrics
 from gateway.outbox import Outbox
-from gateway.policy import admission, bucket
+from gateway.policy import admission
 from gateway.policy.length import LengthHistory
-from gateway.ports import Entry, Limits, Store, Tokenizer
+from gateway.ports import Limits, Store, Tokenizer
 from gateway.request import (
     Departed,
     Drawn,
     FinishReason,
+    Outcome,
     Request,
     ServiceClass,
-    Ticket,
-    Work,
 )
 from triton_backend.contract import End
 
@@ -50,6 +49,7 @@ log = structlog.get_logger()
 _FINISHED = {End.STOP: FinishReason.STOP, End.LENGTH: FinishReason.LENGTH}
 _MAX_DEATHS = 3
 _ANY_ATTEMPT = 2**62
+_IDLE_POLL_S = 0.05
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -77,6 +77,7 @@ class Origin:
         tokenizer: Tokenizer,
         fleet: Fleet,
         config: Config,
+        metrics: Metrics,
         wake: Callable[[], None],
         cancel: Callable[[Iterable[tuple[str, int]]], None],
     ) -> None:
@@ -84,12 +85,15 @@ class Origin:
         self.gateway = gateway
         self.models = [model]
         self._store = store
-        self._tokenizer = tokenizer
         self._fleet = fleet
         self._config = config
+        self._metrics = metrics
         self._wake = wake
         self._cancel = cancel
         self._lengths = LengthHistory()
+        self._intake = Intake(gateway, tokenizer, fleet, self._lengths, config.slack_s)
+        self.is_draining = False
+        """Set once at shutdown: nothing new comes in, and readiness says so."""
         self._live: dict[str, Live] = {}
         self._outbox = Outbox(store, wake, cancel)
 
@@ -104,9 +108,16 @@ class Origin:
         """Tickets that have not ended."""
         return len(self._live)
 
+    async def idle(self) -> None:
+        """Returns when nothing is live and the store knows of every ending."""
+        while self._live or not self._outbox.is_empty:
+            await asyncio.sleep(_IDLE_POLL_S)
+
     async def ready(self) -> list[str]:
         """Reasons for not being ready; empty when the store and a replica really answer."""
         reasons = [] if self._fleet.replicas else ["no replica answers"]
+        if self.is_draining:
+            reasons.append("shutting down")
         try:
             await self._store.ping()
         except StoreLost as error:
@@ -119,92 +130,42 @@ class Origin:
 
         `arrival_s` is on the event loop's clock.  Raises BadRequest, TooManyRequests, Unavailable.
         """
-        prompts = await self._encode(request)
-        call = OpenCall(call_id, request, [len(prompt) for prompt in prompts], self._texts(request, prompts))
-        entries = self._admit(request, call, prompts)
-        put = asyncio.ensure_future(self._put(call, entries))
+        service_class = request.service_class
         try:
-            await asyncio.shield(put)
+            call = await self._enter(request, call_id, arrival_s)
+        except ApiError:
+            self._metrics.call_refused(service_class)
+            raise
+        self._metrics.call_opened(service_class, sum(call.prompt_tokens))
+        outcome = Outcome.CANCELLED
+        try:
             yield call
+            if call.error is None and not call.live:
+                outcome = Outcome.FINISHED
         finally:
-            # A put that is under way must have ended before what it queued can be cancelled.
-            if put.done():
-                self._abandon(call)
-            else:
-                put.add_done_callback(lambda put: self._abandon(call, put))
+            if call.error is not None:
+                outcome = Outcome.POISONED if isinstance(call.error, Poisoned) else Outcome.FAILED
+            self._abandon(call)
+            self._metrics.call_ended(service_class, outcome, _now_s() - arrival_s)
 
-    async def _encode(self, request: Request) -> list[list[int]]:
-        if request.is_chat:
-            prompts = [await self._tokenizer.encode_chat(request.messages)]
-        else:
-            texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
-            encoded = iter(await self._tokenizer.encode(texts) if texts else [])
-            prompts = [next(encoded) if isinstance(p, str) else p for p in request.prompts]
-        vocabulary = self._tokenizer.vocabulary
-        for prompt in prompts:
-            if not prompt:
-                raise BadRequest("The prompt is empty.", param="messages" if request.is_chat else "prompt")
-            if min(prompt) < 0 or max(prompt) >= vocabulary:
-                raise BadRequest(f"Token ids must lie between 0 and {vocabulary - 1}.", param="prompt")
-        return prompts
+    async def _enter(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
+        """Tokenise, admit, queue.  Raises ApiError."""
+        if self.is_draining:
+            raise Unavailable("This gateway is shutting down.", retry_after_s=1.0)
+        call = await self._intake.call(request, call_id, arrival_s)
+        for live in call.live.values():
+            self._live[live.ticket.id] = live
+            self._metrics.ticket_queued(request.service_class)
+        try:
+            await self._put(call)
+        except BaseException:
+            # A put that failed or was cancelled may have happened all the same.
+            self._abandon(call)
+            raise
+        return call
 
-    def _texts(self, request: Request, prompts: list[list[int]]) -> list[str]:
-        """The prompts as text, for `echo`."""
-        if not request.echo:
-            return []
-        return [
-            given if isinstance(given, str) else self._decode(prompt)
-            for given, prompt in zip(request.prompts, prompts, strict=True)
-        ]
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        detokenizer = self._tokenizer.detokenizer()
-        return "".join(map(detokenizer.step, tokens)) + detokenizer.flush()
-
-    def _admit(self, request: Request, call: OpenCall, prompts: list[list[int]]) -> list[Entry]:
-        """The call's tickets, registered as live.  Raises BadRequest, Unavailable."""
-        limit_tokens = self._fleet.longest_row_tokens
-        if not limit_tokens:
-            raise Unavailable("No model replica is ready.", retry_after_s=2.0)
-        answers = [_answer_tokens(request, len(prompt), limit_tokens) for prompt in prompts]
-        seed = request.sampling.seed if request.has_seed else random.getrandbits(62)
-        stop_ids = request.stop_token_ids + ([] if request.ignore_eos else self._tokenizer.eos_ids)
-        entries = []
-        for prompt, max_tokens in zip(prompts, answers, strict=True):
-            for number in range(request.num_choices):
-                sampling = msgspec.structs.replace(request.sampling, seed=(seed + number) % 2**63)
-                work = Work(prompt, request.min_tokens, stop_ids, sampling)
-                entries.append(self._register(request, call, work, max_tokens).entry)
-        return entries
-
-    def _register(self, request: Request, call: OpenCall, work: Work, max_tokens: int) -> Live:
-        number = len(call.live)
-        tokens = len(work.prompt)
-        profile = self._lengths.predict(max_tokens, request.ignore_eos)
-        rate = self._fleet.prefill_tokens_per_s
-        seconds = tokens / rate if rate else 0.0
-        ticket = Ticket(
-            id=f"{call.id}/{number}",
-            origin=self.gateway,
-            service_class=request.service_class,
-            prompt_tokens=tokens,
-            max_tokens=max_tokens,
-            profile=profile,
-            bin=bucket.bin_of(tokens),
-            slack_s=self._config.slack_s[request.service_class],
-            cost_s=seconds,
-            seconds=seconds,
-            size_bytes=0,
-        )
-        logprobs = request.sampling.logprobs is not None
-        detokenizer = self._tokenizer.detokenizer()
-        choice = Choice(number, detokenizer, request.stop, request.min_tokens, logprobs)
-        live = Live(call, choice, ticket, work)
-        call.live[ticket.id] = live
-        self._live[ticket.id] = live
-        return live
-
-    async def _put(self, call: OpenCall, entries: list[Entry]) -> None:
+    async def _put(self, call: OpenCall) -> None:
+        entries = [live.entry for live in call.live.values()]
         try:
             scores = await self._store.put(entries, self._config.limits)
         except QueueFull as full:
@@ -214,9 +175,9 @@ class Origin:
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
         for entry, score in zip(entries, scores, strict=True):
-            if (live := self._live.get(entry.ticket.id)) is not None:
-                live.ticket = msgspec.structs.replace(live.ticket, score=score)
-                live.known |= live.ticket.attempt == entry.ticket.attempt
+            if found := self._live.get(entry.ticket.id):
+                found.ticket = msgspec.structs.replace(found.ticket, score=score)
+                found.known |= found.ticket.attempt == entry.ticket.attempt
         self._wake()
 
     async def _refusal(self, full: QueueFull) -> TooManyRequests:
@@ -227,10 +188,8 @@ class Origin:
             retry_after_s = admission.retry_after_s(queued_tokens, rate, random.random())
         return TooManyRequests(f"Too many requests are waiting ({full.reason}).", retry_after_s=retry_after_s)
 
-    def _abandon(self, call: OpenCall, put: "asyncio.Future[None] | None" = None) -> None:
-        """Free whatever of the call has not ended.  Nobody is left to hear of an error of its `put`."""
-        if put is not None and not put.cancelled():
-            put.exception()
+    def _abandon(self, call: OpenCall) -> None:
+        """Free whatever of the call has not ended."""
         for live in list(call.live.values()):
             self._drop(live)
 
@@ -238,13 +197,27 @@ class Origin:
 
     def receive(self, drawn: Sequence[Drawn], departed: Sequence[Departed]) -> Sequence[tuple[str, int]]:
         """Take one engine step's events; those (ticket, attempt) that nobody waits for any more."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = _now_s()
         unwanted = [(event.ticket, event.attempt) for event in drawn if not self._on_drawn(event, now_s)]
         for event in departed:
             live = self._live.get(event.ticket)
             if live is not None and live.ticket.attempt == event.attempt:
                 self._on_departed(live, event)
         return unwanted
+
+    def claimed(self, tickets: Sequence[tuple[str, int]]) -> None:
+        """These are on their way into an engine."""
+        now_s = _now_s()
+        for ticket, attempt in tickets:
+            live = self._live.get(ticket)
+            if live is not None and live.ticket.attempt == attempt:
+                self._hear(live, now_s)
+
+    def _hear(self, live: Live, now_s: float) -> None:
+        if live.heard_s is None:
+            self._metrics.ticket_dequeued(live.ticket.service_class)
+            live.claimed_s = live.claimed_s or now_s
+        live.heard_s = now_s
 
     def _on_drawn(self, event: Drawn, now_s: float) -> bool:
         """Deliver a token; False if nobody waits for this attempt."""
@@ -257,21 +230,48 @@ class Origin:
             return False
         if event.index < next_index:
             return True
-        live.heard_s = now_s
+        self._count(live, now_s)
         delta = live.choice.push(event.token, event.logprob)
         if delta is not None:
             live.call.push(delta)
             if delta.finish_reason is not None:
-                self._lengths.observe(len(live.choice.tokens))
+                self._finished(live, delta.finish_reason)
                 self._drop(live)
         return True
 
+    def _count(self, live: Live, now_s: float) -> None:
+        """A token came."""
+        since_s = None if live.first_s is None or live.heard_s is None else now_s - live.heard_s
+        self._metrics.tokens(1, since_s)
+        self._hear(live, now_s)
+        if live.first_s is None:
+            live.first_s = now_s
+        if not live.call.has_tokens:
+            live.call.has_tokens = True
+            self._metrics.first_token(live.ticket.service_class, now_s - live.call.arrival_s)
+
+    def _finished(self, live: Live, reason: FinishReason) -> None:
+        """The choice is complete."""
+        self._lengths.observe(len(live.choice.tokens))
+        arrival_s, now_s = live.call.arrival_s, _now_s()
+        first_s = live.first_s or now_s
+        claimed_s = min(live.claimed_s or first_s, first_s)
+        self._metrics.choice_finished(
+            reason,
+            prompt_tokens=len(live.work.prompt),
+            tokens=len(live.choice.tokens),
+            queue_s=claimed_s - arrival_s,
+            prefill_s=first_s - claimed_s,
+            decode_s=now_s - first_s,
+        )
+
     def _on_departed(self, live: Live, event: Departed) -> None:
         if event.end in _FINISHED:
-            self._lengths.observe(len(live.choice.tokens))
+            last = live.choice.end(_FINISHED[event.end])
             self._remove(live)
             self._outbox.finish(live)
-            live.call.push(live.choice.end(_FINISHED[event.end]))
+            live.call.push(last)
+            self._finished(live, last.finish_reason or FinishReason.STOP)
         elif event.end is End.FAILED:
             log.error("engine.failed", ticket=live.ticket.id, detail=event.detail)
             self._fail(live, InternalError("The engine could not run this request.", code="engine_error"))
@@ -285,6 +285,8 @@ class Origin:
 
     def _remove(self, live: Live) -> None:
         self._live.pop(live.ticket.id, None)
+        if live.heard_s is None:
+            self._metrics.ticket_dequeued(live.ticket.service_class)
         live.call.live.pop(live.ticket.id, None)
 
     def _drop(self, live: Live) -> None:
@@ -299,6 +301,9 @@ class Origin:
 
     def _put_back(self, live: Live, reason: str, died: bool = False) -> None:
         log.info("ticket.put_back", ticket=live.ticket.id, attempt=live.ticket.attempt, reason=reason)
+        self._metrics.ticket_put_back(reason)
+        if live.heard_s is not None:
+            self._metrics.ticket_queued(live.ticket.service_class)
         self._cancel([(live.ticket.id, live.ticket.attempt)])
         live.next_attempt(died)
         self._outbox.put_back(live)
@@ -320,7 +325,7 @@ class Origin:
 
     async def audit(self) -> None:
         """Put back what the store has forgotten and what has been silent for too long.  Raises StoreLost."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = _now_s()
         for live in list(self._live.values()):
             if live.heard_s is not None and now_s - live.heard_s > self._config.progress_timeout_s:
                 self._put_back(live, "silent")
@@ -334,16 +339,5 @@ class Origin:
         self._cancel((ticket, _ANY_ATTEMPT) for ticket, _ in orphans)
 
 
-def _answer_tokens(request: Request, prompt_tokens: int, limit_tokens: int) -> int:
-    """How many tokens the answer may have.  Raises BadRequest."""
-    answer = admission.answer_tokens(prompt_tokens, request.max_tokens, limit_tokens)
-    if not isinstance(answer, admission.TooLong):
-        return answer
-    if prompt_tokens >= limit_tokens:
-        field = "messages" if request.is_chat else "prompt"
-        asked = f"The prompt has {prompt_tokens} tokens"
-    else:
-        field = request.max_tokens_field
-        asked = f"The prompt has {prompt_tokens} tokens and {field} asks for {request.max_tokens}"
-    message = f"{asked}; prompt and answer together may have {limit_tokens}."
-    raise BadRequest(message, param=field, code="context_length_exceeded")
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

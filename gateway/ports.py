@@ -190,8 +190,8 @@ class Call(Protocol):
         """The one it runs in."""
 
     async def next(self) -> list[Delta]:
-        """All that is new, at least one delta; [] when every choice has finished.  If it is cancelled nothing is
-        lost.  Raises ApiError."""
+        """All that is new, at least one delta; [] when every choice has finished.  If it is cancelled
+        nothing is lost.  Raises ApiError."""
 
 
 class Calls(Protocol):

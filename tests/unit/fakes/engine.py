@@ -82,7 +82,9 @@ class FakeSession:
         self._backend = backend
         self._sink = sink
 
-    async def send(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> None:
+    async def send(
+        self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach
+    ) -> None:
         await asyncio.sleep(0)
         if self._backend.is_dead:
             raise BackendLost("dead")

@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 
+from prometheus_client import CollectorRegistry
+
 from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
 from gateway.fleet import Fleet
+from gateway.metrics import Metrics
 from gateway.origin import Origin
 from gateway.ports import Limits
 from gateway.request import Request, ServiceClass
@@ -28,10 +31,13 @@ ORIGIN = origins.Config(limits=Limits(1000, 10**6, 10**8), slack_s=dict.fromkeys
 
 
 class World:
-    def __init__(self, store: MemoryStore, backends: list[FakeBackend], config: origins.Config = ORIGIN) -> None:
+    def __init__(
+        self, store: MemoryStore, backends: list[FakeBackend], config: origins.Config = ORIGIN
+    ) -> None:
         self.store = store
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
+        self.metrics = Metrics(CollectorRegistry(), "fake")
         self.origin = Origin(
             gateway="g",
             model="fake",
@@ -39,6 +45,7 @@ class World:
             tokenizer=CharTokenizer(),
             fleet=self.fleet,
             config=config,
+            metrics=self.metrics,
             wake=self._wake,
             cancel=self._cancel,
         )
@@ -50,6 +57,7 @@ class World:
                 fleet=self.fleet,
                 receiver=lambda name: self.origin if name == "g" else None,
                 config=DRIVER,
+                metrics=self.metrics,
             )
             for backend in backends
         ]
@@ -93,6 +101,8 @@ class World:
     async def is_idle(self) -> bool:
         """Nothing queued, leased, running or held, anywhere."""
         queue = await self.store.queue()
-        rows = sum(replica.telemetry.running + replica.telemetry.waiting for replica in self.fleet.replicas.values())
+        rows = sum(
+            replica.telemetry.running + replica.telemetry.waiting for replica in self.fleet.replicas.values()
+        )
         held = sum(replica.telemetry.pool_used_bytes for replica in self.fleet.replicas.values())
         return not (queue.tickets or queue.tokens or queue.bytes or rows or held or self.origin.num_live)

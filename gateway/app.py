@@ -1,0 +1,211 @@
+"""One gateway, put together: each resource is opened once and closed in reverse order."""
+
+import asyncio
+import contextlib
+import secrets
+import signal
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from gateway import driver as driving
+from gateway import logs, server, triton
+from gateway import origin as origins
+from gateway.driver import Driver
+from gateway.fleet import Fleet
+from gateway.metrics import Metrics
+from gateway.origin import Origin
+from gateway.ports import Limits, Store
+from gateway.settings import DEMO_MODEL, Settings
+from gateway.store import link
+from gateway.store.redis import RedisStore
+from gateway.tokenizer import HFTokenizer
+
+log = structlog.get_logger()
+
+_DISCOVERY_S = 1.0
+_LAG_S = 0.5
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status."""
+    logs.configure(settings.log.level, settings.log.format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings))
+    return 0
+
+
+def model_name(settings: Settings) -> str:
+    """What clients call the model."""
+    if settings.model_name:
+        return settings.model_name
+    if settings.model == DEMO_MODEL:
+        return "demo"
+    return Path(settings.model).name if Path(settings.model).is_dir() else settings.model
+
+
+class Gateway:
+    """The parts of one gateway, and what runs between them."""
+
+    def __init__(self, settings: Settings, store: Store, tokenizer: HFTokenizer, metrics: Metrics) -> None:
+        self._settings = settings
+        self._name = f"gateway-{secrets.token_hex(6)}"
+        self._store = store
+        self._metrics = metrics
+        self._fleet = Fleet(settings.scheduling.safety_factor)
+        self._drivers: list[Driver] = []
+        queue = settings.queue
+        self.origin = Origin(
+            gateway=self._name,
+            model=model_name(settings),
+            store=store,
+            tokenizer=tokenizer,
+            fleet=self._fleet,
+            config=origins.Config(
+                limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
+                slack_s={name: targets.ttft_s for name, targets in settings.classes.targets().items()},
+                audit_s=settings.origin.audit_s,
+                progress_timeout_s=settings.origin.progress_timeout_s,
+            ),
+            metrics=metrics,
+            wake=self._wake,
+            cancel=self._cancel,
+        )
+
+    async def run(self) -> None:
+        """Serve the queue for ever; ends only by cancellation or a bug."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.origin.run())
+            for address in self._settings.triton:
+                group.create_task(self._drive(address))
+
+    async def _drive(self, address: str) -> None:
+        """Drive every replica of one Triton, once it answers."""
+        while not (models := await triton.replicas(address)):
+            await asyncio.sleep(_DISCOVERY_S)
+        async with asyncio.TaskGroup() as group:
+            for model in models:
+                driver = self._driver(triton.TritonBackend(address, model))
+                self._drivers.append(driver)
+                group.create_task(driver.run())
+
+    def _driver(self, backend: triton.TritonBackend) -> Driver:
+        settings = self._settings
+        return Driver(
+            gateway=self._name,
+            backend=backend,
+            store=self._store,
+            fleet=self._fleet,
+            receiver=lambda origin: self.origin if origin == self._name else None,
+            metrics=self._metrics,
+            config=driving.Config(
+                lease_s=settings.driver.lease_s,
+                renew_s=settings.driver.renew_s,
+                max_rows=settings.scheduling.max_rows,
+                max_batch_rows=settings.scheduling.max_batch_rows,
+                max_prefill_tokens=settings.scheduling.max_prefill_tokens,
+                shares={name: targets.share for name, targets in settings.classes.targets().items()},
+            ),
+        )
+
+    def _wake(self) -> None:
+        for driver in self._drivers:
+            driver.wake()
+
+    def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
+        tickets = list(tickets)
+        for driver in self._drivers:
+            driver.cancel(tickets)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then let streams finish for at most `http.grace_s`."""
+    metrics = Metrics(CollectorRegistry(), model_name(settings))
+    tokenizer = HFTokenizer.load(settings.model)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(tokenizer.close)
+        store = _store(settings, metrics)
+        stack.push_async_callback(store.aclose)
+        gateway = Gateway(settings, store, tokenizer, metrics)
+        runner = server.make_runner(_web_app(settings, gateway, tokenizer, metrics))
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, settings.host, settings.port)
+        running = asyncio.create_task(_run_all(gateway.run(), _measure_lag(metrics)))
+        stack.push_async_callback(_cancel, running)
+        await site.start()
+        log.info("gateway.listening", host=settings.host, port=settings.port, model=model_name(settings))
+        await _first(running, asyncio.create_task(_stop_signal()))
+        gateway.origin.is_draining = True
+        await site.stop()
+        await _drain(gateway, settings.http.grace_s)
+
+
+def _store(settings: Settings, metrics: Metrics) -> RedisStore:
+    assert settings.redis is not None, "the command line asks for it"
+    client = link.connect(
+        settings.redis.get_secret_value(), connect_timeout_s=settings.store.connect_timeout_s
+    )
+    return RedisStore(
+        client, model_name(settings), timeout_s=settings.store.timeout_s, observe=metrics.store_verb
+    )
+
+
+def _web_app(
+    settings: Settings, gateway: Gateway, tokenizer: HFTokenizer, metrics: Metrics
+) -> web.Application:
+    return server.make_app(
+        gateway.origin,
+        tokenizer,
+        metrics,
+        api_keys=[key.get_secret_value() for key in settings.api_keys],
+        max_body_bytes=settings.http.max_body_bytes,
+        body_timeout_s=settings.http.body_timeout_s,
+        keepalive_s=settings.http.keepalive_s,
+        slow_client_s=settings.http.slow_client_s,
+    )
+
+
+async def _run_all(*works: Coroutine[Any, Any, None]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            group.create_task(work)
+
+
+async def _measure_lag(metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + _LAG_S
+        await asyncio.sleep(_LAG_S)
+        metrics.loop_lag(max(0.0, loop.time() - due_s))
+
+
+async def _stop_signal() -> None:
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    await told.wait()
+
+
+async def _first(running: asyncio.Task[None], stopping: asyncio.Task[None]) -> None:
+    """Returns when told to stop; raises what broke `running`."""
+    done, _ = await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if running in done:
+        running.result()
+
+
+async def _drain(gateway: Gateway, grace_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            await gateway.origin.idle()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})

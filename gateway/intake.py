@@ -1,0 +1,117 @@
+"""What must be settled before a request is queued: its tokens, its length, its seed, its tickets."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from gateway.call import Live, OpenCall
+from gateway.choice import Choice
+from gateway.errors import BadRequest, Unavailable
+from gateway.fleet import Fleet
+from gateway.policy import admission, bucket
+from gateway.policy.length import LengthHistory
+from gateway.ports import Tokenizer
+from gateway.request import Request, ServiceClass, Ticket, Work
+
+
+class Intake:
+    """`slack_s` is each class's target time to the first token."""
+
+    def __init__(
+        self,
+        gateway: str,
+        tokenizer: Tokenizer,
+        fleet: Fleet,
+        lengths: LengthHistory,
+        slack_s: Mapping[ServiceClass, float],
+    ) -> None:
+        self._gateway = gateway
+        self._tokenizer = tokenizer
+        self._fleet = fleet
+        self._lengths = lengths
+        self._slack_s = slack_s
+
+    async def call(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
+        """A call with its tickets, known to nobody yet.  Raises BadRequest, Unavailable."""
+        prompts = await self._encode(request)
+        limit_tokens = self._fleet.longest_row_tokens
+        if not limit_tokens:
+            raise Unavailable("No model replica is ready.", retry_after_s=2.0)
+        answers = [_answer_tokens(request, len(prompt), limit_tokens) for prompt in prompts]
+        lengths = [len(prompt) for prompt in prompts]
+        call = OpenCall(call_id, request, arrival_s, lengths, self._texts(request, prompts))
+        seed = request.sampling.seed if request.has_seed else random.getrandbits(62)
+        stop_ids = request.stop_token_ids + ([] if request.ignore_eos else self._tokenizer.eos_ids)
+        for prompt, max_tokens in zip(prompts, answers, strict=True):
+            for number in range(request.num_choices):
+                sampling = msgspec.structs.replace(request.sampling, seed=(seed + number) % 2**63)
+                work = Work(prompt, request.min_tokens, stop_ids, sampling)
+                self._add(request, call, work, max_tokens)
+        return call
+
+    async def _encode(self, request: Request) -> list[list[int]]:
+        if request.is_chat:
+            prompts = [await self._tokenizer.encode_chat(request.messages)]
+        else:
+            texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+            encoded = iter(await self._tokenizer.encode(texts) if texts else [])
+            prompts = [next(encoded) if isinstance(p, str) else p for p in request.prompts]
+        vocabulary = self._tokenizer.vocabulary
+        for prompt in prompts:
+            if not prompt:
+                raise BadRequest("The prompt is empty.", param="messages" if request.is_chat else "prompt")
+            if min(prompt) < 0 or max(prompt) >= vocabulary:
+                raise BadRequest(f"Token ids must lie between 0 and {vocabulary - 1}.", param="prompt")
+        return prompts
+
+    def _texts(self, request: Request, prompts: list[list[int]]) -> list[str]:
+        """The prompts as text, for `echo`."""
+        if not request.echo:
+            return []
+        return [
+            given if isinstance(given, str) else self._decode(prompt)
+            for given, prompt in zip(request.prompts, prompts, strict=True)
+        ]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        detokenizer = self._tokenizer.detokenizer()
+        return "".join(map(detokenizer.step, tokens)) + detokenizer.flush()
+
+    def _add(self, request: Request, call: OpenCall, work: Work, max_tokens: int) -> None:
+        number = len(call.live)
+        tokens = len(work.prompt)
+        rate = self._fleet.prefill_tokens_per_s
+        seconds = tokens / rate if rate else 0.0
+        ticket = Ticket(
+            id=f"{call.id}/{number}",
+            origin=self._gateway,
+            service_class=request.service_class,
+            prompt_tokens=tokens,
+            max_tokens=max_tokens,
+            profile=self._lengths.predict(max_tokens, request.ignore_eos),
+            bin=bucket.bin_of(tokens),
+            slack_s=self._slack_s[request.service_class],
+            cost_s=seconds,
+            seconds=seconds,
+            size_bytes=0,
+        )
+        logprobs = request.sampling.logprobs is not None
+        detokenizer = self._tokenizer.detokenizer()
+        choice = Choice(number, detokenizer, request.stop, request.min_tokens, logprobs)
+        call.live[ticket.id] = Live(call, choice, ticket, work)
+
+
+def _answer_tokens(request: Request, prompt_tokens: int, limit_tokens: int) -> int:
+    """How many tokens the answer may have.  Raises BadRequest."""
+    answer = admission.answer_tokens(prompt_tokens, request.max_tokens, limit_tokens)
+    if not isinstance(answer, admission.TooLong):
+        return answer
+    if prompt_tokens >= limit_tokens:
+        field = "messages" if request.is_chat else "prompt"
+        asked = f"The prompt has {prompt_tokens} tokens"
+    else:
+        field = request.max_tokens_field
+        asked = f"The prompt has {prompt_tokens} tokens and {field} asks for {request.max_tokens}"
+    message = f"{asked}; prompt and answer together may have {limit_tokens}."
+    raise BadRequest(message, param=field, code="context_length_exceeded")

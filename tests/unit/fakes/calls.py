@@ -1,0 +1,92 @@
+"""The origin as the HTTP front sees it: replays a script."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from gateway.errors import ApiError
+from gateway.request import Delta, FinishReason, Request, ServiceClass, TokenLogprob
+
+Step = Sequence[Delta] | ApiError | Exception | asyncio.Event
+"""Deltas of one wake-up, an error, or something to wait for."""
+
+MODEL = "the-model"
+
+
+def delta(
+    text: str,
+    so_far: int = 1,
+    *,
+    choice: int = 0,
+    end: FinishReason | None = None,
+    logprobs: Sequence[TokenLogprob] | None = None,
+    chars: int | None = None,
+) -> Delta:
+    """One token's, the `so_far`-th of its choice."""
+    return Delta(choice, text, [so_far], logprobs, end, so_far, len(text) if chars is None else chars)
+
+
+def hello(choices: int = 1) -> list[Step]:
+    """Two wake-ups: "Hello" and " world", for every choice."""
+    return [
+        [delta("Hello", 1, choice=i, chars=5) for i in range(choices)],
+        [delta(" world", 2, choice=i, chars=11, end=FinishReason.STOP) for i in range(choices)],
+    ]
+
+
+class ScriptedCall:
+    def __init__(self, id: str, steps: Sequence[Step], request: Request | None = None) -> None:
+        self.id = id
+        texts = [p for p in request.prompts if isinstance(p, str)] if request and request.echo else []
+        self.prompt_tokens = [3] * (len(request.prompts) if request and request.prompts else 1)
+        self.prompt_texts = texts
+        self.service_class = request.service_class if request else ServiceClass.DEFAULT
+        self._steps = list(steps)
+
+    async def next(self) -> list[Delta]:
+        while self._steps:
+            match self._steps[0]:
+                case asyncio.Event() as event:
+                    await event.wait()
+                    self._steps.pop(0)
+                case Exception() as error:
+                    raise error
+                case deltas:
+                    self._steps.pop(0)
+                    return list(deltas)
+        return []
+
+
+class ScriptedCalls:
+    """Each call gets the script's steps; without a script it says hello."""
+
+    context_tokens = 4096
+
+    def __init__(self, script: Sequence[Step] | None = None) -> None:
+        self.models = [MODEL]
+        self.requests: list[Request] = []
+        self.refusals: list[Exception] = []
+        """Raised by the next calls instead of opening."""
+        self.reasons: list[str] = []
+        """Why not ready."""
+        self.live = 0
+        self.opened = asyncio.Event()
+        self.closed = asyncio.Event()
+        self._script = script
+
+    async def ready(self) -> list[str]:
+        return self.reasons
+
+    @contextlib.asynccontextmanager
+    async def open(self, request: Request, call_id: str, arrival_s: float) -> AsyncIterator[ScriptedCall]:
+        self.requests.append(request)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        choices = max(1, len(request.prompts)) * request.num_choices
+        self.live += 1
+        self.opened.set()
+        try:
+            yield ScriptedCall(call_id, hello(choices) if self._script is None else self._script, request)
+        finally:
+            self.live -= 1
+            self.closed.set()

@@ -1,0 +1,39 @@
+"""The HTTP front on a free port of this machine, over scripted calls."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from gateway.metrics import Metrics
+from gateway.server import make_app, make_runner
+from tests.unit.fakes.calls import MODEL, ScriptedCalls
+from tests.unit.fakes.tokenizer import CharTokenizer
+
+Visit = Callable[[str], Awaitable[None]]
+"""Gets the front's URL."""
+
+
+@contextlib.asynccontextmanager
+async def serving(calls: ScriptedCalls, **options: Any) -> AsyncIterator[str]:
+    metrics = Metrics(CollectorRegistry(), MODEL)
+    runner = make_runner(make_app(calls, CharTokenizer(), metrics, **options))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+    assert not calls.live
+
+
+def visit(scenario: Visit, calls: ScriptedCalls | None = None, **options: Any) -> None:
+    async def main() -> None:
+        async with serving(calls or ScriptedCalls(), **options) as url:
+            await scenario(url)
+
+    asyncio.run(main())
