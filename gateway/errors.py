@@ -1,9 +1,10 @@
-"""One small tree of errors.  An ApiError knows its HTTP status and becomes OpenAI's error object in one place;
-the others never reach a client as they are."""
+"""One small tree of errors.  An ApiError knows its HTTP status and becomes OpenAI's error object in one
+place; the others never reach a client as they are."""
 
 
 class ApiError(Exception):
-    """Something the client is told.  `param` names the offending field; `retry_after_s` makes it retryable."""
+    """Something the client is told.  `param` names the offending field; `retry_after_s` makes it
+    retryable."""
 
     status = 500
     type = "server_error"
@@ -39,7 +40,13 @@ class NotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
+    """`allow` lists the methods that are."""
+
     status, type = 405, "invalid_request_error"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTimeout(ApiError):

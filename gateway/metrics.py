@@ -1,83 +1,253 @@
-"""What operators see: one class, one method per event, so that nobody else knows Prometheus.
+"""What operators see: one method per event, so that nobody else knows Prometheus.
 
-Who calls what: the server `responded`, `stream_opened`, `stream_closed`, `client_left`; origins `call_opened` to
-`put_back`; drivers `batch_sent` to `bucket_merged`; the store `store_verb`; the process `loop_lag`.
-
-Every label is bounded: classes, outcomes, reasons and verbs are fixed, replicas are ours.  Gauges tell only what
-this gateway owns or drives, so that a sum over gateways is right; the exceptions, `bucketserve_queue_*`, are of
-the shared queue and say so.  The `vllm:*` names are the same figures under the names that dashboards, autoscalers
-and benchmark tools know (vllm_metrics.py).
+Every label is bounded: classes, outcomes, reasons, routes and verbs are fixed, replicas are ours.  All
+figures are this gateway's own, and a sum over gateways is the fleet's; the exceptions,
+`bucketserve_shared_queue_*`, are what this gateway last read of the queue that all share.  `vllm:*` are the
+same figures under vLLM's names.
 """
-
-from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
-from gateway.request import FinishReason, Outcome, ServiceClass
-from gateway.vllm_metrics import ITL_BUCKETS, LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmAliases
+from gateway.request import FinishReason, Outcome, Queue, ServiceClass
+from gateway.vllm_names import INTERVAL_BUCKETS, LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmNames
 from triton_backend.contract import Telemetry
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-_FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, *LATENCY_BUCKETS)
+_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, *LATENCY_BUCKETS)
+_INTERVALS = (0.001, 0.0025, 0.005, *INTERVAL_BUCKETS)
+_SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_REPLICA_GAUGES = {
+    "running_rows": "Rows in the decode pool.",
+    "waiting_rows": "Rows whose prefill is not finished.",
+    "kv_used_bytes": "KV memory in use.",
+    "kv_capacity_bytes": "KV memory that may be used: the pool and what it may still take from the device.",
+    "device_free_bytes": "Free memory of the device.",
+    "prefill_tokens_per_s": "Smoothed prefill rate.",
+    "decode_tokens_per_s": "Smoothed decode rate, over all rows.",
+}
 
 
 class Metrics:
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
-        """`model` is the label of the vLLM names."""
+        """`model` is the label `model_name` of the `vllm:*` names."""
         self._registry = registry
-        self._http(registry)
-        self._requests(registry)
-        self._replicas(registry)
-        self._queue(registry)
-        registry.register(
-            VllmAliases(
-                model,
-                gauges={
-                    "num_requests_running": self._running,
-                    "num_requests_waiting": self._waiting,
-                    "kv_cache_usage_perc": self._kv_usage,
-                },
-                counters={
-                    "prompt_tokens": self._prompt_tokens,
-                    "generation_tokens": self._generated_tokens,
-                    "num_preemptions": self._evicted,
-                    "request_success": self._finished,
-                },
-                histograms={
-                    "time_to_first_token_seconds": self._ttft,
-                    "inter_token_latency_seconds": self._itl,
-                    "e2e_request_latency_seconds": self._e2e,
-                    "request_queue_time_seconds": self._queue_time,
-                    "request_prefill_time_seconds": self._prefill_time,
-                    "request_decode_time_seconds": self._decode_time,
-                    "request_prompt_tokens": self._request_prompt_tokens,
-                    "request_generation_tokens": self._request_generated_tokens,
-                },
-            )
-        )
+        self._ours: dict[str, Collector] = {}
+        """By name."""
+        self._define_front()
+        self._define_requests()
+        self._define_engines()
+        registry.register(VllmNames(model, self._ours))
 
-    def _http(self, registry: CollectorRegistry) -> None:
-        self._responses = Counter(
-            "bucketserve_http_responses", "Responses by route and status.", ["route", "status"], registry=registry
+    def render(self) -> bytes:
+        """The answer to a scrape, of type CONTENT_TYPE."""
+        return generate_latest(self._registry)
+
+    # The server
+
+    def responded(self, route: str, status: int) -> None:
+        """`route` is a pattern of ours, never a path; status 499: the client went away."""
+        self._responses.labels(route, status).inc()
+
+    def stream_opened(self) -> None:
+        self._streams.inc()
+
+    def stream_closed(self) -> None:
+        self._streams.dec()
+
+    def client_left(self) -> None:
+        """Before its answer was complete."""
+        self._disconnects.inc()
+
+    # The origin
+
+    def call_opened(self, service_class: ServiceClass, prompt_tokens: int) -> None:
+        """Admitted.  Exactly one `call_ended` follows."""
+        self._live[service_class].inc()
+        self._prompt_tokens.inc(prompt_tokens)
+
+    def call_refused(self, service_class: ServiceClass) -> None:
+        """Instead of `call_opened`."""
+        self._calls[service_class, Outcome.REJECTED].inc()
+
+    def ticket_queued(self, service_class: ServiceClass) -> None:
+        """Or put back.  Exactly one `ticket_dequeued` follows."""
+        self._queued[service_class].inc()
+
+    def ticket_dequeued(self, service_class: ServiceClass) -> None:
+        """Its first token of this attempt came, or it ended."""
+        self._queued[service_class].dec()
+
+    def ticket_put_back(self, reason: str) -> None:
+        """`reason` is an `End` or another word of a fixed few."""
+        self._put_backs.labels(reason).inc()
+
+    def first_token(self, service_class: ServiceClass, ttft_s: float) -> None:
+        """The call's first, since its arrival."""
+        self._ttft[service_class].observe(ttft_s)
+
+    def tokens(self, count: int, interval_s: float | None) -> None:
+        """A choice got `count` more tokens, `interval_s` after the ones before (None: its first)."""
+        self._generated_tokens.inc(count)
+        if interval_s is not None:
+            for _ in range(count):
+                self._interval.observe(interval_s / count)
+
+    def choice_finished(
+        self,
+        reason: FinishReason,
+        *,
+        prompt_tokens: int,
+        tokens: int,
+        queue_s: float,
+        prefill_s: float,
+        decode_s: float,
+    ) -> None:
+        """A choice is complete; the three times add up to its whole life."""
+        self._finished[reason].inc()
+        self._choice_prompt_tokens.observe(prompt_tokens)
+        self._choice_tokens.observe(tokens)
+        self._queue_time.observe(queue_s)
+        self._prefill_time.observe(prefill_s)
+        self._decode_time.observe(decode_s)
+
+    def call_ended(self, service_class: ServiceClass, outcome: Outcome, duration_s: float) -> None:
+        self._live[service_class].dec()
+        self._calls[service_class, outcome].inc()
+        if outcome is Outcome.FINISHED:
+            self._duration[service_class].observe(duration_s)
+
+    # The driver
+
+    def batch_sent(self, rows: int, padded_tokens: int) -> None:
+        self._batch_rows.observe(rows)
+        self._batch_tokens.observe(padded_tokens)
+
+    def telemetry(self, replica: str, telemetry: Telemetry) -> None:
+        for gauge, value in zip(self._gauges_of(replica), _figures(telemetry), strict=True):
+            gauge.set(value)
+        before = self._oom_before.get(replica, 0)
+        self._oom_before[replica] = now = telemetry.out_of_memory_total
+        self._oom.labels(replica).inc(now - before if now >= before else now)
+
+    def replica_left(self, replica: str) -> None:
+        """This gateway drives it no more."""
+        self._gauges.pop(replica, None)
+        for gauge in self._replica_gauges:
+            gauge.remove_by_labels({"replica": replica})
+
+    def queue_seen(self, queue: Queue) -> None:
+        depth = dict.fromkeys(ServiceClass, 0)
+        for head in queue.heads:
+            depth[head.service_class] += head.count
+        for service_class, count in depth.items():
+            self._depth[service_class].set(count)
+        self._queue_tokens.set(queue.tokens)
+        self._queue_bytes.set(queue.bytes)
+        self._buckets.set(len(queue.bounds))
+
+    def rebucketed(self, before: int, after: int) -> None:
+        """The bucket table got `after` buckets instead of `before`."""
+        self._splits.inc(max(0, after - before))
+        self._merges.inc(max(0, before - after))
+
+    # The process
+
+    def store_verb(self, verb: str, seconds: float, ok: bool) -> None:
+        self._store.labels(verb, "ok" if ok else "lost").observe(seconds)
+
+    def loop_lag(self, seconds: float) -> None:
+        """How late the event loop ran a timer."""
+        self._lag.observe(seconds)
+
+    # Definitions
+
+    def _define_front(self) -> None:
+        self._responses = self._counter("http_responses", "HTTP responses.", "route", "status")
+        self._streams = self._gauge("streams", "Event streams open now.")
+        self._disconnects = self._counter(
+            "disconnects", "Clients that left before their answer was complete."
         )
-        self._streams = Gauge("bucketserve_streams", "Event streams open now.", registry=registry)
-        self._left = Counter(
-            "bucketserve_disconnects", "Clients that went away before their answer was complete.", registry=registry
+        self._store = self._histogram("store_seconds", "Round trips to the store.", _SHORT, "verb", "result")
+        self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", _SHORT)
+
+    def _define_requests(self) -> None:
+        each = list(ServiceClass)
+        live = self._gauge("live_calls", "Calls admitted and not ended.", "service_class")
+        calls = self._counter("calls", "Calls by their one ending.", "service_class", "outcome")
+        queued = self._gauge(
+            "queued_tickets", "Tickets of this gateway that wait for a token.", "service_class"
         )
-        self._lag = Histogram(
-            "bucketserve_event_loop_lag_seconds", "How late the event loop ran a timer.", buckets=_FAST, registry=registry
+        ttft = self._histogram("ttft_seconds", "Arrival to first token.", TTFT_BUCKETS, "service_class")
+        duration = self._histogram(
+            "duration_seconds", "Arrival to end of finished calls.", _WAITS, "service_class"
         )
-        self._verbs = {
-            ok: Histogram(
-                f"bucketserve_store_{'seconds' if ok else 'failures_seconds'}",
-                f"Time of a store verb that {'was answered' if ok else 'failed'}.",
-                ["verb"],
-                buckets=_FAST,
-                registry=registry,
-            )
-            for ok in (True, False)
-        }
+        finished = self._counter("finished_choices", "Complete choices.", "finish_reason")
+        self._live = {c: live.labels(c) for c in each}
+        self._calls = {(c, outcome): calls.labels(c, outcome) for c in each for outcome in Outcome}
+        self._queued = {c: queued.labels(c) for c in each}
+        self._ttft = {c: ttft.labels(c) for c in each}
+        self._duration = {c: duration.labels(c) for c in each}
+        self._finished = {reason: finished.labels(reason) for reason in FinishReason}
+        self._put_backs = self._counter("put_backs", "Tickets queued again.", "reason")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls.")
+        self._generated_tokens = self._counter("generated_tokens", "Tokens generated for clients.")
+        self._interval = self._histogram("token_interval_seconds", "Time between tokens.", _INTERVALS)
+        self._queue_time = self._histogram("queue_seconds", "Time in the queue.", _WAITS)
+        self._prefill_time = self._histogram("prefill_seconds", "Leaving the queue to first token.", _WAITS)
+        self._decode_time = self._histogram("decode_seconds", "First token to last.", _WAITS)
+        self._choice_prompt_tokens = self._histogram("choice_prompt_tokens", "Prompt lengths.", TOKEN_BUCKETS)
+        self._choice_tokens = self._histogram("choice_tokens", "Answer lengths.", TOKEN_BUCKETS)
+
+    def _define_engines(self) -> None:
+        self._batch_rows = self._histogram("batch_rows", "Rows of the batches sent.", _ROWS)
+        self._batch_tokens = self._histogram(
+            "batch_padded_tokens", "Their prompt tokens, padded.", TOKEN_BUCKETS
+        )
+        self._replica_gauges = [self._gauge(name, text, "replica") for name, text in _REPLICA_GAUGES.items()]
+        self._gauges: dict[str, list[Gauge]] = {}
+        self._oom = self._counter("out_of_memory", "Out-of-memory errors that an engine survived.", "replica")
+        self._oom_before: dict[str, int] = {}
+        depth = self._gauge("shared_queue_tickets", "Tickets in the shared queue.", "service_class")
+        self._depth = {c: depth.labels(c) for c in ServiceClass}
+        self._queue_tokens = self._gauge("shared_queue_tokens", "Prompt tokens in the shared queue.")
+        self._queue_bytes = self._gauge("shared_queue_bytes", "Payload bytes in the shared queue.")
+        self._buckets = self._gauge("shared_queue_buckets", "Length buckets of the shared queue.")
+        self._splits = self._counter("bucket_splits", "Buckets added by this gateway.")
+        self._merges = self._counter("bucket_merges", "Buckets removed by this gateway.")
+
+    def _gauges_of(self, replica: str) -> list[Gauge]:
+        gauges = self._gauges.get(replica)
+        if gauges is None:
+            gauges = self._gauges[replica] = [gauge.labels(replica) for gauge in self._replica_gauges]
+        return gauges
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        self._ours[name] = counter = Counter(f"bucketserve_{name}", text, labels, registry=self._registry)
+        return counter
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        self._ours[name] = gauge = Gauge(f"bucketserve_{name}", text, labels, registry=self._registry)
+        return gauge
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        self._ours[name] = histogram = Histogram(
+            f"bucketserve_{name}", text, labels, buckets=buckets, registry=self._registry
+        )
+        return histogram
+
+
+def _figures(telemetry: Telemetry) -> tuple[float, ...]:
+    """In the order of _REPLICA_GAUGES."""
+    return (
+        telemetry.running,
+        telemetry.waiting,
+        telemetry.pool_used_bytes,
+        telemetry.pool_capacity_bytes + telemetry.pool_growable_bytes,
+        telemetry.device_free_bytes,
+        telemetry.prefill_tokens_per_s,
+        telemetry.decode_tokens_per_s,
+    )

@@ -30,15 +30,17 @@ class Entry(msgspec.Struct, frozen=True):
 class Store(Protocol):
     """The queue of one model, shared by all gateways.
 
-    Verbs are atomic and idempotent unless they say otherwise.  Every verb raises StoreLost if the store does not
-    answer.  A ticket is unknown, queued, or leased to a (replica, epoch).
+    Verbs are idempotent unless they say otherwise, and atomic; put_back, finish, cancel and audit may take a long
+    list in parts.  Every verb raises StoreLost if the store does not answer; a verb that is cancelled has ended
+    when CancelledError arrives.  A ticket is unknown, queued, or leased to a replica, whatever its epoch.
     """
 
     async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
         """Queue a call's tickets, all or none; their scores, which the caller keeps in its tickets.
 
         score = max(now, tag[tenant, class]) + slack_s, and the tag advances by cost_s from that start
-        (start-time fair queueing).  A ticket already known is left as it is.  Raises QueueFull.
+        (start-time fair queueing).  A ticket already known is left as it is.  Raises QueueFull, and ValueError
+        for times that are not finite.
         """
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
@@ -59,8 +61,8 @@ class Store(Protocol):
         served: Mapping[ServiceClass, float],
     ) -> list[Entry]:
         """Lease those (id, attempt) that are still queued to this epoch, in the given order; `served` is stored
-        as the classes' new figures if anything was claimed.  Raises LeaseLost if another epoch drives the
-        replica."""
+        as the classes' new figures if anything was claimed.  Raises LeaseLost unless this epoch holds the
+        replica's lease."""
 
     async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
         """Forget (id, attempt)s, queued or leased.  Another attempt is left as it is."""
@@ -73,17 +75,17 @@ class Store(Protocol):
         origin, good for `lease_s`."""
 
     async def reap(self, limit: int) -> list[tuple[str, str]]:
-        """Forget up to `limit` tickets of origins that put some and gave no sign of life for their lease:
-        (id, replica) of those that were leased, so that their rows can be cancelled."""
+        """Forget up to `limit` tickets of origins that put some and gave no sign of life for their lease (a put is
+        one too): (id, replica) of those that were leased, so that their rows can be cancelled."""
 
     async def sweep(self, replica: str, epoch: int, live: Sequence[tuple[str, int]]) -> list[str]:
         """Forget every ticket leased to the replica that is not among `live` (its engine does not have it);
-        the others are leased to `epoch` from now on.  Their ids; the audit of their origins brings them back.
-        Raises LeaseLost."""
+        the others stay leased.  The ids forgotten; the audit of their origins brings them back.  Raises LeaseLost
+        unless this epoch holds the replica's lease."""
 
     async def elect(self, replica: str, gateway: str, lease_s: float) -> int | None:
         """Become the replica's driver: the new epoch, max(last + 1, clock in microseconds), or None while
-        another holds the lease.  Not idempotent."""
+        another gateway holds the lease.  Not idempotent."""
 
     async def renew(self, replica: str, epoch: int, lease_s: float) -> bool:
         """Prolong the lease; False if it is lost."""

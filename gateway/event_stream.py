@@ -1,0 +1,61 @@
+"""A response of server-sent events to a client that may be slow or gone."""
+
+import asyncio
+import contextlib
+
+from aiohttp import web
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    # nginx would hold events back.
+    "X-Accel-Buffering": "no",
+}
+
+_LOW_WATER_BYTES = 2**14
+"""With no more than this unsent, transports let writers go on (asyncio's and uvloop's default)."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection, or stopped reading."""
+
+
+class EventStream:
+    """Its headers leave with the first bytes, so that an error before them can still be a status."""
+
+    def __init__(self, request: web.Request, slow_client_s: float) -> None:
+        self.response = web.StreamResponse(headers=HEADERS)
+        self._request = request
+        self._slow_client_s = slow_client_s
+
+    @property
+    def begun(self) -> bool:
+        return self.response.prepared
+
+    async def write(self, data: bytes) -> None:
+        """Waits while the client has too much unread.  Raises ClientGone."""
+        try:
+            if not self.begun:
+                await self.response.prepare(self._request)
+            if self._has_room(data):
+                await self.response.write(data)
+            else:
+                async with asyncio.timeout(self._slow_client_s):
+                    await self.response.write(data)
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ClientGone from None
+        except ConnectionError:
+            raise ClientGone from None
+
+    def _has_room(self, data: bytes) -> bool:
+        """Writing cannot wait: the common case, which can do without a timer."""
+        transport = self._request.transport
+        return transport is not None and transport.get_write_buffer_size() + len(data) < _LOW_WATER_BYTES
+
+    async def fail(self, event: bytes) -> web.StreamResponse:
+        """End with an error, if anyone still reads."""
+        with contextlib.suppress(ClientGone):
+            await self.write(event)
+        return self.response

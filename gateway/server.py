@@ -1,0 +1,203 @@
+"""The HTTP front: routes, bodies in, answers out.
+
+The handlers run with `handler_cancellation` (`make_runner`): a client that goes away cancels its handler, and
+leaving the `async with` block of its call frees all that the call held.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway import metrics
+from gateway.errors import BadRequest, NotFound, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from gateway.event_stream import EventStream
+from gateway.middleware import EXCHANGE, Exchange, Middleware
+from gateway.openai import answer, parse
+from gateway.ports import Call, Calls, Tokenizer
+from gateway.request import Delta, Request
+
+_encode = msgspec.json.Encoder().encode
+
+
+def make_app(
+    calls: Calls,
+    tokenizer: Tokenizer,
+    metrics: metrics.Metrics,
+    *,
+    api_keys: Sequence[str] = (),
+    max_body_bytes: int = 4 * 2**20,
+    body_timeout_s: float = 30.0,
+    keepalive_s: float = 5.0,
+    slow_client_s: float = 30.0,
+) -> web.Application:
+    """`api_keys` empty: nobody is asked for one.  To be run by `make_runner`."""
+    app = web.Application(middlewares=[Middleware(metrics, api_keys).handle], client_max_size=max_body_bytes)
+    app.on_response_prepare.append(_add_request_id)
+    front = Front(calls, tokenizer, metrics, max_body_bytes, body_timeout_s, keepalive_s, slow_client_s)
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", front.chat),
+            web.post("/v1/completions", front.completion),
+            web.get("/v1/models", front.models),
+            web.get("/v1/models/{name:.+}", front.model),
+            web.get("/health", front.health),
+            web.get("/ready", front.ready),
+            web.get("/metrics", front.scrape),
+        ]
+    )
+    return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Compressed bodies are refused, so nothing is decompressed before that.  Bytes that are not HTTP are
+    answered by aiohttp, in plain text, and are not worth a traceback in the log."""
+    logger = logging.getLogger("gateway.http")
+    logger.addFilter(_is_no_protocol_error)
+    return web.AppRunner(
+        app,
+        handler_cancellation=True,
+        auto_decompress=False,
+        access_log=None,
+        logger=logger,
+        lingering_time=5.0,
+    )
+
+
+def _is_no_protocol_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+async def _add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    exchange = request.get(EXCHANGE)
+    if exchange is not None:
+        response.headers["x-request-id"] = exchange.request_id
+
+
+class Front:
+    """The handlers."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        tokenizer: Tokenizer,
+        metrics: metrics.Metrics,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        keepalive_s: float,
+        slow_client_s: float,
+    ) -> None:
+        self._calls = calls
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._keepalive_s = keepalive_s
+        self._slow_client_s = slow_client_s
+        self._created = int(time.time())
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse.chat)
+
+    async def completion(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse.completion)
+
+    async def models(self, request: web.Request) -> web.Response:
+        return _json(answer.models(self._calls.models, self._created, self._calls.context_tokens))
+
+    async def model(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        self._check_model(name)
+        return _json(answer.model(name, self._created, self._calls.context_tokens))
+
+    async def health(self, request: web.Request) -> web.Response:
+        """This process is alive; no word on what it depends on, or a restart would be asked for in vain."""
+        return _json({"status": "ok"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        reasons = await self._calls.ready()
+        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    async def scrape(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _generate(
+        self, request: web.Request, parse_body: Callable[[bytes, int], Request]
+    ) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        asked = parse_body(await self._body(request), self._tokenizer.vocabulary)
+        self._check_model(asked.model)
+        async with self._calls.open(asked, exchange.call_id, exchange.arrival_s) as call:
+            exchange.call = call
+            if asked.stream:
+                return await self._stream(request, exchange, asked, call)
+            return await self._whole(exchange, asked, call)
+
+    def _check_model(self, name: str) -> None:
+        if name not in self._calls.models:
+            raise NotFound(f"The model '{name}' does not exist.", param="model", code="model_not_found")
+
+    async def _body(self, request: web.Request) -> bytes:
+        _check_media_type(request)
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise PayloadTooLarge(f"The body is larger than {self._max_body_bytes} bytes.")
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                return await request.read()
+        except TimeoutError:
+            raise RequestTimeout(f"The body did not arrive within {self._body_timeout_s:g} s.") from None
+        except web.RequestPayloadError as error:
+            raise BadRequest(f"The body is not sent as its headers say: {error}") from None
+
+    async def _whole(self, exchange: Exchange, asked: Request, call: Call) -> web.Response:
+        whole = answer.Whole(asked, call, int(time.time()), self._tokenizer.token_text)
+        exchange.answer = whole
+        while not whole.finished and (deltas := await call.next()):
+            exchange.saw_tokens()
+            whole.take(deltas)
+        return web.Response(body=whole.body(), content_type="application/json")
+
+    async def _stream(
+        self, request: web.Request, exchange: Exchange, asked: Request, call: Call
+    ) -> web.StreamResponse:
+        events = answer.Stream(asked, call, int(time.time()), self._tokenizer.token_text)
+        stream = EventStream(request, self._slow_client_s)
+        exchange.answer, exchange.stream = events, stream
+        self._metrics.stream_opened()
+        try:
+            while not events.finished and (deltas := await self._next(call, stream)):
+                exchange.saw_tokens()
+                if data := events.take(deltas):
+                    await stream.write(data)
+        finally:
+            self._metrics.stream_closed()
+        return stream.response
+
+    async def _next(self, call: Call, stream: EventStream) -> list[Delta]:
+        """The call's next deltas; until they come, a comment now and then: proxies cut silent streams."""
+        while True:
+            try:
+                async with asyncio.timeout(self._keepalive_s):
+                    return await call.next()
+            except TimeoutError:
+                await stream.write(answer.KEEP_ALIVE)
+
+
+def _check_media_type(request: web.Request) -> None:
+    """No Content-Type at all counts as JSON."""
+    media = request.content_type if "Content-Type" in request.headers else "application/json"
+    if media != "application/json" and not media.endswith("+json"):
+        raise UnsupportedMediaType(f"The body must be application/json, not {media}.")
+    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(f"The body must be UTF-8, not {request.charset}.")
+    coding = request.headers.get("Content-Encoding", "identity")
+    if coding.lower() != "identity":
+        raise UnsupportedMediaType(f"Compressed bodies are not supported (Content-Encoding: {coding}).")
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=_encode(value), content_type="application/json")

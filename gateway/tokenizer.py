@@ -1,0 +1,176 @@
+"""The model's own tokenizer (Hugging Face), off the event loop.
+
+Encoding and templates run in a few threads: the tokenizers library frees the interpreter while it encodes, so
+a long prompt delays no one's tokens.  Decoding one token takes microseconds and happens in place.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+
+import jinja2
+import msgspec
+import tokenizers
+
+from gateway.errors import BadRequest
+
+REPLACEMENT = "\ufffd"
+_MAX_HELD_TOKENS = 8
+"""A character has at most four bytes, so longer waits are in vain."""
+
+_T = TypeVar("_T")
+
+
+class HFTokenizer:
+    """Implements ports.Tokenizer."""
+
+    def __init__(self, tokenizer: Any, eos_ids: Sequence[int], *, max_chars: int, threads: int) -> None:
+        """`tokenizer` is a transformers one with a Rust backend; see `load`."""
+        self._template_source = tokenizer.chat_template or ""
+        self._render: Callable[..., str] = tokenizer.apply_chat_template
+        self._rust: tokenizers.Tokenizer = tokenizer.backend_tokenizer
+        # Either would be applied to every prompt, and changing them later is not safe between threads.
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self._eos_ids = list(eos_ids)
+        self._vocabulary: int = max(self._rust.get_vocab(with_added_tokens=True).values()) + 1
+        added = self._rust.get_added_tokens_decoder()
+        self._special = frozenset(token for token, added_token in added.items() if added_token.special)
+        self._max_chars = max_chars
+        self._token_texts: dict[int, str] = {}
+        self._threads = ThreadPoolExecutor(threads, "tokenizer")
+
+    @classmethod
+    def load(cls, model: str, *, max_chars: int = 4_000_000, threads: int = 2) -> Self:
+        """`model` is a folder or a Hugging Face id.  Texts above `max_chars` are refused unread.
+
+        Raises ValueError if the model has no fast tokenizer, OSError if it cannot be found.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"{model} has no fast tokenizer (tokenizer.json): only those can serve")
+        return cls(tokenizer, _eos_ids(model, tokenizer), max_chars=max_chars, threads=threads)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        return self._eos_ids
+
+    @property
+    def vocabulary(self) -> int:
+        return self._vocabulary
+
+    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Raises BadRequest if the texts are too long to be worth encoding."""
+        self._check_length(texts, "prompt")
+        return await self._off_loop(lambda: [self._rust.encode(text).ids for text in texts])
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Raises BadRequest if the model has no chat template, or the template refuses the turns."""
+        self._check_length([message["content"] for message in messages], "messages")
+        return await self._off_loop(lambda: self._encode_chat(messages))
+
+    def detokenizer(self) -> "HFDetokenizer":
+        return HFDetokenizer(self._rust, self._special)
+
+    def token_text(self, token: int) -> str:
+        text = self._token_texts.get(token)
+        if text is None:
+            text = self._token_texts[token] = self._decode_inner(token)
+        return text
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _check_length(self, texts: Sequence[str], field: str) -> None:
+        total = sum(map(len, texts))
+        if total > self._max_chars:
+            raise BadRequest(
+                f"'{field}' has {total} characters; this model takes {self._max_chars} at most.",
+                param=field,
+                code="context_length_exceeded",
+            )
+
+    async def _off_loop(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if not self._template_source:
+            raise BadRequest("This model has no chat template: use /v1/completions.", param="messages")
+        try:
+            text = self._render(self._turns(messages), tokenize=False, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise BadRequest(
+                f"The model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        # The template writes the special tokens itself: a second beginning-of-text would change the answer.
+        return self._rust.encode(text, add_special_tokens=False).ids
+
+    def _turns(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """`developer` is OpenAI's newer word for `system`; only some templates know it."""
+        turns = [dict(message) for message in messages]
+        if "developer" not in self._template_source:
+            for turn in turns:
+                if turn["role"] == "developer":
+                    turn["role"] = "system"
+        return turns
+
+    def _decode_inner(self, token: int) -> str:
+        """As inside a text: many decoders drop a space at a text's start."""
+        once = self._rust.decode([token], skip_special_tokens=False)
+        return self._rust.decode([token, token], skip_special_tokens=False)[len(once) :]
+
+
+class HFDetokenizer:
+    """Text of a growing sequence of tokens, a few tokens decoded at a time.
+
+    `context` are the tokens whose text was returned last; they are decoded again with the new ones, since a
+    token's text may depend on its neighbour.  (The library's own DecodeStream does the same, but raises on
+    some sequences of byte tokens that a model may well draw, and can hold text back without end.)
+    """
+
+    __slots__ = ("_context", "_pending", "_rust", "_shown", "_special")
+
+    def __init__(self, rust: tokenizers.Tokenizer, special: frozenset[int]) -> None:
+        self._rust = rust
+        self._special = special
+        self._context: list[int] = []
+        self._pending: list[int] = []
+        self._shown = 0
+        """Characters of the context's text that were returned."""
+
+    def step(self, token: int) -> str:
+        if token in self._special:
+            return ""
+        self._pending.append(token)
+        text = self._rust.decode(self._context + self._pending)
+        # The last character may be one that the next tokens complete.
+        sure = len(text) - text.endswith(REPLACEMENT)
+        new = text[self._shown : sure]
+        if (sure < len(text) or not new) and len(self._pending) < _MAX_HELD_TOKENS:
+            return ""
+        self._context, self._pending = self._pending, []
+        self._shown = len(self._rust.decode(self._context)) - (len(text) - sure)
+        return new
+
+    def flush(self) -> str:
+        return self._rust.decode(self._context + self._pending)[self._shown :]
+
+
+def _eos_ids(model: str, tokenizer: Any) -> list[int]:
+    from transformers.utils.hub import cached_file
+
+    ids = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        path = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            with open(path, "rb") as file:
+                found = msgspec.json.decode(file.read(), type=_Eos).eos_token_id
+            return sorted(ids.union([found] if isinstance(found, int) else found or []))
+    return sorted(ids)
+
+
+class _Eos(msgspec.Struct):
+    eos_token_id: int | list[int] | None = None

@@ -1,0 +1,211 @@
+"""The Hugging Face adapter over tokenizers of both kinds."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from gateway.errors import BadRequest
+from gateway.tokenizer import HFDetokenizer, HFTokenizer
+from tests.unit import tokenizers_made as made
+
+KINDS = {"byte level": made.byte_level(), "sentencepiece like": made.sentencepiece_like()}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return made.save(KINDS[request.param], tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def tokenizer(folder: str) -> Iterator[HFTokenizer]:
+    loaded = HFTokenizer.load(folder, max_chars=1000)
+    yield loaded
+    loaded.close()
+
+
+def chat(tokenizer: HFTokenizer, *turns: tuple[str, str]) -> list[int]:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return asyncio.run(tokenizer.encode_chat(messages))
+
+
+def test_encoding_is_the_models_own(tokenizer: HFTokenizer, folder: str) -> None:
+    reference = AutoTokenizer.from_pretrained(folder)
+    encoded = asyncio.run(tokenizer.encode(made.TEXTS[:3]))
+    assert encoded == [reference(text).input_ids for text in made.TEXTS[:3]]
+    assert encoded[0][0] == reference.bos_token_id
+    assert tokenizer.vocabulary == len(reference)
+
+
+def test_a_chat_is_the_models_own_and_begins_once(tokenizer: HFTokenizer, folder: str) -> None:
+    reference = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "hello"}]
+    tokens = chat(tokenizer, ("user", "hello"))
+    assert tokens == reference.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert tokens.count(reference.bos_token_id) == 1
+
+
+def test_a_developer_is_the_system_to_templates_that_do_not_know_the_word(tokenizer: HFTokenizer) -> None:
+    assert chat(tokenizer, ("developer", "x")) == chat(tokenizer, ("system", "x"))
+
+
+def test_what_the_template_refuses_is_a_bad_request(tokenizer: HFTokenizer) -> None:
+    with pytest.raises(BadRequest, match="no tools") as caught:
+        chat(tokenizer, ("tool", "x"))
+    assert caught.value.param == "messages"
+
+
+def test_a_model_without_template_cannot_chat(tmp_path: Path) -> None:
+    tokenizer = HFTokenizer.load(made.save(made.byte_level(), tmp_path, template=None))
+    with pytest.raises(BadRequest, match="no chat template"):
+        chat(tokenizer, ("user", "x"))
+    tokenizer.close()
+
+
+def test_texts_too_long_to_fit_are_refused_unread(tokenizer: HFTokenizer) -> None:
+    with pytest.raises(BadRequest) as caught:
+        asyncio.run(tokenizer.encode(["x" * 600, "y" * 600]))
+    assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
+    with pytest.raises(BadRequest) as caught:
+        chat(tokenizer, ("user", "x" * 1001))
+    assert caught.value.param == "messages"
+
+
+def test_a_long_text_does_not_hold_up_the_loop() -> None:
+    """The template waits in its thread until the loop has shown that it runs."""
+    loop_ran = threading.Event()
+
+    class Slow:
+        chat_template = "developer"
+        backend_tokenizer = made.byte_level()
+
+        def apply_chat_template(self, *_: Any, **__: Any) -> str:
+            assert loop_ran.wait(5)
+            return "hello"
+
+    async def main() -> None:
+        tokenizer = HFTokenizer(Slow(), [], max_chars=1000, threads=1)
+        encoding = asyncio.ensure_future(tokenizer.encode_chat([{"role": "user", "content": "x"}]))
+        await asyncio.sleep(0)
+        loop_ran.set()
+        assert await encoding
+        tokenizer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("file", "given_ids", "expected"),
+    [
+        ("generation_config.json", 7, {7}),
+        ("generation_config.json", [7, 8], {7, 8}),
+        ("generation_config.json", None, set()),
+        ("config.json", [9], {9}),
+    ],
+)
+def test_answers_end_where_the_model_says(
+    tmp_path: Path, file: str, given_ids: Any, expected: set[int]
+) -> None:
+    folder = made.save(made.byte_level(), tmp_path)
+    (tmp_path / file).write_text(json.dumps({"eos_token_id": given_ids}))
+    tokenizer = HFTokenizer.load(folder)
+    own = AutoTokenizer.from_pretrained(folder).eos_token_id
+    assert set(tokenizer.eos_ids) == expected | {own}
+    tokenizer.close()
+
+
+def test_a_missing_model_is_an_oserror() -> None:
+    with pytest.raises(OSError, match="no/such/model"):
+        HFTokenizer.load("./no/such/model")
+
+
+def test_a_model_with_a_slow_tokenizer_only_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    with pytest.raises(ValueError, match="no fast tokenizer"):
+        HFTokenizer.load(str(tmp_path))
+
+
+def test_a_tokens_own_text_keeps_its_space(tokenizer: HFTokenizer) -> None:
+    (tokens,) = asyncio.run(tokenizer.encode(["a hello world"]))
+    assert "".join(map(tokenizer.token_text, tokens)).endswith("a hello world")
+    assert tokenizer.token_text(tokens[0]) == "<s>"
+    assert tokenizer.token_text(tokens[1]) == tokenizer.token_text(tokens[1])
+
+
+# Detokenising
+
+
+def stepped(tokenizer: Any, tokens: list[int]) -> tuple[list[str], str]:
+    special = frozenset(tokenizer.token_to_id(word) for word in made.SPECIAL)
+    detokenizer = HFDetokenizer(tokenizer, special)
+    return [detokenizer.step(token) for token in tokens], detokenizer.flush()
+
+
+def assert_same_text(kind: str, tokens: list[int]) -> None:
+    pieces, rest = stepped(KINDS[kind], tokens)
+    assert "".join(pieces) + rest == KINDS[kind].decode(tokens, skip_special_tokens=True)
+
+
+byte_level_tokens = st.integers(0, KINDS["byte level"].get_vocab_size() - 1)
+words = st.integers(259, KINDS["sentencepiece like"].get_vocab_size() - 1) | st.sampled_from([1, 2])
+
+
+@given(st.lists(byte_level_tokens, max_size=40))
+def test_any_byte_level_tokens_make_the_text_of_all(tokens: list[int]) -> None:
+    assert_same_text("byte level", tokens)
+
+
+@given(st.lists(words, max_size=40))
+def test_any_words_make_the_text_of_all(tokens: list[int]) -> None:
+    assert_same_text("sentencepiece like", tokens)
+
+
+@given(st.text())
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_comes_back(kind: str, text: str) -> None:
+    assert_same_text(kind, KINDS[kind].encode(text).ids)
+
+
+@given(st.lists(st.integers(0, KINDS["sentencepiece like"].get_vocab_size() - 1), max_size=40))
+def test_invalid_bytes_neither_raise_nor_swallow_the_words_after_them(tokens: list[int]) -> None:
+    hello = KINDS["sentencepiece like"].encode(" hello", add_special_tokens=False).ids
+    pieces, rest = stepped(KINDS["sentencepiece like"], tokens + hello)
+    assert ("".join(pieces) + rest).endswith("hello")
+
+
+def test_pieces_are_whole_characters_as_soon_as_they_are_whole() -> None:
+    tokens = KINDS["sentencepiece like"].encode("a🙂b", add_special_tokens=False).ids
+    pieces, rest = stepped(KINDS["sentencepiece like"], tokens)
+    assert ([piece for piece in pieces if piece], rest) == (["a", "🙂", "b"], "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_character_cut_short_shows_as_a_replacement(kind: str) -> None:
+    tokens = KINDS[kind].encode("ok 🙂", add_special_tokens=False).ids
+    cut = next(n for n in range(len(tokens)) if KINDS[kind].decode(tokens[: n + 1]).endswith("\ufffd")) + 1
+    pieces, rest = stepped(KINDS[kind], tokens[:cut])
+    assert "".join(pieces).startswith("ok")
+    assert "\ufffd" not in "".join(pieces)
+    assert set(rest.strip()) == {"\ufffd"}
+
+
+@settings(max_examples=20)
+@given(st.integers(3, 258), st.integers(20, 200))
+def test_a_byte_for_ever_is_not_held_back_for_ever(byte: int, count: int) -> None:
+    pieces, rest = stepped(KINDS["sentencepiece like"], [byte] * count)
+    assert len(rest) <= 16
+    assert len("".join(pieces)) >= count / 4 - 16
+
+
+def test_special_tokens_keep_the_space_after_them() -> None:
+    kind = KINDS["sentencepiece like"]
+    hello = kind.encode("hello", add_special_tokens=False).ids
+    pieces, rest = stepped(kind, [1, *hello, 2, 2, *hello])
+    assert "".join(pieces) + rest == "hello hello"
