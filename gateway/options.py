@@ -5,16 +5,18 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from gateway.settings import Settings
+from gateway.settings import RedisUrl, Settings
 
 ENV_PREFIX = "BUCKETSERVE_"
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
+NO_SETTINGS = {CONFIG_ENV, ENV_PREFIX + "RUN"}
+"""Variables of ours that are none: the config file, and the mark by which `up` finds its processes."""
 UNITS = {
     "s": "SECONDS",
     "bytes": "BYTES",
@@ -29,6 +31,11 @@ UNITS = {
     "gateways": "COUNT",
     "replicas": "COUNT",
     "threads": "COUNT",
+    "model": "FOLDER|ID",
+    "keys": "KEYS",
+    "name": "NAME",
+    "device": "DEVICE",
+    "host": "ADDRESS",
 }
 """Last word of a setting's name -> what its value is counted in."""
 
@@ -56,13 +63,25 @@ class Option(NamedTuple):
         return "--" + "-".join(self.path).replace("_", "-")
 
     @property
+    def parts(self) -> list[object]:
+        """The setting's type, or the types of which it may be one."""
+        return [self.field.annotation, *get_args(self.field.annotation)]
+
+    @property
+    def is_list(self) -> bool:
+        return any(get_origin(part) is tuple for part in self.parts)
+
+    @property
     def unit(self) -> str:
+        choices = [part for part in self.parts if get_origin(part) is Literal]
+        if choices:
+            return "|".join(get_args(choices[0]))
         last = self.path[-1]
         return UNITS.get(last.rsplit("_", 1)[-1], last.upper())
 
     @property
     def is_secret(self) -> bool:
-        return "SecretStr" in str(self.field.annotation)
+        return SecretStr in self.parts or RedisUrl in self.parts
 
 
 class Given(NamedTuple):
@@ -141,14 +160,15 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
     known = {option.env: name for name, option in OPTIONS.items()}
-    given = {}
-    for env, value in environ.items():
-        if env in known:
-            given[known[env]] = Given(value, env)
-        elif env.startswith(ENV_PREFIX) and env != CONFIG_ENV:
+    ours = {
+        env: value for env, value in environ.items() if env.startswith(ENV_PREFIX) and env not in NO_SETTINGS
+    }
+    for env in ours:
+        if env not in known:
             suggestion = nearest(env, [*known, CONFIG_ENV])
             raise SettingsError(f"no setting for the variable {env}; did you mean {suggestion}?")
-    return given
+    # An empty variable counts as none: Compose cannot leave one out.
+    return {known[env]: Given(value, env) for env, value in ours.items() if value}
 
 
 def _nested(given: Mapping[str, Given]) -> dict[str, object]:
@@ -171,12 +191,12 @@ def _explain(error: ValidationError, given: Mapping[str, Given]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if name is None:
         return f"{'.'.join(names)}: {message}"
-    shown = "" if OPTIONS[name].is_secret else f", not {first['input']!r}"
-    return f"{name} (from {given[name].source}): {message}{shown}"
+    shown = "" if OPTIONS[name].is_secret else f" = {first['input']!r}"
+    return f"{name}{shown} (from {given[name].source}): {message}"
 
 
 def show(loaded: Loaded) -> str:
-    """The effective settings as TOML that can be fed back, each with where it came from; secrets are hidden."""
+    """The effective settings as TOML that can be fed back, and where each came from; secrets are hidden."""
     lines = []
     section: tuple[str, ...] = ()
     for option in OPTIONS.values():
@@ -204,4 +224,5 @@ def _toml(value: object) -> str:
 
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.scheme}://{'***@' if '@' in parts.netloc else ''}{parts.netloc.rpartition('@')[2]}{parts.path}"
+    login, _, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{'***@' if login else ''}{host}{parts.path}"

@@ -30,22 +30,23 @@ class Entry(msgspec.Struct, frozen=True):
 class Store(Protocol):
     """The queue of one model, shared by all gateways.
 
-    Verbs are idempotent unless they say otherwise, and atomic; put_back, finish, cancel and audit may take a long
-    list in parts.  Every verb raises StoreLost if the store does not answer; a verb that is cancelled has ended
-    when CancelledError arrives.  A ticket is unknown, queued, or leased to a replica, whatever its epoch.
+    Verbs are idempotent unless they say otherwise, and atomic; put_back, finish, cancel and audit may take a
+    long list in parts.  Every verb raises StoreLost if the store does not answer; a verb that is cancelled has
+    ended when CancelledError arrives.  A ticket is unknown, queued, or leased to a replica, whatever its epoch.
     """
 
     async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
         """Queue a call's tickets, all or none; their scores, which the caller keeps in its tickets.
 
         score = max(now, tag[tenant, class]) + slack_s, and the tag advances by cost_s from that start
-        (start-time fair queueing).  A ticket already known is left as it is.  Raises QueueFull, and ValueError
-        for times that are not finite.
+        (start-time fair queueing).  A ticket already known is left as it is.  Raises QueueFull, and
+        ValueError for times that are not finite.
         """
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
         """Queue tickets again under a higher attempt, with the score they carry, whatever the store knew of
-        earlier attempts.  No bound applies: they were admitted.  A known attempt at or above is left as it is."""
+        earlier attempts.  No bound applies: they were admitted.  A known attempt at or above is left as it
+        is."""
 
     async def queue(self) -> Queue:
         """The heads of all non-empty sets and the shared figures."""
@@ -60,9 +61,9 @@ class Store(Protocol):
         tickets: Sequence[tuple[str, int]],
         served: Mapping[ServiceClass, float],
     ) -> list[Entry]:
-        """Lease those (id, attempt) that are still queued to this epoch, in the given order; `served` is stored
-        as the classes' new figures if anything was claimed.  Raises LeaseLost unless this epoch holds the
-        replica's lease."""
+        """Lease those (id, attempt) that are still queued to the replica, in the given order; `served` is
+        stored as the classes' new figures if anything was claimed.  Raises LeaseLost unless this epoch holds
+        the replica's lease."""
 
     async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
         """Forget (id, attempt)s, queued or leased.  Another attempt is left as it is."""
@@ -71,17 +72,17 @@ class Store(Protocol):
         """Forget tickets whatever their attempt; (id, replica) of those that were leased."""
 
     async def audit(self, gateway: str, live: Sequence[tuple[str, int]], lease_s: float) -> list[str]:
-        """Ids of those (id, attempt)s that are neither queued nor leased.  Also the gateway's sign of life as an
-        origin, good for `lease_s`."""
+        """Ids of those (id, attempt)s that are neither queued nor leased.  Also the gateway's sign of life as
+        an origin, good for `lease_s`."""
 
     async def reap(self, limit: int) -> list[tuple[str, str]]:
-        """Forget up to `limit` tickets of origins that put some and gave no sign of life for their lease (a put is
-        one too): (id, replica) of those that were leased, so that their rows can be cancelled."""
+        """Forget up to `limit` tickets of origins that put some and gave no sign of life for their lease (a put
+        is one too): (id, replica) of those that were leased, so that their rows can be cancelled."""
 
     async def sweep(self, replica: str, epoch: int, live: Sequence[tuple[str, int]]) -> list[str]:
         """Forget every ticket leased to the replica that is not among `live` (its engine does not have it);
-        the others stay leased.  The ids forgotten; the audit of their origins brings them back.  Raises LeaseLost
-        unless this epoch holds the replica's lease."""
+        the others stay leased.  The ids forgotten; the audit of their origins brings them back.  Raises
+        LeaseLost unless this epoch holds the replica's lease."""
 
     async def elect(self, replica: str, gateway: str, lease_s: float) -> int | None:
         """Become the replica's driver: the new epoch, max(last + 1, clock in microseconds), or None while

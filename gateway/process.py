@@ -1,16 +1,17 @@
 """Child processes that cannot outlive us.
 
-A child leads a process group of its own (a terminal's SIGINT reaches only us, and we end it in order), dies with us
-even if we are killed (PR_SET_PDEATHSIG), writes to a log file whose last lines explain its death, and carries the
-run's marker in its environment, which its own children inherit: so whatever is left of a run is found in /proc.
+A child leads a process group of its own (a terminal's SIGINT reaches only us, and we end it in order), dies
+with us even if we are killed (PR_SET_PDEATHSIG), writes to a log file whose last lines explain its death, and
+carries the run's marker in its environment, which its own children inherit: whatever is left of a
+run is found in /proc.
 """
 
 import asyncio
 import ctypes
 import os
 import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 MARKER = "BUCKETSERVE_RUN"
@@ -72,13 +73,53 @@ class Child:
             # Without this a stopped child would sit out the grace.
             self._process.send_signal(signal.SIGCONT)
         try:
-            await asyncio.wait_for(self._process.wait(), grace_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), grace_s)
         finally:
             _kill_group(self._process.pid)
             await self._process.wait()
 
 
-def _die_with(parent: int):  # type: ignore[no-untyped-def]
+def tail(log: Path) -> str:
+    """The last lines of a log, or what there is."""
+    if not log.exists():
+        return ""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+
+
+def marked(run: Path) -> list[int]:
+    """Processes that carry the run's marker, ours left out."""
+    wanted = f"{MARKER}={run}".encode()
+    return [pid for pid in _pids() if wanted in _words(pid, "environ") and pid != os.getpid()]
+
+
+def kill_marked(run: Path) -> None:
+    for pid in marked(run):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def command_line(pid: int) -> list[str]:
+    return [os.fsdecode(word) for word in _words(pid, "cmdline")]
+
+
+def _words(pid: int, file: str) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes().split(b"\0")
+    except OSError:  # it ended meanwhile, or is another user's
+        return []
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
     def in_child() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above

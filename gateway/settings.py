@@ -1,7 +1,7 @@
 """Every setting, in one frozen tree: its meaning, unit and default's reason.
 
-A value comes from the config file (TOML), then the environment, then a flag; the later wins.  The three use one
-name: `grace_s` in `[http]`, `BUCKETSERVE_HTTP__GRACE_S`, `--http-grace-s`.  Objects receive values, not Settings.
+A value comes from the config file (TOML), then the environment, then a flag; the later wins (options.py).
+Objects receive values, not Settings.
 """
 
 import re
@@ -54,7 +54,7 @@ def _matching(pattern: str, words: str) -> AfterValidator:
 
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 Address = Annotated[str, _matching(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):[0-9]{1,5}", "should be HOST:PORT")]
-Device = Annotated[str, _matching(r"auto|cpu|cuda(:[0-9]+)?", "should be auto, cpu, cuda or cuda:N")]
+Device = Annotated[str, _matching(r"cpu|cuda(:[0-9]+)?", "should be cpu, cuda or cuda:N")]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 
@@ -116,7 +116,7 @@ class Scheduling(Section):
     """Most requests that run on a replica at once, however much memory it has."""
     max_batch_rows: PositiveInt = 64
     """Most requests sent to a replica in one batch."""
-    max_prefill_tokens: PositiveInt = 4096
+    max_prefill_tokens: PositiveInt = 2048
     """Most prompt tokens (padded) of one batch, and the shape the engine warms up with."""
     safety_factor: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Part of the KV memory that batches are planned into; the rest absorbs answers longer than predicted."""
@@ -161,7 +161,7 @@ class Settings(Section):
     model: Annotated[str, Field(min_length=1)] = DEMO_MODEL
     """Folder or Hugging Face id of the model; by default the demo model that comes with bucketserve."""
     model_name: Annotated[str, Field(min_length=1)] | None = None
-    """What clients call the model; by default as the engine names it."""
+    """What clients call the model; by default the folder's name or the Hugging Face id."""
     host: str = "127.0.0.1"
     """Address to listen on; only this machine by default, as there is no key by default either."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
@@ -175,10 +175,10 @@ class Settings(Section):
     triton: Addresses = ()
     """gRPC address HOST:PORT of a running Triton, several with commas or by repeating; without it `up` starts
     its own."""
-    device: Device = "auto"
-    """Where the engines that `up` starts run: auto, cpu, cuda or cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of those engines; `auto` is the checkpoint's own."""
+    device: Device | None = None
+    """Where the engines that `up` starts run: cpu, cuda or cuda:N; by default as the engine chooses."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of those engines; by default as the engine chooses."""
     kv_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """KV memory of each of those engines, such as 512MiB; by default measured at their start."""
     threads: PositiveInt | None = None

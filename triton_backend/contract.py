@@ -216,7 +216,15 @@ class Superseded(msgspec.Struct, frozen=True, tag="superseded"):
     epoch: int
 
 
-Event = Attached | Step | Superseded
+class AttachRefused(msgspec.Struct, frozen=True, tag="refused"):
+    """Only answer to an attach of a contract version that this engine does not speak."""
+
+    version: int
+    """The engine's."""
+    error: str
+
+
+Event = Attached | Step | Superseded | AttachRefused
 
 _encoder = msgspec.msgpack.Encoder()
 _control_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)

@@ -5,7 +5,7 @@ rounding rule.  Lengths are tokens, sizes are bytes.  Pure.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -134,6 +134,11 @@ class Ledger:
     @property
     def free_bytes(self) -> int:
         return self.capacity_bytes - self.used_bytes
+
+    @property
+    def rooms(self) -> Mapping[int, int]:
+        """Tokens of room each row occupies; a live view."""
+        return self._held
 
     def reserve(self, rows: dict[int, int]) -> None:
         """Grow each row to hold that many tokens, all or none.  Raises OverBudget."""

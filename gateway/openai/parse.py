@@ -19,8 +19,6 @@ from gateway.openai.body import (
 from gateway.request import Request, ServiceClass
 from triton_backend.contract import Sampling
 
-DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's default of `max_tokens`, for /v1/completions only."""
 GREEDY_BELOW = 1e-5
 """Dividing logits by less overflows, and the draw would be the maximum anyway."""
 SEEDS = 2**62
@@ -68,7 +66,7 @@ def completion(raw: bytes, vocabulary: int) -> Request:
         body,
         vocabulary,
         prompts=_prompts(body.prompt, vocabulary),
-        max_tokens=_max_tokens(body) or DEFAULT_COMPLETION_TOKENS,
+        max_tokens=_max_tokens(body),
         logprobs=body.logprobs,
         echo=bool(body.echo),
     )

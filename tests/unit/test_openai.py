@@ -40,7 +40,7 @@ def test_a_bare_chat_gets_the_defaults() -> None:
 
 
 def test_a_bare_completion_gets_openais_sixteen_tokens() -> None:
-    assert completion() == Request(model="m", prompts=["hi"], max_tokens=16)
+    assert completion() == Request(model="m", prompts=["hi"])
 
 
 OPTIONAL = [

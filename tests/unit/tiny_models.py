@@ -1,9 +1,11 @@
 """Fresh small models, one an architecture, and the rows and references to test them with."""
 
+from copy import deepcopy
 from functools import cache
 
 import torch
 from transformers import (
+    DeepseekV3Config,
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
@@ -37,7 +39,25 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**_SHAPE),
     "mistral": MistralConfig(**_SHAPE, sliding_window=12),
     "gemma2": Gemma2Config(
-        **_SHAPE, sliding_window=12, attn_logit_softcapping=5.0, final_logit_softcapping=20.0
+        **_SHAPE,
+        sliding_window=12,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=20.0,
+        tie_word_embeddings=False,
+    ),
+    "deepseek_v3": DeepseekV3Config(
+        **{**_SHAPE, "num_key_value_heads": 4, "head_dim": 4},
+        q_lora_rank=None,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=6,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
     ),
     "gpt2": GPT2Config(
         vocab_size=VOCABULARY,
@@ -50,13 +70,14 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         eos_token_id=None,
     ),
 }
-"""Wide initial weights make attention matter and greedy text vary; windows are shorter than the sequences."""
+"""Between them: grouped heads, windows shorter than the sequences, soft caps, learned positions, experts, and keys and
+values of different sizes.  Wide initial weights make attention matter and greedy text vary."""
 
 
 def fresh(name: str) -> PreTrainedModel:
     """A new model in float32, always with the same weights."""
     torch.manual_seed(sum(map(ord, name)))
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=torch.float32)
     return model
 
 

@@ -27,34 +27,38 @@ class Name:
     his: str
 
 
-ANIMALS = (
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ANIMALS = words(
     "fox bear rabbit owl mouse wolf deer cat dog horse duck frog hedgehog squirrel badger otter tiger lion "
     "elephant monkey penguin turtle whale goat sheep cow pig hen goose swan crow parrot snail spider bee ant "
     "butterfly lizard camel zebra giraffe panda koala seal dolphin fish"
-).split()
-PEOPLE = (
+)
+PEOPLE = words(
     "girl boy farmer baker king queen prince princess sailor knight wizard teacher painter doctor gardener "
     "fisherman shepherd miller tailor cook pilot astronaut pirate clown"
-).split()
-CREATURES = "dragon robot giant unicorn ghost fairy troll mermaid dwarf elf snowman scarecrow toy train".split()
-FRIENDS = "fox bear rabbit owl mouse deer duck frog hedgehog squirrel badger otter crow turtle goat".split()
-FRUITS = "apple pear plum banana orange cherry grape lemon peach mango melon fig kiwi apricot".split()
-VEGETABLES = "carrot potato onion pea bean cabbage leek pumpkin spinach tomato radish turnip".split()
-COLOURS = "red blue green yellow orange purple brown black white pink grey gold".split()
-CITIES = "London Paris Rome Berlin Madrid Tokyo Lisbon Vienna Athens Oslo Dublin Cairo Prague Warsaw".split()
-TOOLS = "hammer saw spade rake axe drill brush knife ladder needle broom shovel".split()
-CLOTHES = "hat coat scarf shirt sock shoe glove belt dress sweater jacket boot".split()
-DRINKS = "water milk tea coffee juice lemonade cocoa soup".split()
-FLOWERS = "rose tulip daisy lily poppy violet sunflower orchid daffodil lavender".split()
-TREES = "oak pine birch maple willow ash elm beech cedar fir".split()
-SPORTS = "football tennis swimming running cycling rowing skiing chess sailing climbing".split()
-INSTRUMENTS = "piano violin flute drum guitar trumpet harp cello clarinet organ".split()
-PLANETS = "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-SEASONS = "spring summer autumn winter".split()
+)
+CREATURES = words(
+    "dragon robot giant unicorn ghost fairy troll mermaid dwarf elf snowman scarecrow toy train"
+)
+FRIENDS = words("fox bear rabbit owl mouse deer duck frog hedgehog squirrel badger otter crow turtle goat")
+FRUITS = words("apple pear plum banana orange cherry grape lemon peach mango melon fig kiwi apricot")
+VEGETABLES = words("carrot potato onion pea bean cabbage leek pumpkin spinach tomato radish turnip")
+COLOURS = words("red blue green yellow orange purple brown black white pink grey gold")
+CITIES = words("London Paris Rome Berlin Madrid Tokyo Lisbon Vienna Athens Oslo Dublin Cairo Prague Warsaw")
+TOOLS = words("hammer saw spade rake axe drill brush knife ladder needle broom shovel")
+CLOTHES = words("hat coat scarf shirt sock shoe glove belt dress sweater jacket boot")
+DRINKS = words("water milk tea coffee juice lemonade cocoa soup")
+FLOWERS = words("rose tulip daisy lily poppy violet sunflower orchid daffodil lavender")
+TREES = words("oak pine birch maple willow ash elm beech cedar fir")
+SPORTS = words("football tennis swimming running cycling rowing skiing chess sailing climbing")
+INSTRUMENTS = words("piano violin flute drum guitar trumpet harp cello clarinet organ")
+PLANETS = words("Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune")
+DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = words("January February March April May June July August September October November December")
+SEASONS = words("spring summer autumn winter")
 THEMES = (
     "the sea",
     "the moon",
@@ -98,23 +102,23 @@ LISTS = {
     "jobs": PEOPLE[2:],
 }
 ORDERED = frozenset({"planets", "days of the week", "months", "seasons"})
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = words("zero one two three four five six seven eight nine ten eleven twelve")
 
-_HE = "Pip Tom Max Oscar Hugo Felix Leo Bruno Otto Finn Sam Ben Theo Noah Jack".split()
-_SHE = "Luna Mia Ruby Rosa Ella Nora Ivy Clara Daisy Molly Lily Anna Zoe Sofia Emma".split()
+_HE = words("Pip Tom Max Oscar Hugo Felix Leo Bruno Otto Finn Sam Ben Theo Noah Jack")
+_SHE = words("Luna Mia Ruby Rosa Ella Nora Ivy Clara Daisy Molly Lily Anna Zoe Sofia Emma")
 NAMES = tuple(Name(n, "he", "him", "his") for n in _HE) + tuple(Name(n, "she", "her", "her") for n in _SHE)
 
-_SYLLABLES = (
-    "ba be bo da di do fa fi ga go ka ki ko la le li lo ma mi mo na ni no pa pe po ra ri ro sa se so ta ti to "
-    "va vi zo zu plo tri gru ster wim dor fen lu mar quo xi yo"
-).split()
-_LOWER_ENDINGS = "n r l x sh ck t ng m rd".split()
+_SYLLABLES = words(
+    "ba be bo da di do fa fi ga go ka ki ko la le li lo ma mi mo na ni no pa pe po ra ri ro sa se so ta ti "
+    "to va vi zo zu plo tri gru ster wim dor fen lu mar quo xi yo"
+)
+_ENDINGS = words("n r l x sh ck t ng m rd")
 
 
 def invent(rng: random.Random) -> str:
     """A word nobody has seen. It teaches the model to copy from the request instead of from memory."""
     stem = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 3)))
-    return stem + rng.choice(_LOWER_ENDINGS)
+    return stem + rng.choice(_ENDINGS)
 
 
 def a(noun: str) -> str:

@@ -1,29 +1,19 @@
-"""A tiny engine with the real one's surface: tokens count up, no torch.  For tests and figures of the transport.
+"""A tiny engine with the real one's surface: tokens count up, no torch.  For what is the transport's.
 
-`threads` is the pause between steps in microseconds.  A prompt that starts with HANG stops the engine's thread
-for good, with DIE ends it.
+`threads` is the pause between steps in microseconds.  A prompt that starts with HANG stops the engine's
+thread for good, with DIE ends it.
 """
 
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from triton_backend import contract
 from triton_backend.memory import Paged
+from triton_backend.session import Sink, SinkClosed
 
 IDLE_S = 0.1
 HANG, DIE = 666, 667
-
-
-class SinkClosed(Exception):
-    pass
-
-
-class Sink(Protocol):
-    def send(self, event: contract.Event) -> None: ...
-    def is_closed(self) -> bool: ...
-    def finish(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class EngineConfig:
 @dataclass
 class _Live:
     new: contract.NewRow
-    tokens: list[int] = field(default_factory=list)
+    count: int = 0
 
 
 class Engine:
@@ -79,11 +69,13 @@ class Engine:
             self._sink = sink
             self._change.notify()
 
-    def submit(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> contract.Ack:
+    def submit(
+        self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach
+    ) -> contract.Ack:
         with self._change:
             if control.epoch != self._epoch:
                 return contract.Ack(control.seq, self._epoch, "another epoch holds the engine")
-            assert control.seq == self._seq + 1, f"seq {control.seq} after {self._seq}"
+            assert control.seq >= self._seq, f"seq {control.seq} after {self._seq}"
             self._seq = control.seq
             self._apply(control)
             self._change.notify()
@@ -97,7 +89,11 @@ class Engine:
         elif isinstance(control, contract.Cancel | contract.Evict):
             gone = [row for row in control.rows if self._rows.pop(row, None)]
             reason = contract.End.CANCELLED if isinstance(control, contract.Cancel) else contract.End.EVICTED
-            self._send(contract.Step(self._seq, self._telemetry(), ended=[contract.Ended(row, reason) for row in gone]))
+            self._send(
+                contract.Step(
+                    self._seq, self._telemetry(), ended=[contract.Ended(row, reason) for row in gone]
+                )
+            )
 
     def _run(self) -> None:
         while not self._stopping:
@@ -117,10 +113,10 @@ class Engine:
         rows, indexes, tokens, ended = [], [], [], []
         for row, live in self._rows.items():
             rows.append(row)
-            indexes.append(live.new.index + len(live.tokens))
-            tokens.append(len(live.tokens))
-            live.tokens.append(len(live.tokens))
-            if len(live.tokens) == live.new.max_tokens:
+            indexes.append(live.new.index + live.count)
+            tokens.append(live.count)
+            live.count += 1
+            if live.count == live.new.max_tokens:
                 ended.append(contract.Ended(row, contract.End.LENGTH))
         for end in ended:
             del self._rows[end.row]
@@ -147,10 +143,19 @@ class Engine:
         return contract.Attached(self._epoch, 1, info, Paged(16, 1024), rows, self._telemetry())
 
     def _live_row(self, live: _Live) -> contract.LiveRow:
-        new, count = live.new, len(live.tokens)
-        left = new.max_tokens - count
+        new, tokens = live.new, list(range(live.count))
         return contract.LiveRow(
-            new.row, new.ticket, new.attempt, new.origin, len(new.prompt), new.index, left, live.tokens, [], [], None
+            row=new.row,
+            ticket=new.ticket,
+            attempt=new.attempt,
+            origin=new.origin,
+            prompt_tokens=len(new.prompt),
+            index=new.index,
+            max_tokens=new.max_tokens - live.count,
+            tokens=tokens,
+            logprobs=[],
+            alternatives=[],
+            ended=None,
         )
 
     def _telemetry(self) -> contract.Telemetry:
