@@ -133,7 +133,7 @@ class StoreContract:
         await put(store, entry("a/1"), entry("a/2"), limits=Limits(2, 20, 8))
         assert await peek_ids(store) == ["a/1", "a/2"]
 
-    @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+    @pytest.mark.parametrize("bad", [float("inf"), float("nan"), -1e11])
     async def test_a_time_that_is_no_number_is_refused(self, store: Store, bad: float) -> None:
         with pytest.raises(ValueError, match="finite"):
             await put(store, entry("a/0"), entry("a/1", slack_s=bad))
@@ -355,7 +355,7 @@ class StoreContract:
         assert (queue.bounds, queue.bounds_version) == ((0,), 2)
 
     async def test_the_backlog_is_what_is_queued(self, store: Store) -> None:
-        await store.put_back([entry("a/0", score=3.0, seconds=0.1), entry("a/1", score=4.9, seconds=0.2)])
+        await store.put_back([entry("a/0", score=-0.0, seconds=0.1), entry("a/1", score=4.9, seconds=0.2)])
         await store.put_back([entry("a/2", score=5.0), entry("a/3", score=-1.0, service_class=FLEX)])
         backlog = await store.backlog()
         assert {key: (b.tokens, b.seconds) for key, b in backlog.items()} == {

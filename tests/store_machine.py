@@ -49,7 +49,7 @@ drafts = st.builds(
     seconds=st.floats(0, 10),
     slack_s=st.floats(-10, 10),
     cost_s=st.sampled_from([0.0, 0.1, 30.0]),
-    score=st.sampled_from([0.0, 5.0, 1e9]) | st.floats(-1e9, 2e9),
+    score=st.sampled_from([0.0, -0.0, 5.0, 1e9]) | st.floats(-1e9, 2e9),
     payload=st.binary(max_size=9),
 )
 groups = st.lists(drafts, min_size=1, max_size=4, unique_by=lambda draft: draft.ticket.id)

@@ -83,6 +83,7 @@ class TestRedisStore(StoreContract):
     pass
 
 
+@pytest.mark.timeout(60)
 def test_it_agrees_with_the_model(url: str) -> None:
     class RedisMachine(StoreMachine):
         async def open(self) -> Store:
@@ -187,6 +188,13 @@ async def test_a_ticket_that_does_not_decode_is_forgotten(store: RedisStore, cli
     claimed = await store.claim("replica", epoch, [("a/0", 0), ("a/3", 0)], {})
     assert [entry.ticket.id for entry in claimed] == ["a/3"]
     assert store.num_broken == 3
+    for field, damage in (("score", b"abc"), ("payload", None)):
+        await put(store, entry("b/0"))
+        await client.hdel(f"{KEYS.ticket}:b/0", field)
+        if damage:
+            await client.hset(f"{KEYS.ticket}:b/0", field, damage)
+        assert await store.claim("replica", epoch, [("b/0", 0)], {}) == []
+    assert store.num_broken == 5
     await store.finish([("a/3", 0)])
     await assert_clean(client)
 

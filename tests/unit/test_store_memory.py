@@ -73,5 +73,6 @@ class MemoryMachine(StoreMachine):
         return MemoryStore(Clock())
 
 
+@pytest.mark.timeout(60)
 def test_it_agrees_with_the_model() -> None:
     run_machine(MemoryMachine, max_examples=60, stateful_step_count=40)

@@ -56,7 +56,9 @@ replies = st.recursive(
 
 
 @pytest.mark.parametrize(
-    "parse", [wire.queue, wire.backlog, wire.texts, wire.text_pairs], ids=lambda parse: parse.__name__
+    "parse",
+    [wire.queue, wire.backlog, wire.texts, wire.text_pairs, wire.text_dict, wire.peeked, wire.claimed],
+    ids=lambda parse: parse.__name__,
 )
 @given(reply=replies)
 def test_any_reply_is_parsed_or_a_lost_store(parse, reply) -> None:  # type: ignore[no-untyped-def]

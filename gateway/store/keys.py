@@ -1,0 +1,49 @@
+"""Every key of the queue, `bs1:{model/shard}:<name>`: schema version first, then a hash tag, so that all keys
+of one queue lie in one cluster slot.
+
+Every script gets all of these as its KEYS, in this order.  For ticket, set, tag, leased and origin the key is
+a prefix to which the script adds `:` and the rest, since only the script knows which tickets it meets; the
+hash tag is in the prefix, so what it derives is in the same slot by construction.
+
+What is left when every ticket is gone: served, buckets, origins (one member a gateway, pruned by reap) and
+drivers (one field a replica, pruned by elect a day after its lease), all of fixed size, and tags until they
+expire.
+"""
+
+from typing import NamedTuple
+from urllib.parse import quote
+
+
+class Keys(NamedTuple):
+    ticket: str
+    """ticket:<id>, hash: meta, payload, attempt, origin, bin, class, score, at, slot, tokens, bytes, us; once
+    leased also replica: a ticket is queued exactly if it has none.  It is leased to its replica's epoch."""
+    set: str
+    """set:<bin>:<class>, sorted set of <at><id> by score; `at` (20 digits) is the time of the first put and
+    makes equal scores first in, first out."""
+    heads: str
+    """hash <bin>:<class> -> "count score id" of every non-empty set."""
+    sums: str
+    """hash of what is queued: tickets, tokens, bytes in all, and per class and deadline slot the backlog,
+    <class>:<slot>:tokens and <class>:<slot>:us (predicted microseconds: integers add up exactly)."""
+    tag: str
+    """tag:<class>:<tenant>, string: the fairness tag; it expires when it lies in the past."""
+    served: str
+    """hash class -> figure."""
+    buckets: str
+    """string "version bound bound ..."."""
+    leased: str
+    """leased:<replica>, set of ids."""
+    origin: str
+    """origin:<gateway>, set of the ids it put, queued or leased."""
+    origins: str
+    """sorted set of gateways by the time until which they count as alive."""
+    drivers: str
+    """hash replica -> "epoch expiry gateway": the last epoch and, while expiry (microseconds) lies ahead, the
+    lease."""
+
+
+def queue_keys(model: str, shard: int = 0) -> Keys:
+    """A `}` in a model's name would end the hash tag early: quoted, as is everything that is not plain."""
+    tag = f"{quote(model, safe='/', errors='surrogatepass')}/{shard}"
+    return Keys(*(f"bs1:{{{tag}}}:{name}" for name in Keys._fields))

@@ -1,0 +1,33 @@
+"""Who drives which replica, in the memory store."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Lease:
+    epoch: int
+    expiry_s: float
+    gateway: str
+
+
+class Leases:
+    def __init__(self) -> None:
+        self._of: dict[str, _Lease] = {}
+
+    def elect(self, replica: str, gateway: str, expiry_s: float, now_s: float) -> int | None:
+        last = self._of.get(replica)
+        if last and last.expiry_s > now_s and last.gateway != gateway:
+            return None
+        epoch = max(last.epoch + 1 if last else 1, int(now_s * 1e6))
+        self._of[replica] = _Lease(epoch, expiry_s, gateway)
+        return epoch
+
+    def holds(self, replica: str, epoch: int, now_s: float) -> bool:
+        lease = self._of.get(replica)
+        return lease is not None and lease.epoch == epoch and lease.expiry_s > now_s
+
+    def set_expiry(self, replica: str, expiry_s: float) -> None:
+        self._of[replica].expiry_s = expiry_s
+
+    def live(self, now_s: float) -> dict[str, str]:
+        return {replica: lease.gateway for replica, lease in self._of.items() if lease.expiry_s > now_s}

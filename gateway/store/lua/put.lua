@@ -1,0 +1,43 @@
+-- Queue a call's tickets, all or none.  A ticket already known is left as it is.
+-- ARGV: max_tickets, max_tokens, max_bytes, slot_s, grace_s, then ENTRY arguments per ticket.
+-- Returns the scores in the order of ARGV, or the name of the bound that would be passed.
+
+local now_us = clock_us()
+local now_s, slot_s, grace_s = now_us / 1e6, tonumber(ARGV[4]), tonumber(ARGV[5])
+local group, fresh, tokens, bytes = {}, {}, 0, 0
+
+for at = 6, #ARGV, ENTRY do
+  local id = ARGV[at]
+  local score = field(id, 'score')
+  if score then
+    group[id] = {score = score}
+  elseif not group[id] then
+    group[id] = entry(at)
+    fresh[#fresh + 1] = group[id]
+    tokens = tokens + group[id].tokens
+    bytes = bytes + group[id].bytes
+  end
+end
+
+if #fresh > 0 then
+  local queued = redis.call('HMGET', SUMS, 'tickets', 'tokens', 'bytes')
+  if (queued[1] or 0) + #fresh > tonumber(ARGV[1]) then return 'tickets' end
+  if (queued[2] or 0) + tokens > tonumber(ARGV[2]) then return 'tokens' end
+  if (queued[3] or 0) + bytes > tonumber(ARGV[3]) then return 'bytes' end
+end
+
+for i, ticket in ipairs(fresh) do
+  local tag = TAG .. ':' .. ticket.class .. ':' .. ticket.tenant
+  local start = math.max(now_s, tonumber(redis.call('GET', tag) or 0))
+  local next_start = start + ticket.cost
+  ticket.score = exact(start + ticket.slack)
+  ticket.at = string.format('%016.0f%04d', now_us, i)
+  enqueue(ticket, slot_s)
+  if next_start > now_s then redis.call('SET', tag, exact(next_start), 'PXAT', integer(math.ceil(next_start * 1e3))) end
+  redis.call('ZADD', ORIGINS, 'GT', exact(now_s + grace_s), ticket.origin)
+end
+
+settle()
+local scores = {}
+for at = 6, #ARGV, ENTRY do scores[#scores + 1] = group[ARGV[at]].score end
+return scores

@@ -1,0 +1,214 @@
+"""The queue in one process, on any clock: the rules of `lua/`; a verb is atomic because it never awaits.
+
+For the simulator and for tests: one gateway sees it, and it dies with the process.  Dicts stand where Redis
+has sets, so that runs repeat whatever the hash seed.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from gateway.errors import LeaseLost
+from gateway.ports import Entry, Limits
+from gateway.request import Backlog, Queue, ServiceClass, Ticket
+from gateway.store.leases import Leases
+from gateway.store.waiting import Held, Set, Waiting
+from gateway.store.wire import check_times
+
+
+class MemoryStore:
+    """`grace_s` is how long an origin that has put but not yet audited counts as alive."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.time, *, slot_s: float = 5.0, grace_s: float = 10.0
+    ) -> None:
+        self._clock = clock
+        self._grace_s = grace_s
+        self._arrivals = itertools.count()
+        self._held: dict[str, Held] = {}
+        self._waiting = Waiting(slot_s)
+        self._leased: dict[str, dict[str, None]] = {}
+        self._put_by: dict[str, dict[str, None]] = {}
+        self._origins: dict[str, float] = {}
+        self._leases = Leases()
+        self._tags: dict[tuple[str, ServiceClass], float] = {}
+        self._max_tags = 64
+        self._served: dict[ServiceClass, float] = {}
+        self._bounds: tuple[int, ...] = (0,)
+        self._bounds_version = 0
+
+    async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
+        check_times(entries)
+        fresh = {entry.ticket.id: entry for entry in entries if entry.ticket.id not in self._held}
+        if fresh:
+            self._waiting.check([entry.ticket for entry in fresh.values()], limits)
+        for entry in fresh.values():
+            ticket = msgspec.structs.replace(entry.ticket, score=self._advance(entry.ticket))
+            self._enqueue(Entry(ticket, entry.payload), next(self._arrivals))
+        self._prune_tags()
+        return [self._held[entry.ticket.id].ticket.score for entry in entries]
+
+    async def put_back(self, entries: Sequence[Entry]) -> None:
+        check_times(entries)
+        for entry in entries:
+            known = self._held.get(entry.ticket.id)
+            if known and known.ticket.attempt >= entry.ticket.attempt:
+                continue
+            if known:
+                self._forget(known)
+            self._enqueue(entry, known.arrival if known else next(self._arrivals))
+
+    async def queue(self) -> Queue:
+        return Queue(
+            now_s=self._clock(),
+            heads=self._waiting.heads(),
+            served=dict(self._served),
+            bounds=self._bounds,
+            bounds_version=self._bounds_version,
+            tickets=self._waiting.tickets,
+            tokens=self._waiting.tokens,
+            bytes=self._waiting.bytes,
+        )
+
+    async def peek(self, sets: Sequence[Set], limit: int) -> list[Ticket]:
+        ids = itertools.islice(self._waiting.best(dict.fromkeys(sets)), limit)
+        return [self._held[id].ticket for id in ids]
+
+    async def claim(
+        self,
+        replica: str,
+        epoch: int,
+        tickets: Sequence[tuple[str, int]],
+        served: Mapping[ServiceClass, float],
+    ) -> list[Entry]:
+        self._check_lease(replica, epoch)
+        queued = [held for held in self._known(tickets) if held.replica is None]
+        for held in queued:
+            self._waiting.leave(held)
+            held.replica = replica
+            self._leased.setdefault(replica, {})[held.ticket.id] = None
+        if queued:
+            self._served.update(served)
+        return [held.entry for held in queued]
+
+    async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
+        for held in self._known(tickets):
+            self._forget(held)
+
+    async def cancel(self, tickets: Sequence[str]) -> list[tuple[str, str]]:
+        return self._forget_all(tickets)
+
+    async def audit(self, gateway: str, live: Sequence[tuple[str, int]], lease_s: float) -> list[str]:
+        self._origins[gateway] = self._clock() + lease_s
+        known = {(held.ticket.id, held.ticket.attempt) for held in self._known(live)}
+        return [id for id, attempt in live if (id, attempt) not in known]
+
+    async def reap(self, limit: int) -> list[tuple[str, str]]:
+        now_s = self._clock()
+        leased = []
+        for gateway in [name for name, expiry_s in self._origins.items() if expiry_s <= now_s]:
+            ids = list(itertools.islice(self._put_by.get(gateway, ()), limit))
+            limit -= len(ids)
+            leased += self._forget_all(ids)
+            if gateway not in self._put_by:
+                del self._origins[gateway]
+        return leased
+
+    async def sweep(self, replica: str, epoch: int, live: Sequence[tuple[str, int]]) -> list[str]:
+        self._check_lease(replica, epoch)
+        alive = {held.ticket.id for held in self._known(live)}
+        forgotten = [id for id in self._leased.get(replica, ()) if id not in alive]
+        self._forget_all(forgotten)
+        return forgotten
+
+    async def elect(self, replica: str, gateway: str, lease_s: float) -> int | None:
+        now_s = self._clock()
+        return self._leases.elect(replica, gateway, now_s + lease_s, now_s)
+
+    async def renew(self, replica: str, epoch: int, lease_s: float) -> bool:
+        now_s = self._clock()
+        if not self._leases.holds(replica, epoch, now_s):
+            return False
+        self._leases.set_expiry(replica, now_s + lease_s)
+        return True
+
+    async def resign(self, replica: str, epoch: int) -> None:
+        now_s = self._clock()
+        if self._leases.holds(replica, epoch, now_s):
+            self._leases.set_expiry(replica, now_s)
+
+    async def drivers(self) -> dict[str, str]:
+        return self._leases.live(self._clock())
+
+    async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
+        if version != self._bounds_version:
+            return False
+        self._bounds, self._bounds_version = bounds, version + 1
+        return True
+
+    async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
+        return self._waiting.backlog()
+
+    async def ping(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+    def _known(self, tickets: Iterable[tuple[str, int]]) -> Iterator[Held]:
+        """Those the store knows under this attempt, each once."""
+        for id, attempt in dict.fromkeys(tickets):
+            held = self._held.get(id)
+            if held and held.ticket.attempt == attempt:
+                yield held
+
+    def _check_lease(self, replica: str, epoch: int) -> None:
+        if not self._leases.holds(replica, epoch, self._clock()):
+            raise LeaseLost
+
+    def _advance(self, ticket: Ticket) -> float:
+        """The ticket's score; its tenant's tag moves on."""
+        name = (ticket.tenant, ticket.service_class)
+        start_s = max(self._clock(), self._tags.get(name, 0.0))
+        self._tags[name] = start_s + ticket.cost_s
+        return start_s + ticket.slack_s
+
+    def _prune_tags(self) -> None:
+        # Seldom enough that a put costs the same however many tenants there are.
+        if len(self._tags) > self._max_tags:
+            now_s = self._clock()
+            self._tags = {name: tag for name, tag in self._tags.items() if tag > now_s}
+            self._max_tags = 64 + 2 * len(self._tags)
+
+    def _enqueue(self, entry: Entry, arrival: int) -> None:
+        held = Held(entry, arrival)
+        origin = entry.ticket.origin
+        self._held[entry.ticket.id] = held
+        self._waiting.enter(held)
+        self._put_by.setdefault(origin, {})[entry.ticket.id] = None
+        expiry_s = self._clock() + self._grace_s
+        self._origins[origin] = max(expiry_s, self._origins.get(origin, expiry_s))
+
+    def _forget(self, held: Held) -> None:
+        id = held.ticket.id
+        del self._held[id]
+        _discard(self._put_by, held.ticket.origin, id)
+        if held.replica is None:
+            self._waiting.leave(held)
+        else:
+            _discard(self._leased, held.replica, id)
+
+    def _forget_all(self, ids: Iterable[str]) -> list[tuple[str, str]]:
+        """(id, replica) of those that were leased."""
+        known = [self._held[id] for id in dict.fromkeys(ids) if id in self._held]
+        for held in known:
+            self._forget(held)
+        return [(held.ticket.id, held.replica) for held in known if held.replica is not None]
+
+
+def _discard(ids_of: dict[str, dict[str, None]], owner: str, id: str) -> None:
+    del ids_of[owner][id]
+    if not ids_of[owner]:
+        del ids_of[owner]

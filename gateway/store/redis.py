@@ -1,0 +1,188 @@
+"""The queue in Redis or Valkey: one script a verb, one round trip a call (two if a ticket is broken)."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis, RedisCluster
+
+from gateway.errors import LeaseLost, QueueFull, StoreLost
+from gateway.ports import Entry, Limits
+from gateway.request import Backlog, Queue, ServiceClass, Ticket
+from gateway.store import wire
+from gateway.store.keys import queue_keys
+from gateway.store.link import Link
+
+T = TypeVar("T")
+
+VERBS = (
+    *("put", "put_back", "queue", "peek", "claim", "finish", "cancel", "audit", "reap", "sweep"),
+    *("elect", "renew", "resign", "drivers", "rebucket", "ping"),
+)
+MAX_PER_SCRIPT = 512
+"""A script holds the whole server; what need not be atomic goes in parts."""
+
+log = logging.getLogger(__name__)
+
+
+class RedisStore:
+    """`client` comes from `link.connect`, or is a Sentinel's or a Cluster's client made likewise; the store
+    closes it.  `grace_s` is how long an origin that has put but not yet audited counts as alive.  All
+    gateways must agree on `slot_s`.  `observe` hears each verb's seconds and whether it was answered."""
+
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        model: str,
+        *,
+        shard: int = 0,
+        slot_s: float = 5.0,
+        grace_s: float = 10.0,
+        timeout_s: float = 0.5,
+        observe: Callable[[str, float, bool], None] = lambda verb, seconds, ok: None,
+    ) -> None:
+        self._client = client
+        self._keys = queue_keys(model, shard)
+        self._slot_s = slot_s
+        self._grace_s = grace_s
+        self._link = Link(timeout_s)
+        self._observe = observe
+        common = source("common")
+        self._scripts = {verb: client.register_script(common + source(verb)) for verb in VERBS}
+        self.num_broken = 0
+        """Tickets forgotten because they did not decode."""
+
+    async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
+        bounds = (limits.max_tickets, limits.max_tokens, limits.max_bytes)
+        args = [*bounds, self._slot_s, self._grace_s, *_entries_args(entries)]
+        result = await self._run("put", args, _scores_or_reason)
+        if isinstance(result, str):
+            raise QueueFull(result)
+        return result
+
+    async def put_back(self, entries: Sequence[Entry]) -> None:
+        for part in _parts(entries):
+            await self._run("put_back", [self._slot_s, self._grace_s, *_entries_args(part)], bool)
+
+    async def queue(self) -> Queue:
+        return await self._run("queue", [], wire.queue)
+
+    async def peek(self, sets: Sequence[tuple[int, ServiceClass]], limit: int) -> list[Ticket]:
+        names = [f"{bin}:{service_class.value}" for bin, service_class in dict.fromkeys(sets)]
+        tickets = await self._run("peek", [limit, *names], wire.peeked)
+        await self._forget_broken([id for id, ticket in tickets if ticket is None])
+        return [ticket for _, ticket in tickets if ticket]
+
+    async def claim(
+        self,
+        replica: str,
+        epoch: int,
+        tickets: Sequence[tuple[str, int]],
+        served: Mapping[ServiceClass, float],
+    ) -> list[Entry]:
+        figures = wire.flat((service_class.value, figure) for service_class, figure in served.items())
+        args = [replica, epoch, len(served), *figures, *wire.flat(tickets)]
+        entries = await self._run("claim", args, _unless_lost(wire.claimed))
+        await self._forget_broken([id for id, entry in entries if entry is None])
+        return [entry for _, entry in entries if entry]
+
+    async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
+        for part in _parts(tickets):
+            await self._run("finish", wire.flat(part), bool)
+
+    async def cancel(self, tickets: Sequence[str]) -> list[tuple[str, str]]:
+        leased = [await self._run("cancel", part, wire.text_pairs) for part in _parts(tickets)]
+        return [pair for part in leased for pair in part]
+
+    async def audit(self, gateway: str, live: Sequence[tuple[str, int]], lease_s: float) -> list[str]:
+        unknown = []
+        for part in _parts(live) or [live]:
+            unknown += await self._run("audit", [gateway, lease_s, *wire.flat(part)], wire.texts)
+        return unknown
+
+    async def reap(self, limit: int) -> list[tuple[str, str]]:
+        return await self._run("reap", [limit], wire.text_pairs)
+
+    async def sweep(self, replica: str, epoch: int, live: Sequence[tuple[str, int]]) -> list[str]:
+        return await self._run("sweep", [replica, epoch, *wire.flat(live)], _unless_lost(wire.texts))
+
+    async def elect(self, replica: str, gateway: str, lease_s: float) -> int | None:
+        return await self._run("elect", [replica, gateway, lease_s], _epoch)
+
+    async def renew(self, replica: str, epoch: int, lease_s: float) -> bool:
+        return await self._run("renew", [replica, epoch, lease_s], bool)
+
+    async def resign(self, replica: str, epoch: int) -> None:
+        await self._run("resign", [replica, epoch], bool)
+
+    async def drivers(self) -> dict[str, str]:
+        return await self._run("drivers", [], wire.text_dict)
+
+    async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
+        return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)
+
+    async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
+        reply = await self._link.ask(lambda: self._client.hgetall(self._keys.sums))
+        return wire.parsed(wire.backlog, reply)
+
+    async def ping(self) -> None:
+        # A nonce, so that only the answer to this question will do.
+        nonce = os.urandom(8)
+        if await self._run("ping", [nonce], lambda reply: reply) != nonce:
+            raise StoreLost("the store answered something else")
+
+    async def aclose(self) -> None:
+        await self._link.settle()
+        await self._client.aclose()
+
+    async def _run(self, verb: str, args: Sequence[wire.Arg], parse: Callable[[Any], T]) -> T:
+        begun_s, ok = time.perf_counter(), False
+        try:
+            reply = await self._link.ask(lambda: self._scripts[verb](self._keys, args))
+            ok = True
+        finally:
+            self._observe(verb, time.perf_counter() - begun_s, ok)
+        return wire.parsed(parse, reply)
+
+    async def _forget_broken(self, ids: Sequence[bytes]) -> None:
+        if not ids:
+            return
+        self.num_broken += len(ids)
+        log.error("forgetting %d tickets that do not decode", len(ids))
+        # If this fails they are met again; the sound ones beside them must not be lost over it.
+        with contextlib.suppress(StoreLost):
+            await self._run("cancel", ids, bool)
+
+
+def source(name: str) -> str:
+    return (files("gateway.store") / "lua" / f"{name}.lua").read_text()
+
+
+def _entries_args(entries: Sequence[Entry]) -> list[wire.Arg]:
+    wire.check_times(entries)
+    return [arg for entry in entries for arg in wire.entry_args(entry)]
+
+
+def _parts(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + MAX_PER_SCRIPT] for start in range(0, len(items), MAX_PER_SCRIPT)]
+
+
+def _scores_or_reason(reply: Any) -> list[float] | str:
+    return wire.text(reply) if isinstance(reply, bytes) else [float(score) for score in reply]
+
+
+def _unless_lost(parse: Callable[[Any], T]) -> Callable[[Any], T]:
+    def parse_or_raise(reply: Any) -> T:
+        if reply is None:
+            raise LeaseLost
+        return parse(reply)
+
+    return parse_or_raise
+
+
+def _epoch(reply: Any) -> int | None:
+    return None if reply is None else int(reply)

@@ -1,0 +1,94 @@
+"""The queued tickets of the memory store: its sorted sets, and sums that always equal what is in them."""
+
+import bisect
+import heapq
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from gateway.errors import QueueFull
+from gateway.ports import Entry, Limits
+from gateway.request import Backlog, Head, ServiceClass, Ticket
+
+Set = tuple[int, ServiceClass]
+Rank = tuple[float, int, str]
+"""Score, arrival, id: equal scores are first in, first out."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A ticket the store knows: queued exactly if it has no replica."""
+
+    entry: Entry
+    arrival: int
+    replica: str | None = None
+
+    @property
+    def ticket(self) -> Ticket:
+        return self.entry.ticket
+
+    @property
+    def set(self) -> Set:
+        return self.ticket.bin, self.ticket.service_class
+
+    @property
+    def rank(self) -> Rank:
+        return self.ticket.score, self.arrival, self.ticket.id
+
+
+class Waiting:
+    def __init__(self, slot_s: float) -> None:
+        self._slot_s = slot_s
+        self._sets: dict[Set, list[Rank]] = {}
+        self._slots: Counter[tuple[ServiceClass, int]] = Counter()
+        self._slot_tokens: Counter[tuple[ServiceClass, int]] = Counter()
+        # Microseconds, since sums of integers come back to zero exactly.
+        self._slot_us: Counter[tuple[ServiceClass, int]] = Counter()
+        self.tickets = 0
+        self.tokens = 0
+        self.bytes = 0
+
+    def check(self, tickets: list[Ticket], limits: Limits) -> None:
+        """Raises QueueFull if these may not come in together."""
+        if self.tickets + len(tickets) > limits.max_tickets:
+            raise QueueFull("tickets")
+        if self.tokens + sum(ticket.prompt_tokens for ticket in tickets) > limits.max_tokens:
+            raise QueueFull("tokens")
+        if self.bytes + sum(ticket.size_bytes for ticket in tickets) > limits.max_bytes:
+            raise QueueFull("bytes")
+
+    def enter(self, held: Held) -> None:
+        bisect.insort(self._sets.setdefault(held.set, []), held.rank)
+        self._account(held.ticket, 1)
+
+    def leave(self, held: Held) -> None:
+        ranks = self._sets[held.set]
+        del ranks[bisect.bisect_left(ranks, held.rank)]
+        if not ranks:
+            del self._sets[held.set]
+        self._account(held.ticket, -1)
+
+    def heads(self) -> list[Head]:
+        return [
+            Head(bin, service_class, ranks[0][2], ranks[0][0], len(ranks))
+            for (bin, service_class), ranks in self._sets.items()
+        ]
+
+    def best(self, sets: Iterable[Set]) -> Iterator[str]:
+        """Ids, best score first."""
+        return (id for _, _, id in heapq.merge(*(self._sets.get(name, []) for name in sets)))
+
+    def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
+        return {slot: Backlog(self._slot_tokens[slot], self._slot_us[slot] / 1e6) for slot in self._slots}
+
+    def _account(self, ticket: Ticket, sign: int) -> None:
+        self.tickets += sign
+        self.tokens += sign * ticket.prompt_tokens
+        self.bytes += sign * ticket.size_bytes
+        slot = ticket.service_class, math.floor(ticket.score / self._slot_s)
+        self._slots[slot] += sign
+        self._slot_tokens[slot] += sign * ticket.prompt_tokens
+        self._slot_us[slot] += sign * round(ticket.seconds * 1e6)
+        if not self._slots[slot]:
+            del self._slots[slot], self._slot_tokens[slot], self._slot_us[slot]

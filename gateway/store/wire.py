@@ -1,0 +1,144 @@
+"""Tickets and replies, to and from bytes.
+
+What comes back is hostile until parsed.  A reply that is not what a verb returns is a StoreLost; a ticket
+that does not decode is told apart from the others, so that it spoils nobody's batch.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.errors import StoreLost
+from gateway.ports import Entry
+from gateway.request import Backlog, Head, Queue, ServiceClass, Ticket
+
+T = TypeVar("T")
+Arg = str | bytes | int | float
+
+MAX_TIME_S = 1e11
+"""Some thousand years."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Ticket)
+
+
+def microseconds(seconds: float) -> int:
+    """Sums of integers come back to zero exactly."""
+    return round(seconds * 1e6)
+
+
+def check_times(entries: Iterable[Entry]) -> None:
+    """One infinity in a shared sum would be everybody's, and a script stops halfway at what is no integer."""
+    for entry in entries:
+        ticket = entry.ticket
+        times = (ticket.score, ticket.slack_s, ticket.cost_s, ticket.seconds)
+        if not all(abs(time) < MAX_TIME_S for time in times):
+            raise ValueError("a ticket's times must be finite and sane")
+
+
+def entry_args(entry: Entry) -> tuple[Arg, ...]:
+    """The arguments of one ticket, in the order of `entry` in common.lua."""
+    ticket = entry.ticket
+    return (
+        ticket.id,
+        ticket.attempt,
+        ticket.origin,
+        ticket.bin,
+        ticket.service_class.value,
+        ticket.prompt_tokens,
+        ticket.size_bytes,
+        microseconds(ticket.seconds),
+        _encoder.encode(ticket),
+        entry.payload,
+        ticket.score,
+        ticket.tenant,
+        ticket.slack_s,
+        ticket.cost_s,
+    )
+
+
+def flat(pairs: Iterable[tuple[Arg, Arg]]) -> list[Arg]:
+    return [arg for pair in pairs for arg in pair]
+
+
+def parsed(parse: Callable[[Any], T], reply: Any) -> T:
+    try:
+        return parse(reply)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise StoreLost(f"the store answered nonsense ({type(error).__name__})") from error
+
+
+def text(value: bytes) -> str:
+    return str(value, "utf-8")
+
+
+def texts(reply: Sequence[bytes]) -> list[str]:
+    return [text(value) for value in reply]
+
+
+def text_pairs(reply: Sequence[Sequence[bytes]]) -> list[tuple[str, str]]:
+    return [(text(first), text(second)) for first, second in reply]
+
+
+def text_dict(reply: Sequence[bytes]) -> dict[str, str]:
+    return {text(name): text(value) for name, value in pairs(reply)}
+
+
+def ticket(id: bytes, attempt: bytes, score: bytes, meta: bytes) -> Ticket | None:
+    """The ticket with the score the store gave it; None if these bytes are no such ticket."""
+    try:
+        decoded = _decoder.decode(meta)
+        if (decoded.id.encode(), b"%d" % decoded.attempt) != (id, attempt):
+            return None
+        return msgspec.structs.replace(decoded, score=float(score))
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return None
+
+
+def peeked(reply: Sequence[Sequence[bytes]]) -> list[tuple[bytes, Ticket | None]]:
+    return [(id, ticket(id, attempt, score, meta)) for id, attempt, score, meta in reply]
+
+
+def claimed(reply: Sequence[Sequence[bytes]]) -> list[tuple[bytes, Entry | None]]:
+    return [(id, _entry(ticket(id, *rest), payload)) for id, *rest, payload in reply]
+
+
+def _entry(ticket: Ticket | None, payload: bytes | None) -> Entry | None:
+    return None if ticket is None or payload is None else Entry(ticket, payload)
+
+
+def queue(reply: Sequence[Any]) -> Queue:
+    now, heads, served, table, totals = reply
+    version, *bounds = (int(part) for part in (table or b"0 0").split())
+    tickets, tokens, size = (int(total or 0) for total in totals)
+    return Queue(
+        now_s=float(now),
+        heads=[_head(name, value) for name, value in pairs(heads)],
+        served={ServiceClass(text(name)): float(figure) for name, figure in pairs(served)},
+        bounds=tuple(bounds),
+        bounds_version=version,
+        tickets=tickets,
+        tokens=tokens,
+        bytes=size,
+    )
+
+
+def pairs(reply: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    return zip(reply[::2], reply[1::2], strict=True)
+
+
+def _head(name: bytes, value: bytes) -> Head:
+    bin, _, service_class = text(name).partition(":")
+    count, score, id = value.split(b" ", 2)
+    return Head(int(bin), ServiceClass(service_class), text(id), float(score), int(count))
+
+
+def backlog(reply: dict[bytes, bytes]) -> dict[tuple[ServiceClass, int], Backlog]:
+    sums: dict[tuple[ServiceClass, int], dict[str, int]] = {}
+    for name, value in reply.items():
+        if b":" not in name:
+            continue  # a sum over all of the queue
+        service_class, slot, unit = text(name).split(":")
+        sums.setdefault((ServiceClass(service_class), int(slot)), {})[unit] = int(value)
+    return {key: Backlog(sum.get("tokens", 0), sum.get("us", 0) / 1e6) for key, sum in sums.items()}
