@@ -1,0 +1,254 @@
+"""Real models through the whole engine: the same tokens as transformers alone, in any company."""
+
+import random
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from tests.unit import tiny_models
+from tests.unit.peer import Peer, new_row
+from tests.unit.tiny_models import CONFIGS, VOCABULARY, fresh
+from triton_backend import budget
+from triton_backend.attention import UnsupportedModel
+from triton_backend.contract import Cancel, End, NewRow, Sampling
+from triton_backend.engine import Engine, EngineConfig
+from triton_backend.loader import load_model
+from triton_backend.runner import Runner
+
+TIE = 1e-4
+"""Two candidates whose reference logits are closer than this may both be drawn."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Any:
+    """Tiny matrices: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def new_engine(model: PreTrainedModel, kv_tokens: int = 2000, max_prefill_tokens: int = 2048) -> Engine:
+    def load(config: EngineConfig) -> Runner:
+        bytes_per_token = Runner(model, max_prefill_tokens=1, kv_budget_bytes=0).layout.bytes_per_token
+        return Runner(
+            model,
+            max_prefill_tokens=config.max_prefill_tokens,
+            kv_budget_bytes=kv_tokens * bytes_per_token,
+        )
+
+    return Engine(EngineConfig(model="", name="tiny", max_prefill_tokens=max_prefill_tokens), load)
+
+
+def prompts(seed: int, lengths: list[int]) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(VOCABULARY) for _ in range(length)] for length in lengths]
+
+
+def assert_greedy(name: str, prompt: list[int], tokens: list[int]) -> None:
+    """The tokens are what `generate` makes of the prompt alone, but for ties, which are printed."""
+    if tokens == tiny_models.generate(name, prompt, len(tokens)):
+        return
+    reference = tiny_models.logits(name, prompt + tokens)[len(prompt) - 1 : -1]
+    gaps = reference.max(-1).values - reference.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+    print(f"{name}: {int((gaps > 0).sum())} ties in {len(tokens)} tokens")  # noqa: T201
+    assert gaps.max() < TIE
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_tokens_are_those_of_the_prompt_alone(name: str) -> None:
+    """Rows of 1 to 60 tokens join and leave in the middle, prompts are run in chunks, the ladder is climbed, and the
+    budget is so small that rows are evicted and come back with what they had drawn as a prefix."""
+    engine = new_engine(fresh(name), kv_tokens=400, max_prefill_tokens=40)
+    peer = Peer(engine)
+    engine.step()
+    texts = prompts(1, [1, 60, 33, 12, 58, 7, 2])
+    peer.put([new_row(at, text, 24) for at, text in enumerate(texts[:3])])
+    for _ in range(8):
+        engine.step()
+    peer.put([new_row(3 + at, text, 20) for at, text in enumerate(texts[3:5])])
+    for _ in range(6):
+        engine.step()
+    peer.end(Cancel, [min(peer.live)])
+    peer.put([new_row(5 + at, text, 30) for at, text in enumerate(texts[5:])])
+    peer.run()
+    assert sum(ticket.attempts for ticket in peer.tickets.values()) > len(texts)
+    assert min(step.telemetry.pool_growable_bytes for step in peer.steps) >= 0
+    for ticket in peer.tickets.values():
+        assert_greedy(name, ticket.first.prompt, ticket.tokens)
+
+
+def run(engine: Engine, rows: list[NewRow]) -> dict[str, list[int]]:
+    peer = Peer(engine)
+    engine.step()
+    peer.put(rows)
+    peer.run()
+    return {name: ticket.tokens for name, ticket in peer.tickets.items()}
+
+
+def test_seeded_rows_draw_the_same_alone_in_a_crowd_and_after_being_put_back() -> None:
+    model = fresh("llama")
+    kinds = [{}, {"top_p": 0.8}, {"top_k": 7}, {"temperature": 0.7, "top_p": 0.95}, {"temperature": 0.0}]
+    rows = [
+        new_row(at, prompt, 40, sampling=Sampling(seed=at, **kinds[at % 5]))  # type: ignore[arg-type]
+        for at, prompt in enumerate(prompts(2, [5, 9, 30, 31, 40, 3]))
+    ]
+    crowd = run(new_engine(model), rows)
+    squeezed = run(new_engine(model, kv_tokens=330, max_prefill_tokens=16), rows)
+    alone = [run(new_engine(model), [row])[row.ticket] for row in rows]
+    assert list(crowd.values()) == alone
+    assert squeezed == crowd
+
+
+def test_log_probabilities_are_the_references() -> None:
+    engine = new_engine(fresh("llama"))
+    peer = Peer(engine)
+    engine.step()
+    first, second = prompts(3, [9, 17])
+    asked = Sampling(temperature=0.8, seed=4, logprobs=3)
+    peer.put([new_row(0, first, 12, sampling=asked), new_row(1, second, 12)])
+    peer.run()
+    ticket = peer.tickets["call/0"]
+    reference = tiny_models.logits("llama", first + ticket.tokens)[len(first) - 1 : -1].log_softmax(-1)
+    chosen = reference.gather(-1, torch.tensor(ticket.tokens)[:, None])[:, 0]
+    assert ticket.logprobs == pytest.approx(chosen.tolist(), abs=1e-4)
+    best = reference.topk(3)
+    for at, step in enumerate(peer.steps[:12]):
+        (alternatives,) = [found for found in step.alternatives if found]
+        assert [token for token, _ in alternatives] == best.indices[at].tolist()
+        assert [logprob for _, logprob in alternatives] == pytest.approx(best.values[at].tolist(), abs=1e-4)
+
+
+def test_stop_ids_end_a_row_but_not_before_min_tokens() -> None:
+    model = fresh("llama")
+    (prompt,) = prompts(4, [8])
+    plain = run(new_engine(model), [new_row(0, prompt, 10)])["call/0"]
+    stopped = run(new_engine(model), [new_row(0, prompt, 10, stop_ids=[plain[4]])])["call/0"]
+    assert stopped == plain[: plain.index(plain[4]) + 1]
+    later = run(new_engine(model), [new_row(0, prompt, 10, stop_ids=[plain[0]], min_tokens=3)])["call/0"]
+    assert plain[0] not in later[:3]
+
+
+def test_bfloat16_agrees_with_its_own_reference() -> None:
+    """Teacher-forced argmax on at least 99 % of positions would be a trained model's figure; this one is random."""
+    model = fresh("llama").to(torch.bfloat16)  # type: ignore[arg-type]
+    (prompt,) = prompts(5, [20])
+    tokens = run(new_engine(model), [new_row(0, prompt, 30)])["call/0"]
+    reference = tiny_models.logits("llama", prompt + tokens)[len(prompt) - 1 : -1]
+    gaps = reference.max(-1).values - reference.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+    assert gaps.mean() < 0.1
+
+
+def test_a_row_that_fills_the_context_ends_there() -> None:
+    (prompt,) = prompts(6, [250])
+    tokens = run(new_engine(fresh("gpt2")), [new_row(0, prompt, 100)])["call/0"]
+    assert len(prompt) + len(tokens) == tiny_models.CONTEXT_TOKENS
+
+
+class Tight(LlamaForCausalLM):
+    """Runs out of memory above `max_rows` rows at once."""
+
+    max_rows = 2
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        if input_ids.shape[0] > self.max_rows:
+            raise torch.OutOfMemoryError("no room")
+        return super().forward(input_ids, **options)
+
+
+def test_out_of_memory_halves_a_prefill_and_evicts_from_decode() -> None:
+    torch.manual_seed(sum(map(ord, "llama")))
+    config = deepcopy(CONFIGS["llama"])
+    assert isinstance(config, LlamaConfig)
+    engine = new_engine(Tight(config))
+    peer = Peer(engine)
+    engine.step()
+    peer.put([new_row(at, prompt, 8) for at, prompt in enumerate(prompts(7, [9, 9, 8, 9, 7]))])
+    peer.run()
+    assert peer.telemetry is not None
+    assert peer.telemetry.out_of_memory_total >= 3
+    for ticket in peer.tickets.values():
+        assert ticket.ending is not None
+        assert ticket.ending.reason is End.LENGTH
+        assert_greedy("llama", ticket.first.prompt, ticket.tokens)
+
+
+SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+MISFITS: list[tuple[Callable[[], PreTrainedModel], str]] = [
+    (lambda: BloomForCausalLM(BloomConfig(**SMALL)), "AttentionInterface"),
+    (lambda: MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16)), "linear_attention"),
+    (lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**SMALL, num_key_value_heads=1)), "linear_attention"),
+    (lambda: GptOssForCausalLM(GptOssConfig(**SMALL, num_local_experts=2, num_key_value_heads=1)), "sinks"),
+    (lambda: T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=16, num_layers=1)), "encoder-decoder"),
+]
+
+
+@pytest.mark.parametrize(("build", "words"), MISFITS, ids=["alibi", "state space", "hybrid", "sinks", "encoder"])
+def test_models_that_would_run_wrongly_are_refused(build: Callable[[], PreTrainedModel], words: str) -> None:
+    with pytest.raises(UnsupportedModel, match=words):
+        Runner(build(), max_prefill_tokens=8)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="cannot load"):
+        load_model(str(tmp_path), "cpu", "float32", None)
+
+
+def test_a_saved_model_is_loaded_and_measured(tmp_path: Path) -> None:
+    fresh("qwen3").save_pretrained(tmp_path)
+    engine = Engine(EngineConfig(model=str(tmp_path), name="tiny", context_tokens=64))
+    (prompt,) = prompts(8, [6])
+    peer = Peer(engine)
+    engine.step()
+    peer.put([new_row(0, prompt, 5)])
+    peer.run()
+    assert_greedy("qwen3", prompt, peer.tickets["call/0"].tokens)
+    assert peer.attached is not None
+    assert peer.attached.model.context_tokens == 64
+    assert 2**24 < peer.attached.telemetry.pool_growable_bytes <= budget.cpu_bytes() * 1.1
+
+
+@pytest.mark.parametrize(
+    ("rope", "given", "context"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e4}, None, 256),
+        ({"rope_type": "default", "rope_theta": 1e4}, 100, 100),
+        ({"rope_type": "default", "rope_theta": 1e4}, 1000, 256),
+        (
+            {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64},
+            None,
+            64,
+        ),
+    ],
+)
+def test_the_context_is_what_the_model_can_hold(rope: dict[str, Any], given: int | None, context: int) -> None:
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        rope_parameters=rope,
+    )
+    runner = Runner(LlamaForCausalLM(config), max_prefill_tokens=8, context_tokens=given, kv_budget_bytes=1)
+    assert runner.context_tokens == context

@@ -1,0 +1,109 @@
+"""Triton's side of the contract: the only file that imports triton_python_backend_utils.
+
+Rules of a decoupled model: `execute` returns nothing and raises nothing, every request has its own response
+sender, the FINAL flag goes out exactly once, and nothing after it.  `execute` runs in the stub's message
+thread, so it only hands over; an engine busy for seconds must not look like a dead stub.
+
+Tensors pass as DLPack capsules of torch: Triton 2.51's own conversions read numpy 1's memory layout and
+return nonsense under numpy 2, and it marks used capsules in a way that numpy reports as an error, for
+each message.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import msgspec
+import torch
+import triton_python_backend_utils as pb  # type: ignore[import-not-found]
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
+
+from triton_backend import contract
+from triton_backend.engine import Engine, EngineConfig
+from triton_backend.session import SinkClosed
+
+STOP_TIMEOUT_S = 5.0
+
+
+def settings(parameters: Mapping[str, Mapping[str, str]], environment: Mapping[str, str]) -> EngineConfig:
+    """The model's parameters, each overruled by ENGINE_<NAME>; an empty one is left at its default."""
+    given = {
+        key: environment.get(f"ENGINE_{key.upper()}", value["string_value"])
+        for key, value in parameters.items()
+    }
+    return msgspec.convert({key: value for key, value in given.items() if value}, EngineConfig, strict=False)
+
+
+def _response(message: contract.Event | contract.Ack) -> Any:
+    data = torch.frombuffer(bytearray(contract.encode(message)), dtype=torch.uint8)
+    return pb.InferenceResponse([pb.Tensor.from_dlpack("message", to_dlpack(data))])
+
+
+def _answer(sender: Any, response: Any) -> None:
+    sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _refuse(sender: Any, reason: object) -> None:
+    _answer(sender, pb.InferenceResponse(error=pb.TritonError(str(reason))))
+
+
+class ResponseSink:
+    """A session's response sender.  The lock keeps a send from following the final flag, whoever calls."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._lock = Lock()
+        self._finished = False
+
+    def send(self, event: contract.Event) -> None:
+        response = _response(event)
+        with self._lock:
+            if self._finished:
+                raise SinkClosed
+            try:
+                self._sender.send(response)
+            except Exception as error:
+                raise SinkClosed from error
+
+    def is_closed(self) -> bool:
+        return self._finished or bool(self._sender.is_cancelled())
+
+    def finish(self) -> None:
+        with self._lock:
+            if not self._finished:
+                self._finished = True
+                self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._engine = Engine(settings(parameters, os.environ))
+        self._engine.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._take(request, sender)
+            except Exception as error:  # one bad request must not take the others, or the stub, with it
+                _refuse(sender, error)
+
+    def _take(self, request: Any, sender: Any) -> None:
+        message = from_dlpack(pb.get_input_tensor_by_name(request, "message"))
+        control = contract.decode_control(message.numpy().tobytes())
+        if not self._engine.is_alive():
+            raise RuntimeError("the engine is dead")
+        if isinstance(control, contract.Attach):
+            self._engine.attach(control, ResponseSink(sender))
+        else:
+            _answer(sender, _response(self._engine.submit(control)))
+
+    def is_ready(self) -> bool:
+        """Asked by Triton from 25.x on; the gateway's probe tells the same on older ones."""
+        return self._engine.is_alive()
+
+    def finalize(self) -> None:
+        self._engine.stop(STOP_TIMEOUT_S)

@@ -1,0 +1,241 @@
+"""Attention over the grouped cache, registered with transformers under one name.
+
+transformers hands every attention layer's projected query, key and value to the function registered here, together
+with the keyword arguments of the model call; one of them, `kv`, is what this step reads and writes.  No mask
+function is registered, so transformers builds no masks.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from triton_backend.cache import Group, LayerShape
+
+NAME = "bucketserve"
+QUERY_BLOCK = 256
+"""Query positions scored at once where scores are materialised: bounds a long chunk's score matrix."""
+
+
+class UnsupportedModel(Exception):
+    """The engine cannot run this model; the message says why and what to do."""
+
+
+class Scores(NamedTuple):
+    """How a layer scores keys."""
+
+    scaling: float
+    window: int | None
+    """A query sees so many positions, its own included; None: all."""
+    softcap: float | None
+
+
+class KV(Protocol):
+    """One step's view of the cache."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        """Write key and value, return the attention output [rows, positions, heads, value dim].
+
+        query is [rows, heads, positions, key dim]; key and value have the KV heads.
+        """
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    kv: KV,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    name = type(module).__name__
+    if s_aux is not None or position_bias is not None or attention_mask is not None:
+        raise UnsupportedModel(f"{name} needs sinks, biases or masks; choose a model without")
+    layer = getattr(module, "layer_idx", None)
+    if layer is None or not getattr(module, "is_causal", True):
+        raise UnsupportedModel(f"{name} is not causal self-attention; choose a decoder-only model")
+    scores = Scores(scaling or query.shape[-1] ** -0.5, sliding_window, softcap)
+    return kv.attend(layer, query, key, value, scores), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+class Probe:
+    """Attends to nothing; learns what each layer would keep."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, LayerShape] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        self.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        rows, heads, positions, _ = query.shape
+        return query.new_zeros(rows, positions, heads, value.shape[3])
+
+
+@dataclass(slots=True)
+class PrefillPart:
+    """The rows `at` of a chunk, which lie in one group."""
+
+    at: slice
+    group: Group
+    slots: Tensor
+    width: int
+    """Positions of the chunk that the group's capacity has room for; what is beyond is padding in all its rows."""
+
+
+class PrefillKV:
+    """A chunk of prompts: the positions `start .. start + length` of each row, padded on the right.
+
+    Padding needs no mask: it comes after everything a row's own tokens may see.
+    """
+
+    def __init__(self, parts: list[PrefillPart], start: int) -> None:
+        self._parts = parts
+        self._start = start
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        for part in self._parts:
+            span = slice(self._start, self._start + part.width)
+            part.group.keys(layer)[part.slots, :, span] = key[part.at, :, : part.width]
+            part.group.values(layer)[part.slots, :, span] = value[part.at, :, : part.width]
+        if self._start == 0:
+            return self._attend(query, key, value, scores)
+        rows, heads, length, _ = query.shape
+        out = query.new_zeros(rows, length, heads, value.shape[3])
+        for part in self._parts:
+            seen = slice(self._first_seen(scores.window), self._start + part.width)
+            keys = part.group.keys(layer)[part.slots, :, seen]
+            values = part.group.values(layer)[part.slots, :, seen]
+            out[part.at, : part.width] = self._attend(query[part.at, :, : part.width], keys, values, scores)
+        return out
+
+    def _first_seen(self, window: int | None) -> int:
+        return max(0, self._start + 1 - window) if window else 0
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        length, seen = query.shape[2], key.shape[2]
+        grouped = query.shape[1] != key.shape[1]
+        if scores.softcap is not None:
+            return _attend_in_blocks(query, key, value, self._mask(query, seen, scores.window), scores)
+        if length == seen and (scores.window is None or scores.window >= length):
+            out = scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scores.scaling, enable_gqa=grouped
+            )
+        else:
+            mask = self._mask(query, seen, scores.window)
+            out = scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=scores.scaling, enable_gqa=grouped
+            )
+        return out.transpose(1, 2)
+
+    def _mask(self, query: Tensor, num_seen: int, window: int | None) -> Tensor:
+        """[positions, seen] of 0 and -inf, the last query seeing the last key: the same in all layers."""
+        length = query.shape[2]
+        if (num_seen, window) not in self._masks:
+            back = torch.arange(num_seen - length, num_seen, device=query.device)[:, None]
+            back = back - torch.arange(num_seen, device=query.device)
+            self._masks[num_seen, window] = _mask(back, window, query.dtype)
+        return self._masks[num_seen, window]
+
+
+class DecodePart:
+    """The decode pool's rows of one group; `positions` [rows] is where each one's newest token goes."""
+
+    def __init__(self, group: Group, at: slice, positions: Tensor, first: int, last: int) -> None:
+        self.group = group
+        self.at = at
+        self.first = first
+        """The shortest row's position."""
+        self.end = last + 1
+        """Past the longest row's position: nothing beyond is read."""
+        self.num_rows = at.stop - at.start
+        self.slots = torch.arange(self.num_rows, device=positions.device)
+        self.positions = positions
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def mask(self, start: int, scores: Scores, kv_heads: int, dtype: torch.dtype) -> Tensor:
+        """[rows * kv heads, 1, end - start] of 0 and -inf: the same in all layers of one kind."""
+        kind = kv_heads, scores.window
+        if kind not in self._masks:
+            back = self.positions[:, None] - torch.arange(start, self.end, device=self.positions.device)
+            mask = _mask(back, scores.window, dtype)
+            self._masks[kind] = mask.repeat_interleave(kv_heads, 0).unsqueeze(1)
+        return self._masks[kind]
+
+
+class DecodeKV:
+    """The newest token of every row in the decode pool, rows in the order of their places."""
+
+    def __init__(self, parts: list[DecodePart]) -> None:
+        self._parts = parts
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        outs = [_decode(part, layer, query[part.at], key[part.at], value[part.at], scores) for part in self._parts]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _decode(part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    keys, values = part.group.keys(layer), part.group.values(layer)
+    keys[part.slots, :, part.positions] = key[:, :, 0]
+    values[part.slots, :, part.positions] = value[:, :, 0]
+    rows, heads, _, dim = query.shape
+    kv_heads = key.shape[1]
+    start = max(0, part.first + 1 - scores.window) if scores.window else 0
+    mask = part.mask(start, scores, kv_heads, query.dtype)
+    # The query heads that share a KV head are the rows of one matrix: K and V are read once, where they lie.
+    matrices = rows * kv_heads
+    out = _attend(
+        query.reshape(matrices, heads // kv_heads, dim),
+        keys.flatten(0, 1)[:matrices, start : part.end],
+        values.flatten(0, 1)[:matrices, start : part.end],
+        mask,
+        scores,
+    )
+    return out.view(rows, 1, heads, value.shape[3])
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
+    rows, heads, length, dim = query.shape
+    kv_heads = key.shape[1]
+    share = heads // kv_heads
+    out = query.new_empty(rows, length, heads, value.shape[3])
+    for at in range(0, length, QUERY_BLOCK):
+        block = query[:, :, at : at + QUERY_BLOCK]
+        width = block.shape[2]
+        attended = _attend(
+            block.reshape(rows * kv_heads, share * width, dim),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            mask[at : at + width].repeat(share, 1),
+            scores,
+        )
+        out[:, at : at + width] = attended.view(rows, heads, width, -1).transpose(1, 2)
+    return out
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
+    """Two batched matrix products over [matrices, positions, dim], with a float32 softmax between them."""
+    if scores.softcap is None:
+        logits = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scores.scaling)
+    else:
+        logits = torch.bmm(query, key.transpose(1, 2)).mul_(scores.scaling / scores.softcap)
+        logits = logits.tanh_().mul_(scores.softcap).add_(mask)
+    return torch.bmm(torch.softmax(logits, -1, dtype=torch.float32).to(value.dtype), value)
+
+
+def _mask(back: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """0 where a query sees a key that lies `back` positions before it, else -inf."""
+    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    return torch.zeros(back.shape, dtype=dtype, device=back.device).masked_fill_(~seen, float("-inf"))

@@ -1,0 +1,149 @@
+"""The engine as other threads see it: an inbox, and one thread that owns all state and turns the crank.
+
+inbox -> plan -> run -> advance -> sink; core.py is the crank.  Other threads only put things into the inbox, and
+read the epoch that holds the engine, so that a control of another one is refused at once.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from triton_backend.contract import Ack, Attach, Batch, Cancel, Detach, Evict
+from triton_backend.core import HEARTBEAT_S, Core, Executor
+from triton_backend.loader import load_model
+from triton_backend.runner import Runner
+from triton_backend.session import Sink, SinkClosed
+
+__all__ = ["Engine", "EngineConfig", "Sink", "SinkClosed"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    model: str
+    """Local folder or Hugging Face id."""
+    name: str
+    """What the driver calls the model."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    kv_budget_bytes: int | None = None
+    """None: measured after loading (budget.py)."""
+    max_prefill_tokens: int = 2048
+    """Padded prompt tokens in one step, at most."""
+    context_tokens: int | None = None
+    """None: what the model's config says."""
+    threads: int | None = None
+    """Intra-op threads; None: torch's own choice."""
+
+
+def load_runner(config: EngineConfig) -> Runner:
+    """Raises loader.UnsupportedModel."""
+    return Runner(
+        load_model(config.model, config.device, config.dtype, config.threads),
+        max_prefill_tokens=config.max_prefill_tokens,
+        context_tokens=config.context_tokens,
+        kv_budget_bytes=config.kv_budget_bytes,
+    )
+
+
+_Control = Batch | Cancel | Evict | Detach
+_Item = tuple[Attach, Sink] | _Control | None
+"""What the inbox holds; None only wakes the thread."""
+
+
+class Engine:
+    def __init__(
+        self,
+        config: EngineConfig,
+        load: Callable[[EngineConfig], Executor] = load_runner,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Loads the model and measures memory.  Raises loader.UnsupportedModel."""
+        self._core = Core(load(config), config.name, config.max_prefill_tokens, clock)
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._door = threading.Lock()
+        """Held to put into the inbox, and to close it for good."""
+        self._is_closed = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and not self._is_closed
+
+    def attach(self, attach: Attach, sink: Sink) -> None:
+        """Ask for the session; the sink is the engine's from here on, and is finished exactly once."""
+        with self._door:
+            if not self._is_closed:
+                self._inbox.put((attach, sink))
+                return
+        sink.finish()
+
+    def submit(self, control: _Control) -> Ack:
+        """Put a control of the attached session into the inbox, or refuse it."""
+        with self._door:
+            epoch = self._core.epoch
+            if self._is_closed:
+                return Ack(control.seq, epoch, "the engine is down")
+            if control.epoch != epoch:
+                return Ack(control.seq, epoch, f"epoch {epoch} holds the engine")
+            self._inbox.put(control)
+            return Ack(control.seq, epoch)
+
+    def stop(self, timeout_s: float) -> None:
+        """End the session after the step in progress, drop all rows, and join the thread."""
+        self._stopping.set()
+        self._inbox.put(None)
+        if self._thread.ident is None:
+            self._close()
+        else:
+            self._thread.join(timeout_s)
+
+    def step(self) -> bool:
+        """One turn of the crank, for the thread and for tests.  False: there was nothing to run.
+
+        Raises what the model raises again and again.
+        """
+        while not self._inbox.empty():
+            self._take(self._inbox.get())
+        return self._core.step()
+
+    def _take(self, item: _Item) -> None:
+        match item:
+            case None:
+                pass
+            case (attach, sink):
+                self._core.attach(attach, sink)
+            case control:
+                self._core.obey(control)
+
+    def _work(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                if not self.step():
+                    self._await_item()
+        except Exception:
+            log.exception("the engine is broken and stops")
+        finally:
+            self._close()
+
+    def _await_item(self) -> None:
+        try:
+            self._take(self._inbox.get(timeout=HEARTBEAT_S))
+        except queue.Empty:
+            pass
+
+    def _close(self) -> None:
+        with self._door:
+            self._is_closed = True
+        while not self._inbox.empty():
+            match self._inbox.get():
+                case (_, sink):
+                    sink.finish()
+        self._core.close()

@@ -1,0 +1,57 @@
+"""Loading a model, and refusing clearly what the engine would run wrongly."""
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from triton_backend.attention import NAME, UnsupportedModel
+
+HANDLED_LAYERS = {"full_attention", "sliding_attention"}
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+"""What configs call the longest sequence."""
+
+
+def load_model(path: str, device: str, dtype: str, threads: int | None) -> PreTrainedModel:
+    """A local folder or a Hugging Face id, from safetensors only.  Raises UnsupportedModel."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"cannot load {path}: {error}") from error
+    return model.to(torch.device(device))  # type: ignore[arg-type, no-any-return]
+
+
+def adopt(model: PreTrainedModel) -> None:
+    """Make the model attend through this engine's cache.  Raises UnsupportedModel."""
+    config = model.config.get_text_config()
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModel(f"{name} is an encoder-decoder; choose a decoder-only model")
+    if unknown := set(getattr(config, "layer_types", None) or ()) - HANDLED_LAYERS:
+        raise UnsupportedModel(f"{name} has layers of types {sorted(unknown)}; choose a model with attention only")
+    if not model._supports_attention_backend or model._is_stateful:
+        raise UnsupportedModel(f"{name} does not attend through AttentionInterface; choose a model that does")
+    if getattr(config, "num_kv_shared_layers", None):
+        raise UnsupportedModel(f"{name} shares keys and values between layers; choose a model that does not")
+    model.set_attn_implementation(NAME)
+    model.train(False).requires_grad_(False)
+
+
+def config_context(config: PreTrainedConfig, given: int | None) -> int:
+    """The given context or the config's, whichever is smaller.
+
+    Rotary embeddings that are rescaled for long sequences (`dynamic`, `longrope`) take the scale from the longest
+    row of a batch; to keep rows independent of each other the context ends before the first rescaling.
+    """
+    known = [int(value) for name in CONTEXT_NAMES if (value := getattr(config, name, None))]
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *rope.values()):
+        if isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope"):
+            known.append(int(kind.get("original_max_position_embeddings") or min(known)))
+    if given is not None:
+        known.append(given)
+    if not known:
+        raise UnsupportedModel("its config names no context length; give one")
+    return min(known)

@@ -1,0 +1,203 @@
+"""Drawing tokens: Gumbel-max with noise from one integer hash of (seed, index, token id).
+
+The token drawn is argmax(logit + noise) over the filtered logits, which has exactly the softmax distribution.  The
+noise depends on nothing but the seed, the token's index in its ticket and the candidate's id: not on the batch, the
+device, or whether the row was put back in between.
+
+The hash: `mix64` is one step of splitmix64, `mix32` is lowbias32 (nullprogram.com/blog/2018/07/31).  With
+key = mix64(mix64(seed) + index), split into low and high halves,
+    h = mix32(mix32(id + low) ^ high),  u = (h >> 1) * 2**-31 + 2**-32,  noise = -log(-log1p(-u)).
+Large noise comes from small u, where float32 is finest.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from triton_backend.contract import Alternatives, Sampling
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this are greedy: dividing by them would overflow."""
+LARGEST_U = 1 - 2**-24
+"""The largest float32 below 1, so that no noise is infinite."""
+NUCLEUS_CANDIDATES = 256
+"""Sorted first to find a nucleus; nearly every nucleus is smaller, and sorting all of a vocabulary is slow."""
+
+
+class NotFinite(Exception):
+    """The model returned NaN or infinity for these rows; nothing was drawn for any."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__("the model returned logits that are not finite")
+        self.rows = rows
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """What one row draws by."""
+
+    row: int
+    sampling: Sampling
+    index: int
+    """Of the token to draw, counted from the ticket's first."""
+    banned_ids: list[int]
+    """Not to be drawn this time."""
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.sampling.temperature < GREEDY_BELOW
+
+
+@dataclass(slots=True)
+class Draws:
+    """Tokens drawn in one step; columns are parallel."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """Under the raw logits; 0 for rows that did not ask."""
+    alternatives: list[Alternatives] = field(default_factory=list)
+    """Empty for rows that did not ask."""
+
+    def __add__(self, more: "Draws") -> "Draws":
+        return Draws(
+            self.tokens + more.tokens, self.logprobs + more.logprobs, self.alternatives + more.alternatives
+        )
+
+
+def draw(logits: Tensor, picks: list[Pick]) -> Draws:
+    """One token a row of `logits` [rows, vocabulary], with one transfer to the host.  Raises NotFinite."""
+    tokens = _choose(_ban(logits, picks), picks)
+    # argmax prefers NaN, so a row with any shows it in the logit of its token.
+    tokens = tokens.where(logits.gather(-1, tokens[:, None])[:, 0].isfinite(), -1)
+    asked = [pick.sampling.logprobs for pick in picks]
+    most = max((count for count in asked if count is not None), default=None)
+    if most is None:
+        return _checked(Draws(tokens.tolist(), [0.0] * len(picks), [[] for _ in picks]), picks)
+    # float64 holds every token id exactly, so ids and log probabilities travel together.
+    logprobs = torch.log_softmax(logits.float(), -1)
+    best = logprobs.topk(min(most, logits.shape[-1]))
+    chosen = logprobs.gather(-1, tokens[:, None].clamp(min=0))
+    columns = [tokens[:, None], chosen, best.indices, best.values]
+    return _checked(_read(torch.cat([column.double() for column in columns], -1).tolist(), asked), picks)
+
+
+def _checked(draws: Draws, picks: list[Pick]) -> Draws:
+    if bad := [pick.row for pick, token in zip(picks, draws.tokens, strict=True) if token < 0]:
+        raise NotFinite(bad)
+    return draws
+
+
+def _read(table: list[list[float]], asked: list[int | None]) -> Draws:
+    draws = Draws()
+    for (token, logprob, *best), count in zip(table, asked, strict=True):
+        half = len(best) // 2
+        draws.tokens.append(int(token))
+        draws.logprobs.append(logprob if count is not None else 0.0)
+        alternatives = zip(map(int, best[:half]), best[half:], strict=True)
+        draws.alternatives.append(list(alternatives)[: count or 0])
+    return draws
+
+
+def _ban(logits: Tensor, picks: list[Pick]) -> Tensor:
+    pairs = [(row, banned) for row, pick in enumerate(picks) for banned in pick.banned_ids]
+    if not pairs:
+        return logits
+    rows, ids = torch.tensor(pairs, device=logits.device).unbind(-1)
+    return logits.index_put((rows, ids), logits.new_tensor(float("-inf")))
+
+
+def _choose(logits: Tensor, picks: list[Pick]) -> Tensor:
+    """Token ids [rows]."""
+    sampled = [row for row, pick in enumerate(picks) if not pick.is_greedy]
+    if not sampled:
+        return logits.argmax(-1)
+    if len(sampled) == len(picks):
+        return _sample(logits, picks)
+    tokens = logits.argmax(-1)
+    rows = torch.tensor(sampled, device=logits.device)
+    tokens[rows] = _sample(logits[rows], [picks[row] for row in sampled])
+    return tokens
+
+
+def _sample(logits: Tensor, picks: list[Pick]) -> Tensor:
+    temperatures = torch.tensor([[pick.sampling.temperature] for pick in picks], device=logits.device)
+    scaled = logits.float() / temperatures
+    filtered = [row for row, pick in enumerate(picks) if pick.sampling.top_k or pick.sampling.top_p < 1]
+    if filtered:
+        rows = torch.tensor(filtered, device=logits.device)
+        floor = _floor(scaled[rows], [picks[row].sampling for row in filtered])
+        scaled[rows] = scaled[rows].masked_fill(scaled[rows] < floor, float("-inf"))
+    return scaled.add_(noise(picks, scaled.shape[-1], logits.device)).argmax(-1)
+
+
+def _floor(scaled: Tensor, samplings: list[Sampling]) -> Tensor:
+    """The lowest logit [rows, 1] that top_k and top_p keep; equals of it are kept too.
+
+    The nucleus is the shortest run of best tokens whose probability, among the top k, reaches top_p.
+    """
+    vocabulary = scaled.shape[-1]
+    top_k = [min(sampling.top_k or vocabulary, vocabulary) for sampling in samplings]
+    # Rounded sums may reach 1 early: a row without top_p must not lose its tail to that.
+    top_p = [sampling.top_p if sampling.top_p < 1 else 2.0 for sampling in samplings]
+    ks = torch.tensor(top_k, device=scaled.device)[:, None]
+    ps = torch.tensor(top_p, device=scaled.device)[:, None]
+    width = min(vocabulary, max([NUCLEUS_CANDIDATES, *(k for k in top_k if k < vocabulary)]))
+    best = scaled.topk(width).values
+    last = _last_kept(best, scaled, ks, ps)
+    if width < vocabulary and bool((last >= width).any()):
+        best = scaled.sort(descending=True).values
+        last = _last_kept(best, scaled, ks, ps)
+    return best.gather(-1, last.clamp(max=best.shape[-1] - 1))
+
+
+def _last_kept(best: Tensor, scaled: Tensor, ks: Tensor, ps: Tensor) -> Tensor:
+    """Rank [rows, 1] of the last candidate kept; the width of `best` or more if it lies beyond."""
+    ranks = torch.arange(best.shape[-1], device=best.device)
+    among_k = best.masked_fill(ranks >= ks, float("-inf")).logsumexp(-1, keepdim=True)
+    total = among_k.where(ks < scaled.shape[-1], scaled.logsumexp(-1, keepdim=True))
+    mass = (best - total).exp().cumsum(-1)
+    return torch.minimum((mass < ps).sum(-1, keepdim=True), ks - 1)
+
+
+def noise(picks: list[Pick], vocabulary: int, device: torch.device) -> Tensor:
+    """Gumbel noise [rows, vocabulary] in float32."""
+    keys = [_key(pick.sampling.seed, pick.index) for pick in picks]
+    halves = torch.tensor([(_signed(key & _MASK32), _signed(key >> 32)) for key in keys], dtype=torch.int32)
+    low, high = halves.to(device)[:, :, None].unbind(1)
+    mixed = _mix32(torch.arange(vocabulary, dtype=torch.int32, device=device) + low)
+    mixed = _mix32(mixed.bitwise_xor_(high))
+    u = _shifted(mixed, 1).float().mul_(2**-31).add_(2**-32).clamp_(max=LARGEST_U)
+    return u.neg_().log1p_().neg_().log_().neg_()
+
+
+_MASK32 = 2**32 - 1
+_MASK64 = 2**64 - 1
+
+
+def _key(seed: int, index: int) -> int:
+    return _mix64(_mix64(seed) + index)
+
+
+def _mix64(x: int) -> int:
+    x = x + 0x9E3779B97F4A7C15 & _MASK64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK64
+    return x ^ x >> 31
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """In place; int32 products wrap around as unsigned ones do."""
+    x.bitwise_xor_(_shifted(x, 16)).mul_(0x7FEB352D)
+    x.bitwise_xor_(_shifted(x, 15)).mul_(_signed(0x846CA68B))
+    return x.bitwise_xor_(_shifted(x, 16))
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """The int32s shifted right as unsigned numbers."""
+    return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int32 with the same 32 bits."""
+    return x - 2**32 if x >= 2**31 else x

@@ -1,0 +1,78 @@
+"""The engine's own figures, for the gateway to size batches by."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from triton_backend.contract import Telemetry
+from triton_backend.memory import Ledger
+
+SMOOTHING = 0.1
+"""Weight of the newest step in a rate: it follows a change within some ten steps and rides over a single slow one."""
+
+
+class Gauges(Protocol):
+    """What is read of the runner."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def out_of_memory_total(self) -> int: ...
+
+    @property
+    def allocated_bytes(self) -> int:
+        """KV bytes taken from the device."""
+
+
+class Meter:
+    """Smoothed rates, and the memory figures of the moment."""
+
+    def __init__(self) -> None:
+        self._step_s = 0.0
+        self._prefill_tokens_per_s = 0.0
+        self._decode_tokens_per_s = 0.0
+
+    def note_prefill(self, padded_tokens: int, step_s: float) -> None:
+        """Count a chunk.  Padding is counted too: it is what a batch's time goes by."""
+        self._step_s = step_s
+        self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, padded_tokens / step_s)
+
+    def note_decode(self, rows: int, step_s: float) -> None:
+        self._step_s = step_s
+        self._decode_tokens_per_s = _smooth(self._decode_tokens_per_s, rows / step_s)
+
+    def rest(self) -> None:
+        self._step_s = 0.0
+
+    def read(self, ledger: Ledger, gauges: Gauges, running: int, waiting: int) -> Telemetry:
+        allocated_bytes = gauges.allocated_bytes
+        growable_bytes = ledger.capacity_bytes - allocated_bytes
+        free_bytes, total_bytes = growable_bytes, ledger.capacity_bytes
+        if gauges.device.startswith("cuda"):
+            free_bytes, total_bytes = torch.cuda.mem_get_info(gauges.device)
+        return Telemetry(
+            pool_capacity_bytes=allocated_bytes,
+            pool_used_bytes=ledger.used_bytes,
+            pool_growable_bytes=growable_bytes,
+            device_free_bytes=free_bytes,
+            device_total_bytes=total_bytes,
+            process_bytes=_resident_bytes(),
+            running=running,
+            waiting=waiting,
+            step_s=self._step_s,
+            prefill_tokens_per_s=self._prefill_tokens_per_s,
+            decode_tokens_per_s=self._decode_tokens_per_s,
+            out_of_memory_total=gauges.out_of_memory_total,
+        )
+
+
+def _smooth(old: float, new: float) -> float:
+    return old + SMOOTHING * (new - old) if old else new
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process, from /proc/self/statm (proc(5): second field, in pages)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
