@@ -1,0 +1,130 @@
+"""A run's files, and what is left when a run was killed.
+
+Whoever can take the lock of a run's folder knows that its run is over, and clears away what it left:
+processes, found by the marker in their environment, shared memory, found by the prefix that the folder's path
+gives, and files.  A janitor waits beside the run to do so: a process that hears the end of a pipe when the run
+ends, however it ends.  If that was killed too, the next run does it.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+from gateway.process import kill_marked, marked
+
+SHARED_MEMORY = Path("/dev/shm")
+DEATH_TIMEOUT_S = 5.0
+_FRESH = "run-"
+
+
+class FolderInUse(Exception):
+    """Another run has the folder."""
+
+
+class RunFolder:
+    def __init__(self, given: Path | None) -> None:
+        """A given folder is kept, with its logs; by default it is a fresh one, and removed."""
+        self._given = given
+        self._base = Path(tempfile.gettempdir()) / f"bucketserve-{os.getuid()}"
+        self.path = given.resolve() if given else self._base
+        self._lock: int | None = None
+        self._janitor: subprocess.Popen[bytes] | None = None
+
+    @property
+    def shm_prefix(self) -> str:
+        return shm_prefix(self.path)
+
+    def open(self) -> None:
+        """Also clears away what earlier runs left.  Raises FolderInUse."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._given:
+            self._take()
+        else:
+            # Held until our folder is locked, so that nobody takes it for a leftover.
+            with _locked(self._base / "lock"):
+                for folder in self._base.glob(f"{_FRESH}*"):
+                    sweep(folder)
+                self.path = Path(tempfile.mkdtemp(prefix=_FRESH, dir=self._base))
+                self._take()
+        self._janitor = _start_janitor(self.path)
+
+    def close(self) -> None:
+        """End what still runs, remove everything but a given folder's logs."""
+        assert self._lock is not None
+        assert self._janitor is not None
+        os.close(self._lock)
+        sweep(self.path)
+        self._janitor.communicate()
+
+    def _take(self) -> None:
+        self._lock = _try_lock(self.path / "lock")
+        if self._lock is None:
+            raise FolderInUse(f"{self.path} belongs to a run that goes on")
+        _clear(self.path)
+
+
+def sweep(folder: Path) -> None:
+    """Clear away what a run left, if it is over."""
+    if not folder.exists():
+        return
+    lock = _try_lock(folder / "lock")
+    if lock is not None:
+        _clear(folder)
+        if folder.name.startswith(_FRESH):
+            shutil.rmtree(folder)
+        os.close(lock)
+
+
+def _start_janitor(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gateway.run_folder", str(folder)],
+        stdin=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,
+    )
+
+
+def _clear(folder: Path) -> None:
+    kill_marked(folder)
+    deadline = time.monotonic() + DEATH_TIMEOUT_S
+    while marked(folder) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for region in SHARED_MEMORY.glob(f"{shm_prefix(folder)}*"):
+        region.unlink()
+    for rendered in ("models", "backends"):
+        shutil.rmtree(folder / rendered, ignore_errors=True)
+
+
+def shm_prefix(folder: Path) -> str:
+    return f"bucketserve-{blake2b(str(folder).encode(), digest_size=6).hexdigest()}-"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _try_lock(path: Path) -> int | None:
+    """The descriptor that holds the lock, or None if another process does."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    sweep(Path(sys.argv[1]))

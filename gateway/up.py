@@ -1,0 +1,117 @@
+"""`bucketserve up`: everything on this machine, in the foreground."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+
+from gateway import local
+from gateway.settings import Settings
+
+POLL_S = 0.05
+SAY_S = 5.0
+
+
+class Failed(Exception):
+    """Something is in the way; the message says what, in one line."""
+
+
+def run(settings: Settings, arguments: Sequence[str]) -> int:
+    """The exit status.  `arguments` are those after `up`: the gateway gets them too.  Raises Failed."""
+    model = _model(settings.model)
+    _check_free(settings.host, settings.port)
+    return local.supervise(_up(settings, model, arguments))
+
+
+def _model(model: str) -> str:
+    folder = Path(model).expanduser()
+    if not folder.is_dir() and model.startswith(("/", ".", "~")):
+        raise Failed(f"no model folder {model}")
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+def _check_free(host: str, port: int) -> None:
+    """Before anything starts, for a clear word instead of a dead gateway half a minute later."""
+    try:
+        socket.create_server((host, port), family=_family(host)).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Failed(f"cannot listen on {host}:{port}: {reason}; --host and --port choose another") from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
+    started_s = asyncio.get_running_loop().time()
+    async with local.Stack(
+        model=model,
+        replicas=settings.replicas,
+        redis_url=settings.redis.get_secret_value() if settings.redis else None,
+        triton=",".join(settings.triton) or None,
+        device=settings.device,
+        dtype=settings.dtype,
+        kv_budget_bytes=settings.kv_budget,
+        threads=settings.threads,
+        max_prefill_tokens=settings.scheduling.max_prefill_tokens,
+        context_tokens=settings.context_tokens,
+        say=_say,
+    ) as stack:
+        await stack.start_gateway([*arguments, *_started(settings, stack)])
+        await asyncio.gather(stack.wait(), _announce(settings, started_s))
+
+
+def _started(settings: Settings, stack: local.Stack) -> list[str]:
+    """Where to find what was started here.  What was given the gateway reads from where we did, so that a
+    password in the environment does not become visible as a flag."""
+    redis = [] if settings.redis else ["--redis", stack.redis_url]
+    return redis + ([] if settings.triton else ["--triton", stack.triton_address])
+
+
+async def _announce(settings: Settings, started_s: float) -> None:
+    """Say what is missing until nothing is, and then how to ask."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(url, headers=headers) as client:
+        await _ready(client)
+        async with client.get("/v1/models") as response:
+            model = (await response.json())["data"][0]["id"]
+    took_s = asyncio.get_running_loop().time() - started_s
+    _say(f"ready after {took_s:.1f} s: {model} on {url}.  Ctrl-C ends it.  Try:")
+    print(f"\n{_example(url, model, bool(key))}\n", flush=True)
+
+
+async def _ready(client: aiohttp.ClientSession) -> None:
+    while True:
+        for _ in range(round(SAY_S / POLL_S)):
+            missing = await _missing(client)
+            if missing == []:
+                return
+            await asyncio.sleep(POLL_S)
+        _say("waiting: " + "; ".join(missing or ["the gateway does not answer yet"]))
+
+
+async def _missing(client: aiohttp.ClientSession) -> list[str] | None:
+    """Why the gateway is not ready; None while it does not answer at all."""
+    try:
+        async with client.get("/ready") as response:
+            return list((await response.json())["reasons"])
+    except aiohttp.ClientError:
+        return None
+
+
+def _example(url: str, model: str, needs_key: bool) -> str:
+    question = {"role": "user", "content": "Tell me a short story about a fox."}
+    body = json.dumps({"model": model, "stream": True, "messages": [question]})
+    key = " -H 'authorization: Bearer YOUR-KEY'" if needs_key else ""
+    return f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'"
+
+
+def _say(line: str) -> None:
+    print(f"bucketserve: {line}", flush=True)

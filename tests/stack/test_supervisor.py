@@ -1,0 +1,87 @@
+"""Whatever ends a run, nothing of it is left: no process, no shared memory, no file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.process import marked
+from gateway.run_folder import shm_prefix
+
+pytestmark = pytest.mark.timeout(120)
+
+ROOT = Path(__file__).parents[2]
+GONE_S = 20.0
+
+
+class Run:
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.stack.supervised"]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert self.process.stdout is not None
+        told = json.loads(self.process.stdout.readline())
+        self.folder = Path(told["run"])
+        self.pids: dict[str, int] = told["pids"]
+
+    def left(self) -> list[str]:
+        regions = Path("/dev/shm").glob(f"{shm_prefix(self.folder)}*")
+        return [*map(str, marked(self.folder)), *map(str, regions), *map(str, self.folder.glob("*"))]
+
+    def end(self) -> tuple[int, str]:
+        """Exit status and stderr, once nothing is left."""
+        _, errors = self.process.communicate(timeout=GONE_S)
+        deadline = time.monotonic() + GONE_S
+        while self.left():
+            assert time.monotonic() < deadline, self.left()
+            time.sleep(0.02)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    started = Run()
+    assert len(marked(started.folder)) == 4
+    yield started
+    started.process.kill()
+    started.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop(run: Run, number: signal.Signals) -> None:
+    run.process.send_signal(number)
+    assert run.end() == (0, "")
+
+
+@pytest.mark.parametrize("name", ["valkey", "triton"])
+def test_a_child_is_killed(run: Run, name: str) -> None:
+    os.kill(run.pids[name], signal.SIGKILL)
+    status, errors = run.end()
+    assert status == 1
+    assert errors.startswith(f"{name} was ended by SIGKILL; the end of {run.folder / name}.log:\n")
+
+
+def test_the_supervisor_is_killed(run: Run) -> None:
+    run.process.kill()
+    assert run.end()[0] == -signal.SIGKILL
+
+
+def test_a_stopped_engine_does_not_outlive_the_supervisor(run: Run) -> None:
+    os.kill(run.pids["llm-1"], signal.SIGSTOP)
+    run.process.kill()
+    assert run.end()[0] == -signal.SIGKILL
+
+
+def test_a_stopped_triton_does_not_hold_the_end_up(run: Run) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(run.pids["triton"], signal.SIGSTOP)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == (0, "")
