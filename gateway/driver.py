@@ -110,13 +110,15 @@ class Driver:
 
     async def run(self) -> NoReturn:
         """Compete for the replica for ever."""
+        said = ""
         while True:
             try:
                 epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
                 if epoch is not None:
                     await self._drive(epoch)
             except (StoreLost, BackendLost, LeaseLost, Outranked) as error:
-                log.warning("driver.interrupted", replica=self.replica, error=str(error) or repr(error))
+                if said != (said := str(error) or repr(error)):
+                    log.warning("driver.interrupted", replica=self.replica, error=said)
             await asyncio.sleep(self._config.poll_s)
 
     async def _drive(self, epoch: int) -> None:

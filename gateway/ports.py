@@ -31,8 +31,9 @@ class Store(Protocol):
     """The queue of one model, shared by all gateways.
 
     Verbs are idempotent unless they say otherwise, and atomic; put_back, finish, cancel and audit may take a
-    long list in parts.  Every verb raises StoreLost if the store does not answer; a verb that is cancelled has
-    ended when CancelledError arrives.  A ticket is unknown, queued, or leased to a replica, whatever its epoch.
+    long list in parts.  Every verb raises StoreLost if the store does not answer; a verb that is cancelled
+    has ended when CancelledError arrives.  A ticket is unknown, queued, or leased to a replica, whatever the
+    replica's epoch.
     """
 
     async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
@@ -40,7 +41,7 @@ class Store(Protocol):
 
         score = max(now, tag[tenant, class]) + slack_s, and the tag advances by cost_s from that start
         (start-time fair queueing).  A ticket already known is left as it is.  Raises QueueFull, and
-        ValueError for times that are not finite.
+        ValueError for times that are not finite, or absurd.
         """
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
@@ -76,8 +77,8 @@ class Store(Protocol):
         an origin, good for `lease_s`."""
 
     async def reap(self, limit: int) -> list[tuple[str, str]]:
-        """Forget up to `limit` tickets of origins that put some and gave no sign of life for their lease (a put
-        is one too): (id, replica) of those that were leased, so that their rows can be cancelled."""
+        """Forget up to `limit` tickets of origins that put some and gave no sign of life for their lease (a
+        put is one too): (id, replica) of those that were leased, so that their rows can be cancelled."""
 
     async def sweep(self, replica: str, epoch: int, live: Sequence[tuple[str, int]]) -> list[str]:
         """Forget every ticket leased to the replica that is not among `live` (its engine does not have it);

@@ -2,6 +2,7 @@
 and puts back what was evicted or refused, as origins do."""
 
 from dataclasses import dataclass, field
+from itertools import count
 
 import msgspec
 
@@ -23,6 +24,8 @@ from triton_backend.contract import (
 )
 from triton_backend.engine import Engine, SinkClosed
 
+FIRST_ROW = 10**6
+"""Number of the first row of epoch 1; each epoch has as many numbers."""
 GREEDY = Sampling(temperature=0)
 
 
@@ -64,7 +67,7 @@ class Peer:
         self.is_gone = False
         self.num_finished = 0
         self._seq = 0
-        self._numbers = iter(range(1000 * epoch, 1000 * epoch + 1000))
+        self._numbers = count(FIRST_ROW * epoch)
         engine.attach(Attach(epoch, f"peer {epoch}"), self)
 
     # What the engine calls.
@@ -97,7 +100,7 @@ class Peer:
         self.send_batch([self.tickets[row.ticket] for row in rows])
 
     def send_batch(self, tickets: list[Ticket]) -> None:
-        numbered = dict(zip(self._numbers, tickets, strict=False))
+        numbered = {next(self._numbers): ticket for ticket in tickets}
         rows = [ticket.next_row(number) for number, ticket in numbered.items()]
         self.live.update(numbered)
         self._seq += 1

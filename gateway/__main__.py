@@ -1,0 +1,145 @@
+"""The command line.
+
+Exit status: 0 after SIGINT or SIGTERM, 1 if something that should run does not, 2 if it was called wrongly.
+"""
+
+import argparse
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from pydantic import ByteSize
+
+from gateway import options
+from gateway import up as bringing_up
+from gateway.options import OPTIONS, Loaded, Option, SettingsError
+from gateway.up import Failed
+
+EPILOG = """\
+Every option may also stand in the config file (TOML; `bucketserve config` prints one) or in the environment.
+A flag goes before the environment, the environment before the file.  --http-grace-s, for example, is
+`grace_s` in section [http], and BUCKETSERVE_HTTP__GRACE_S.
+"""
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command, flags = parse(argv)
+        return COMMANDS[command](options.load(flags, environ), argv[1:])
+    except SettingsError as error:
+        print(f"bucketserve: {error}", file=sys.stderr)
+        return 2
+    except Failed as error:
+        print(f"bucketserve: {error}", file=sys.stderr)
+        return 1
+
+
+def up(loaded: Loaded, arguments: Sequence[str]) -> int:
+    """Start what is not given (Valkey, Triton with the engine) and a gateway, all in the foreground."""
+    return bringing_up.run(loaded.settings, arguments)
+
+
+def gateway(loaded: Loaded, arguments: Sequence[str]) -> int:
+    """Run one gateway against a given Redis and Triton."""
+    for name in ("redis", "triton"):
+        if not getattr(loaded.settings, name):
+            raise SettingsError(
+                f"`bucketserve gateway` needs {OPTIONS[name].flag}; `bucketserve up` starts its own"
+            )
+    # Here, not above: the tokenizer's library takes a second to load, and the other commands do not use it.
+    from gateway import app
+
+    _allow_many_connections()
+    return app.run(loaded.settings)
+
+
+def _allow_many_connections() -> None:
+    """A stream takes a file, and the usual soft limit of 1,024 is far below what the machine allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def config(loaded: Loaded, arguments: Sequence[str]) -> int:
+    """Print the effective settings as TOML, secrets hidden, and where each came from."""
+    print(options.show(loaded))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Loaded, Sequence[str]], int]] = {"up": up, "gateway": gateway, "config": config}
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message)
+
+
+def parse(argv: Sequence[str]) -> tuple[str, dict[str, object]]:
+    """The command, and the flags by option name.  Raises SettingsError."""
+    namespace, unknown = parser().parse_known_args(argv)
+    if unknown:
+        given = unknown[0].partition("=")[0]
+        if not given.startswith("-"):
+            raise SettingsError(f"unexpected argument '{given}'")
+        flags = ["--config", *(option.flag for option in OPTIONS.values())]
+        raise SettingsError(f"no option {given}; did you mean {options.nearest(given, flags)}?")
+    flags_by_name = vars(namespace)
+    return flags_by_name.pop("command"), flags_by_name
+
+
+def parser() -> Parser:
+    parser = Parser(prog="bucketserve", description="An LLM serving gateway.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        described = command.__doc__
+        _add_options(
+            commands.add_parser(
+                name,
+                help=described,
+                usage=f"bucketserve {name} [OPTION ...]",
+                description=described,
+                epilog=EPILOG,
+                allow_abbrev=False,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help=f"Settings in TOML ({options.CONFIG_ENV}).",
+    )
+    groups: dict[tuple[str, ...], argparse._ArgumentGroup] = {(): parser.add_argument_group("main settings")}
+    for option in OPTIONS.values():
+        section = option.path[:-1]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(".".join(section))
+        groups[section].add_argument(
+            option.flag,
+            dest=option.name,
+            metavar=option.unit,
+            action="append" if option.is_list else "store",
+            default=argparse.SUPPRESS,
+            help=_help(option).replace("%", "%%"),
+        )
+
+
+def _help(option: Option) -> str:
+    described = " ".join((option.field.description or "").split())
+    default = options.value_of(options.DEFAULTS, option)
+    if default is None or default == ():
+        return f"{described} ({option.env})"
+    shown = default.human_readable() if isinstance(default, ByteSize) else default
+    return f"{described} ({option.env}; default: {shown})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The command line up to the point where a process would start."""
+
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gateway.__main__ import main
+from gateway.options import DEFAULTS, OPTIONS, value_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 2) -> str:
+    assert main(argv, {}) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"bucketserve: .+\n", captured.err), captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "COMMAND"),
+        (("ups",), "invalid choice: 'ups'"),
+        (("up", "--prot", "1"), "no option --prot; did you mean --port?"),
+        (("up", "--prot=1"), "no option --prot; did you mean --port?"),
+        (("up", "here"), "unexpected argument 'here'"),
+        (("config", "--port"), "--port: expected one argument"),
+        (("config", "--port", "x"), "port = 'x' (from --port)"),
+        (("up", "--gateways", "2"), "more than 1 comes with sharing work"),
+        (("gateway",), "needs --redis"),
+        (("gateway", "--redis", "redis://h"), "needs --triton"),
+    ],
+)
+def test_wrong_calls_get_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], words: str
+) -> None:
+    assert words in error_of(capsys, *argv)
+
+
+def test_a_port_in_use_is_told_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = error_of(capsys, "up", "--model", str(tmp_path), "--port", port, status=1)
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in said
+
+
+def test_a_missing_model_folder_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no model folder ./nowhere" in error_of(capsys, "up", "--model", "./nowhere", status=1)
+
+
+@pytest.mark.parametrize("command", ["up", "gateway", "config"])
+def test_help_has_every_setting_with_its_default(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"], {})
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in OPTIONS.values():
+        assert f"{option.flag} {option.unit} " in text
+        assert option.env in text
+        default = value_of(DEFAULTS, option)
+        assert not isinstance(default, float) or f"{option.env}; default: {default})" in text
+
+
+def test_config_prints_flags_and_their_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--port", "81", "--triton", "a:1", "--triton", "b:2"], {}) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "port = 81  # --port" in lines
+    assert 'triton = ["a:1", "b:2"]  # --triton' in lines
+    assert 'host = "127.0.0.1"  # default' in lines
+
+
+def test_make_alone_lists_the_targets() -> None:
+    out = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
+    assert {"help", "setup", "up", "test", "check", "clean"} <= set(
+        re.findall(r"^([a-z]+) {2,}\S", out, re.M)
+    )
