@@ -2,7 +2,7 @@
 
 import sys
 
-import standin_engine  # type: ignore[import-not-found]
+import standin_engine
 
 sys.modules["triton_backend.engine"] = standin_engine
 

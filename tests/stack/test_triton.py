@@ -1,0 +1,232 @@
+"""A session through a real Triton: over the real engine with a fresh small model, and, for what breaks, over the
+stand-in engine."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from itertools import count
+from pathlib import Path
+
+import numpy
+import pytest
+import pytest_asyncio
+from tritonclient.grpc import InferInput, InferResult
+from tritonclient.grpc import aio as tritonclient
+
+from gateway import local
+from gateway.errors import BackendLost, Outranked
+from gateway.triton import TritonBackend, TritonSession
+from tests.stack import standin
+from tests.unit import tiny_models
+from triton_backend.contract import (
+    CONTRACT_VERSION,
+    Attach,
+    Batch,
+    Cancel,
+    Detach,
+    End,
+    Ended,
+    Event,
+    NewRow,
+    Step,
+)
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+
+EPOCHS = count(1)
+NUMBERS = count(1)
+FOREVER = 10**6
+
+
+def new_row(max_tokens: int, first: int = 1) -> NewRow:
+    return NewRow(next(NUMBERS), "call/0", 1, "origin", [first, 2, 3], 0, max_tokens)
+
+
+async def until_end(session: TritonSession, row: int) -> tuple[list[int], Ended]:
+    """The tokens of a row and how it ended."""
+    tokens: list[int] = []
+    async for event in session.events():
+        assert isinstance(event, Step)
+        tokens += [token for number, token in zip(event.rows, event.tokens, strict=True) if number == row]
+        for ended in event.ended:
+            if ended.row == row:
+                return tokens, ended
+    raise AssertionError("the session ended before the row")
+
+
+async def all_events(session: TritonSession) -> list[Event]:
+    return [event async for event in session.events()]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[local.Stack]:
+    template = standin.template(tmp_path_factory.mktemp("standin") / "llm")
+    # 2 ms a step.
+    async with local.Stack(model="standin", template=template, redis_url="none", threads=2000, run_dir=Path("/tmp/rd3")) as stack:
+        yield stack
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def backend(stack: local.Stack) -> AsyncIterator[TritonBackend]:
+    backend = TritonBackend(stack.triton_address, "llm")
+    yield backend
+    await backend.aclose()
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_models.fresh("llama").save_pretrained(folder)
+    return folder
+
+
+async def test_round_trip_with_the_real_engine(small_model: Path) -> None:
+    async with local.Stack(model=str(small_model), name="small", redis_url="none", threads=1) as stack:
+        backend = TritonBackend(stack.triton_address, "llm")
+        session = await backend.attach(Attach(1, "driver"))
+        assert session.attached.model.name == "small"
+        assert session.attached.model.context_tokens == tiny_models.CONTEXT_TOKENS
+        short, long = new_row(5), new_row(200)
+        await session.send(Batch(1, 1, [short, long]))
+        tokens, ended = await until_end(session, short.row)
+        assert (len(tokens), ended.reason) == (5, End.LENGTH)
+        await session.send(Cancel(1, 2, [long.row]))
+        assert (await until_end(session, long.row))[1].reason == End.CANCELLED
+        await session.send(Detach(1, 3))
+        assert all(isinstance(event, Step) for event in await all_events(session))
+        await session.aclose()
+        await backend.aclose()
+
+
+async def test_a_row_runs_and_ends(backend: TritonBackend) -> None:
+    epoch, row = next(EPOCHS), new_row(5)
+    session = await backend.attach(Attach(epoch, "driver"))
+    assert session.attached.version in (CONTRACT_VERSION - 1, CONTRACT_VERSION)
+    await session.send(Batch(epoch, 1, [row]))
+    assert await until_end(session, row.row) == ([0, 1, 2, 3, 4], Ended(row.row, End.LENGTH))
+    await session.aclose()
+    await session.aclose()
+
+
+async def test_controls_arrive_in_the_order_of_sending(backend: TritonBackend) -> None:
+    """The stand-in refuses a sequence number below an earlier one."""
+    epoch = next(EPOCHS)
+    session = await backend.attach(Attach(epoch, "driver"))
+    await asyncio.gather(*(session.send(Cancel(epoch, seq, [])) for seq in range(1, 300)))
+    await session.aclose()
+
+
+async def test_a_higher_epoch_takes_over_and_finds_the_rows(backend: TritonBackend) -> None:
+    low, high, row = next(EPOCHS), next(EPOCHS), new_row(FOREVER)
+    first = await backend.attach(Attach(low, "driver"))
+    await first.send(Batch(low, 1, [row]))
+    second = await backend.attach(Attach(high, "other driver"))
+    assert [live.row for live in second.attached.rows] == [row.row]
+    with pytest.raises(Outranked) as outranked:
+        await all_events(first)
+    assert outranked.value.epoch == high
+    with pytest.raises(Outranked):
+        await first.send(Cancel(low, 2, [row.row]))
+    with pytest.raises(Outranked):
+        await backend.attach(Attach(low, "driver"))
+    await second.send(Cancel(high, 1, [row.row]))
+    assert (await until_end(second, row.row))[1].reason == End.CANCELLED
+    await first.aclose()
+    await second.aclose()
+
+
+async def test_rows_go_on_when_the_session_is_closed(backend: TritonBackend) -> None:
+    row, epoch = new_row(FOREVER), next(EPOCHS)
+    session = await backend.attach(Attach(epoch, "driver"))
+    await session.send(Batch(epoch, 1, [row]))
+    await session.aclose()
+    epoch = next(EPOCHS)
+    again = await backend.attach(Attach(epoch, "driver"))
+    assert [live.row for live in again.attached.rows] == [row.row]
+    await again.send(Cancel(epoch, 1, [row.row]))
+    await again.aclose()
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xc1", b"not a message", b"\x81\xa4type\xa4nope"])
+async def test_malformed_bytes_are_answered(stack: local.Stack, backend: TritonBackend, raw: bytes) -> None:
+    async with tritonclient.InferenceServerClient(stack.triton_address) as client:
+        assert "message" in await error_of(client, raw) or raw
+    assert await backend.ready()
+
+
+async def error_of(client: tritonclient.InferenceServerClient, raw: bytes) -> str:
+    tensor = InferInput("message", [len(raw)], "UINT8")
+    tensor.set_data_from_numpy(numpy.frombuffer(raw, numpy.uint8))
+
+    async def requests() -> AsyncIterator[dict[str, object]]:
+        yield {"model_name": "llm", "inputs": [tensor]}
+
+    answers = client.stream_infer(requests())
+    result, error = await asyncio.wait_for(anext(answers), 5)
+    assert result is None or isinstance(result, InferResult)
+    assert error is not None
+    return str(error)
+
+
+async def test_a_caller_that_gives_up_leaves_the_session_whole(backend: TritonBackend) -> None:
+    epoch, row = next(EPOCHS), new_row(5)
+    session = await backend.attach(Attach(epoch, "driver"))
+    sending = asyncio.create_task(session.send(Cancel(epoch, 1, [])))
+    await asyncio.sleep(0)
+    sending.cancel()
+    reading = asyncio.create_task(all_events(session))
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    await asyncio.wait({sending, reading})
+    await session.send(Batch(epoch, 2, [row]))
+    assert (await until_end(session, row.row))[1].reason == End.LENGTH
+    await session.aclose()
+
+
+async def test_a_killed_gateway_leaves_the_engine_to_the_next(stack: local.Stack, backend: TritonBackend) -> None:
+    epoch = next(EPOCHS)
+    command = [sys.executable, "-m", "tests.stack.holder", stack.triton_address, str(epoch)]
+    gateway = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert gateway.stdout is not None
+    await gateway.stdout.readline()
+    gateway.kill()
+    await gateway.wait()
+    session = await backend.attach(Attach(next(EPOCHS), "driver"))
+    await session.aclose()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_lost_engine_is_told_and_reloaded(
+    stack: local.Stack, backend: TritonBackend, number: signal.Signals
+) -> None:
+    """A dead one within 2 s: Triton takes one to say so when asked.  A stopped one when it owes an answer."""
+    epoch, row = next(EPOCHS), new_row(FOREVER)
+    session = await backend.attach(Attach(epoch, "driver"))
+    await session.send(Batch(epoch, 1, [row]))
+    os.kill(stack.stub_pid("llm"), number)
+    started = time.monotonic()
+    with pytest.raises(BackendLost):
+        await all_events(session)
+    assert time.monotonic() - started < (2 if number == signal.SIGKILL else 7)
+    assert not await backend.ready()
+    await session.aclose()
+    await backend.reload(60)
+    again = await backend.attach(Attach(1, "driver"))
+    assert again.attached.rows == []
+    await again.aclose()
+
+
+async def test_a_dead_server_is_told_at_once(stack: local.Stack, backend: TritonBackend) -> None:
+    session = await backend.attach(Attach(next(EPOCHS), "driver"))
+    stack.kill("triton", signal.SIGKILL)
+    async with asyncio.timeout(2):
+        with pytest.raises(BackendLost, match="UNAVAILABLE"):
+            await all_events(session)
+    await session.aclose()
+    with pytest.raises(BackendLost):
+        await backend.attach(Attach(next(EPOCHS), "driver"))
+    await stack.restart("triton")
+    await backend.wait_ready(10)
