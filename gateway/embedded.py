@@ -84,8 +84,8 @@ def triton_env() -> dict[str, str]:
     """Ours, without ENGINE_*: here each replica's settings stand in its config.
 
     The stub embeds libpython, isolated from PYTHONHOME and PYTHONPATH.  It must find the running
-    interpreter's library, not an older one of the system, hence LD_LIBRARY_PATH begins with our LIBDIR; and it
-    takes its packages from the environment of the first `python3` on PATH, hence that is ours.
+    interpreter's library, not an older one of the system, hence LD_LIBRARY_PATH begins with our LIBDIR; and
+    it takes its packages from the environment of the first `python3` on PATH, hence that is ours.
     """
     env = {key: value for key, value in os.environ.items() if not key.startswith("ENGINE_")}
     packaged = _tritonserver().parents[1] / "nvidia_pytriton.libs"

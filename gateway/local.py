@@ -5,12 +5,14 @@
         stack.triton_address    "127.0.0.1:41235"
         stack.models            ["llm-0", "llm-1"], or ["llm"] for one replica
         await stack.start_gateway(["--port", "8000", ...])      a Child: name, pid, log, is_running
-        await stack.wait()                                      raises ChildDied as soon as any child dies
+        await stack.wait(restarts=["triton"])                   raises ChildDied as soon as another child dies
 
 Entering returns when every model can run; it raises ChildDied, StartFailed, FolderInUse or BackendLost.
-Leaving, however, ends everything within a bounded time.  `stack.kill(name, signal)`, `stack.pid(name)`,
-`stack.stub_pid(model)` and `await stack.restart(name)` are for tests that break things; names are `valkey`,
-`triton`, `gateway-0` and so on.
+Leaving, however, ends everything within a bounded time.  Triton is worth a restart: a model's process that is
+killed takes it along in one case of ten (it held a lock in shared memory).
+
+`stack.kill(name, signal)`, `stack.pid(name)`, `stack.stub_pid(model)`, `stack.is_running(name)` and `await
+stack.restart(name)` are for tests that break things; names are `valkey`, `triton`, `gateway-0` and so on.
 `supervise(main())` runs a coroutine so that SIGINT and SIGTERM leave the `async with` in order.
 """
 
@@ -20,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ START_TIMEOUT_S = 30.0
 POLL_S = 0.02
 GRACE_S = {"gateway": 20.0, "triton": 10.0, "valkey": 2.0}
 """Between SIGTERM and SIGKILL."""
+MIN_LIFE_S = 10.0
 
 
 class Stack:
@@ -102,9 +105,19 @@ class Stack:
         name = f"gateway-{sum(child.startswith('gateway-') for child in self._children)}"
         return await self._start(name, [sys.executable, "-m", "gateway", "gateway", *args], env or os.environ)
 
-    async def wait(self) -> None:
-        """Raises ChildDied when any child dies."""
-        raise await _first(*(child.died() for child in self._children.values()))
+    async def wait(self, restarts: Collection[str] = ()) -> None:
+        """Raises ChildDied when a child dies.  One named in `restarts` is started again, unless it had run
+        for less than MIN_LIFE_S."""
+        while True:
+            started = time.monotonic()
+            death: ChildDied = await _first(*(child.died() for child in self._children.values()))
+            if death.name not in restarts or time.monotonic() - started < MIN_LIFE_S:
+                raise death
+            self._say(f"{death}\nstarting it again")
+            await self.restart(death.name)
+
+    def is_running(self, name: str) -> bool:
+        return self._children[name].is_running
 
     def pid(self, name: str) -> int:
         return self._children[name].pid

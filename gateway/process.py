@@ -21,7 +21,11 @@ _libc = ctypes.CDLL(None)
 
 
 class ChildDied(Exception):
-    """A child that should run does not; the message names it and shows the end of its log."""
+    """A child that should run does not; the message says how it ended and shows the end of its log."""
+
+    def __init__(self, name: str, how: str, log: Path) -> None:
+        super().__init__(f"{name} {how}; the end of {log}:\n{tail(log)}")
+        self.name = name
 
 
 class Child:
@@ -58,7 +62,7 @@ class Child:
         assert self._process is not None, f"{self.name} was never started"
         code = await self._process.wait()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-        return ChildDied(f"{self.name} {how}; the end of {self.log}:\n{tail(self.log)}")
+        return ChildDied(self.name, how, self.log)
 
     def kill(self, number: signal.Signals) -> None:
         """Signal the process, not its group."""

@@ -1,9 +1,9 @@
 """A run's files, and what is left when a run was killed.
 
 Whoever can take the lock of a run's folder knows that its run is over, and clears away what it left:
-processes, found by the marker in their environment, shared memory, found by the prefix that the folder's path
-gives, and files.  A janitor waits beside the run to do so: a process that hears the end of a pipe when the run
-ends, however it ends.  If that was killed too, the next run does it.
+processes, found by the marker in their environment, shared memory, found by the prefix that the folder's
+path gives, and files.  A janitor waits beside the run to do so: a process that hears the end of a pipe when
+the run ends, however it ends.  If that was killed too, the next run does it.
 """
 
 import fcntl

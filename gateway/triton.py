@@ -42,8 +42,8 @@ ACK_TIMEOUT_S = 5.0
 ATTACH_TIMEOUT_S = 15.0
 """The engine answers an attach between two steps."""
 SILENCE_S = 0.4
-"""After it the peer is asked whether it lives.  Triton says nothing of its own when a model's process dies, but
-answers a request with the news after a second.  An idle engine is heard five times a second."""
+"""After it the peer is asked whether it lives.  Triton says nothing of its own when a model's process dies,
+but answers a request with the news after a second.  An idle engine is heard five times a second."""
 CLOSE_TIMEOUT_S = 1.0
 RELOAD_TIMEOUT_S = 600.0
 """Large checkpoints load for minutes."""
@@ -69,8 +69,8 @@ Control = Batch | Cancel | Evict | Detach
 
 
 async def replicas(address: str, timeout_s: float = 2.0) -> list[str]:
-    """Names of the engines that a Triton offers: its model `llm`, or `llm-0`, `llm-1` and so on.  None of them
-    yet, or no answer: []."""
+    """Names of the engines that a Triton offers: its model `llm`, or `llm-0`, `llm-1` and so on.  None of
+    them yet, or no answer: []."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:

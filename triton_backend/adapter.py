@@ -11,7 +11,10 @@ each message.
 
 import json
 import os
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -45,8 +48,9 @@ def _answer(sender: Any, response: Any) -> None:
     sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _refuse(sender: Any, reason: object) -> None:
-    _answer(sender, pb.InferenceResponse(error=pb.TritonError(str(reason))))
+def _refuse(sender: Any, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    _answer(sender, pb.InferenceResponse(error=pb.TritonError(reason)))
 
 
 class ResponseSink:
@@ -77,8 +81,21 @@ class ResponseSink:
                 self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
+def _end_predecessor(instance: str) -> None:
+    """Triton unloads a model only when its session has ended, which that of a hung engine never does: the
+    process stays, and so does the memory that the new one is about to ask for."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if parent == os.getppid() and pid != os.getpid() and instance.encode() in words:
+                os.kill(pid, signal.SIGKILL)
+
+
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        _end_predecessor(args["model_instance_name"])
         parameters = json.loads(args["model_config"])["parameters"]
         self._engine = Engine(settings(parameters, os.environ))
         self._engine.start()

@@ -1,8 +1,8 @@
 """Attention over the grouped cache, registered with transformers under one name.
 
-transformers hands every attention layer's projected query, key and value to the function registered here, together
-with the keyword arguments of the model call; one of them, `kv`, is what this step reads and writes.  No mask
-function is registered, so transformers builds no masks.
+transformers hands every attention layer's projected query, key and value to the function registered here,
+together with the keyword arguments of the model call; one of them, `kv`, is what this step reads and writes.
+No mask function is registered, so transformers builds no masks.
 """
 
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ class PrefillPart:
     group: Group
     slots: Tensor
     width: int
-    """Positions of the chunk that the group's capacity has room for; what is beyond is padding in all its rows."""
+    """Positions of the chunk that the group's capacity has room for; beyond is padding in all its rows."""
 
 
 class PrefillKV:
@@ -182,11 +182,15 @@ class DecodeKV:
         self._parts = parts
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        outs = [_decode(part, layer, query[part.at], key[part.at], value[part.at], scores) for part in self._parts]
+        outs = [
+            _decode(part, layer, query[part.at], key[part.at], value[part.at], scores) for part in self._parts
+        ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _decode(part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+def _decode(
+    part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+) -> Tensor:
     keys, values = part.group.keys(layer), part.group.values(layer)
     keys[part.slots, :, part.positions] = key[:, :, 0]
     values[part.slots, :, part.positions] = value[:, :, 0]

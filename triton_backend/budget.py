@@ -22,7 +22,7 @@ def cpu_bytes() -> int:
 
 
 def cuda_bytes(device: torch.device, run_largest_step: Callable[[], None], num_layers: int) -> int:
-    """What is left beside the peak of the largest step and the one layer that exists twice while it is resized."""
+    """What is left beside the peak of the largest step, and the one layer that is twice there in a resize."""
     torch.cuda.reset_peak_memory_stats(device)
     held = torch.cuda.memory_allocated(device)
     run_largest_step()

@@ -1,12 +1,12 @@
 """KV memory in groups: rows of one capacity lie side by side in one tensor per layer.
 
-The ledger decides how much room each row has and the cache follows it (`arrange`), so what is counted and what is
-allocated cannot drift.  Within a group rows are compact and those in the decode pool come first, so a decode step
-reads one slice of each tensor and copies nothing.
+The ledger decides how much room each row has and the cache follows it (`arrange`), so what is counted and
+what is allocated cannot drift.  Within a group rows are compact and those in the decode pool come first, so a
+decode step reads one slice of each tensor and copies nothing.
 
 A group may own more slots than it has rows, so that rows come and go without copies; such slack is the first
-thing given up when another group grows.  Tensors are resized one by one: besides the budget, at most one layer of
-the groups concerned exists twice for a moment.
+thing given up when another group grows.  Tensors are resized one by one: besides the budget, at most one
+layer of the groups concerned exists twice for a moment.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,8 +22,9 @@ from triton_backend.memory import Grouped, OverBudget
 def ladder_tokens(context_tokens: int) -> tuple[int, ...]:
     """Capacities of groups: 64, 96, 128, 192, 256 ... up to the context.
 
-    Two steps an octave waste a seventh of a row's room on average and a third at worst, and copy a row once while
-    it grows by two fifths.  Finer steps waste less, but each group costs attention calls of its own in every layer.
+    Two steps an octave waste a seventh of a row's room on average and a third at worst, and copy a row once
+    while it grows by two fifths.  Finer steps waste less, but each group costs attention calls of its own in
+    every layer.
     """
     steps = [64]
     while steps[-1] < context_tokens:
@@ -145,7 +146,7 @@ class KVCache:
         return targets
 
     def _num_slots(self, targets: dict[int, list[int]]) -> dict[int, int]:
-        """Slots of each group: what it owns, or a quarter more than it needs, less what the budget forbids."""
+        """Slots of each group: what it owns, or its need and a quarter, less what the budget forbids."""
         num_slots, cost = {}, {}
         for capacity, rows in targets.items():
             owned = self._groups[capacity].num_slots if capacity in self._groups else 0
@@ -162,7 +163,9 @@ class KVCache:
         return num_slots
 
     def _apply(self, targets: dict[int, list[int]], num_slots: dict[int, int]) -> None:
-        places = {row: Place(capacity, slot) for capacity, rows in targets.items() for slot, row in enumerate(rows)}
+        places = {
+            row: Place(capacity, slot) for capacity, rows in targets.items() for slot, row in enumerate(rows)
+        }
         moves = self._moves(places)
         for capacity in targets.keys() - self._groups.keys():
             empty = [self._empty.new_empty(0, heads, capacity, dim) for heads, dim in self._tensor_shapes]
@@ -189,7 +192,7 @@ class KVCache:
         return list(moves.values())
 
     def _apply_to_tensor(self, at: int, moves: list[_Move], num_slots: dict[int, int]) -> None:
-        # All rows that move are lifted out before any tensor changes: their slots may be each other's targets.
+        # All rows that move are lifted out before any tensor changes: one's slot may be another's target.
         lifted = [
             self._groups[move.source].tensors[at][move.from_slots] if move.source is not None else None
             for move in moves

@@ -4,9 +4,9 @@ One `attach` request opens a session; every event of the engine leaves through i
 controls are short requests of their own, answered with one `Ack` each: accepted into the engine's inbox, or
 refused because another epoch holds the engine.  What became of them is told by later events.
 
-Messages are MessagePack maps.  A field may be added with a default (readers skip what they do not know), never
-renamed or retyped; `CONTRACT_VERSION` rises with each addition and a driver speaks to its own version and the
-one before.  Token ids, indexes and counts are plain integers, times are seconds, sizes are bytes.
+Messages are MessagePack maps.  A field may be added with a default (readers skip what they do not know),
+never renamed or retyped; `CONTRACT_VERSION` rises with each addition and a driver speaks to its own version
+and the one before.  Token ids, indexes and counts are plain integers, times are seconds, sizes are bytes.
 """
 
 from enum import StrEnum
@@ -23,7 +23,7 @@ class ContractError(Exception):
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a row draws its tokens (DESIGN.md 7).  `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+    """How a row draws its tokens (DESIGN.md 7).  `temperature` 0: greedy; `top_k` 0, `top_p` 1: off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -43,7 +43,7 @@ class NewRow(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: list[int]
     """Everything to prefill: the prompt, then the tokens that earlier attempts delivered."""
     index: int
-    """Index of the next token to draw, counted from the ticket's first: how many of `prompt` were generated."""
+    """Index of the next token to draw, counted from the ticket's first: so many of `prompt` were drawn."""
     max_tokens: int
     """How many more to draw, at least 1."""
     min_tokens: int = 0

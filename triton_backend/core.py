@@ -1,7 +1,7 @@
-"""All state of the engine, single-threaded: what a driver asks for, one step of the model, what the driver hears.
+"""All state of the engine, single-threaded: what a driver asks for, one model step, what the driver hears.
 
-Rows belong to the engine, not to a session: they go on while nobody is attached, for `ORPHAN_S` at most, and the
-next session finds them in its snapshot.
+Rows belong to the engine, not to a session: they go on while nobody is attached, for `ORPHAN_S` at most, and
+the next session finds them in its snapshot.
 """
 
 import logging
@@ -33,9 +33,11 @@ from triton_backend.telemetry import Meter
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.15
-"""Time between signs of life when idle: the contract promises five a second, the rest is for the scheduler."""
+"""Time between signs of life when idle: five a second are promised, the rest is the scheduler's slack."""
 ORPHAN_S = 30.0
 """How long rows outlive their last session: by then their origins have put them back elsewhere."""
+SHORTEST_STEP_S = 1e-6
+"""Rates divide by a step's time, and a coarse clock may not see one pass."""
 MAX_FAILURES = 3
 """Steps in a row that may raise before the engine declares itself broken."""
 
@@ -92,7 +94,7 @@ class Core:
         """Ended while nobody was attached: for the next snapshot."""
         self._reception = Reception(clock)
         self._seq = 0
-        self._meter = Meter()
+        self._meter = Meter(clock)
         self._failures = 0
 
     @property
@@ -181,7 +183,7 @@ class Core:
         else:
             self._failures = 0
             self._advance(plan, *drawn)
-            self._note(plan, self._clock() - started)
+            self._note(plan, max(self._clock() - started, SHORTEST_STEP_S))
             return drawn
         return [], Draws()
 

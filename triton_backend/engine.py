@@ -1,7 +1,7 @@
 """The engine as other threads see it: an inbox, and one thread that owns all state and turns the crank.
 
-inbox -> plan -> run -> advance -> sink; core.py is the crank.  Other threads only put things into the inbox, and
-read the epoch that holds the engine, so that a control of another one is refused at once.
+inbox -> plan -> run -> advance -> sink; core.py is the crank.  Other threads only put things into the inbox,
+and read the epoch that holds the engine, so that a control of another one is refused at once.
 """
 
 import logging
@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from triton_backend.contract import Ack, Attach, Batch, Cancel, Detach, Evict
@@ -134,10 +135,8 @@ class Engine:
             self._close()
 
     def _await_item(self) -> None:
-        try:
+        with suppress(queue.Empty):
             self._take(self._inbox.get(timeout=HEARTBEAT_S))
-        except queue.Empty:
-            pass
 
     def _close(self) -> None:
         with self._door:

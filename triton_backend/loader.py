@@ -30,7 +30,9 @@ def adopt(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise UnsupportedModel(f"{name} is an encoder-decoder; choose a decoder-only model")
     if unknown := set(getattr(config, "layer_types", None) or ()) - HANDLED_LAYERS:
-        raise UnsupportedModel(f"{name} has layers of types {sorted(unknown)}; choose a model with attention only")
+        raise UnsupportedModel(
+            f"{name} has layers of types {sorted(unknown)}; choose a model with attention only"
+        )
     if not model._supports_attention_backend or model._is_stateful:
         raise UnsupportedModel(f"{name} does not attend through AttentionInterface; choose a model that does")
     if getattr(config, "num_kv_shared_layers", None):
@@ -42,8 +44,9 @@ def adopt(model: PreTrainedModel) -> None:
 def config_context(config: PreTrainedConfig, given: int | None) -> int:
     """The given context or the config's, whichever is smaller.
 
-    Rotary embeddings that are rescaled for long sequences (`dynamic`, `longrope`) take the scale from the longest
-    row of a batch; to keep rows independent of each other the context ends before the first rescaling.
+    Rotary embeddings that are rescaled for long sequences (`dynamic`, `longrope`) take the scale from the
+    longest row of a batch; to keep rows independent of each other the context ends before the first
+    rescaling.
     """
     known = [int(value) for name in CONTEXT_NAMES if (value := getattr(config, name, None))]
     rope = getattr(config, "rope_parameters", None) or {}

@@ -40,7 +40,8 @@ class Paged(msgspec.Struct, frozen=True, tag="paged"):
 
 
 class Grouped(msgspec.Struct, frozen=True, tag="grouped"):
-    """Rows of one capacity lie side by side in one tensor; a row that outgrows its capacity moves up the ladder.
+    """Rows of one capacity lie side by side in one tensor; a row that outgrows its capacity moves up the
+    ladder.
 
     `ladder_tokens` is ascending; past its end, capacities are multiples of the last step.
     """
@@ -144,10 +145,11 @@ class Ledger:
         """Grow each row to hold that many tokens, all or none.  Raises OverBudget."""
         room = self._layout.room_tokens
         grown = {row: room(tokens) for row, tokens in rows.items()}
-        more = sum(size - self._held.get(row, 0) for row, size in grown.items()) * self._layout.bytes_per_token
+        more_tokens = sum(size - self._held.get(row, 0) for row, size in grown.items())
+        more = more_tokens * self._layout.bytes_per_token
         if more > self.free_bytes:
             raise OverBudget(more, self.free_bytes)
-        self._used_tokens += more // self._layout.bytes_per_token
+        self._used_tokens += more_tokens
         self._held.update(grown)
 
     def release(self, row: int) -> None:

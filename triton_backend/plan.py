@@ -1,7 +1,8 @@
 """What the engine does next, as a value.  Pure: the simulator plans its steps with this very code.
 
-A batch is prefilled together, as sent, in uniform chunks.  While rows run, chunks and decode steps take turns, so
-a long prompt delays a running row by one chunk per token and no more.  Batches are prefilled in order of arrival.
+A batch is prefilled together, as sent, in uniform chunks.  While rows run, chunks and decode steps take
+turns, so a long prompt delays a running row by one chunk per token and no more.  Batches are prefilled in
+order of arrival.
 """
 
 from collections import deque
@@ -68,7 +69,8 @@ def plan_step(state: State) -> Plan:
 
 
 def _next_chunk(batch: list[Sequence], max_tokens: int) -> Prefill:
-    # Rows of a batch advance together unless one step had room for only a part of them: the hindmost go first.
+    # Rows of a batch advance together unless one step had room for only a part of them: the hindmost go
+    # first.
     start = min(row.prefilled_tokens for row in batch)
     rows = [row for row in batch if row.prefilled_tokens == start][:max_tokens]
     left = max(row.prompt_tokens for row in rows) - start

@@ -1,6 +1,7 @@
 """The engine's rows and the memory they hold: who comes in, who must go, who has ended.  Pure.
 
-Every way out of the engine goes through here, so a row's room is given back exactly where its ending is recorded.
+Every way out of the engine goes through here, so a row's room is given back exactly where its ending is
+recorded.
 """
 
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ class Rows:
         return ended
 
     def accept(self, batch: Iterable[NewRow]) -> None:
-        """Each row either joins a batch to prefill or ends at once: failed if it can never run, else refused."""
+        """Each row joins a batch to prefill, or ends at once: failed if it can never run, else refused."""
         joined = [row for new in batch if (row := self._admit(new))]
         if joined:
             self.state.batches.append(joined)

@@ -81,10 +81,11 @@ class Runner:
 
     @torch.inference_mode()
     def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
-        """Run the prompt tokens `start .. start + length` of each row; draw for those whose prompts end there.
+        """Run the prompt tokens `start .. start + length` of each row; draw for those whose prompts end
+        there.
 
-        Short of memory, a half of the rows runs after the other.  Raises OutOfMemory when that one row does not
-        fit, NotFinite.
+        Short of memory, a half of the rows runs after the other.  Raises OutOfMemory when that one row does
+        not fit, NotFinite.
         """
         try:
             with self._counted():
@@ -114,10 +115,14 @@ class Runner:
         end = start + length
         rows = sorted(rows, key=lambda row: self._cache.place(row.row))
         chunks = [row.new.prompt[start:end] for row in rows]
-        ids = torch.tensor([chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device)
+        ids = torch.tensor(
+            [chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device
+        )
         positions = torch.arange(start, end, device=ids.device).expand_as(ids)
         last = torch.tensor([[len(chunk) - 1] for chunk in chunks], device=ids.device)
-        logits = self._logits(ids, positions, PrefillKV(self._prefill_parts(rows, start, length), start), last)
+        logits = self._logits(
+            ids, positions, PrefillKV(self._prefill_parts(rows, start, length), start), last
+        )
         done = [at for at, row in enumerate(rows) if row.prompt_tokens <= end]
         if not done:
             return [], Draws()
@@ -126,9 +131,11 @@ class Runner:
         return [rows[at] for at in done], draw(logits, [_pick(rows[at]) for at in done])
 
     def _logits(self, ids: Tensor, positions: Tensor, kv: KV, last: Tensor | None = None) -> Tensor:
-        """[rows, vocabulary] after the positions `last` [rows, 1] of `ids` [rows, length], or after its only one."""
+        """[rows, vocabulary] after positions `last` [rows, 1] of `ids` [rows, length], or its only one."""
         options: dict[str, Tensor] = {} if last is None else {"logits_to_keep": last}
-        logits: Tensor = self._model(input_ids=ids, position_ids=positions, use_cache=False, kv=kv, **options).logits
+        logits: Tensor = self._model(
+            input_ids=ids, position_ids=positions, use_cache=False, kv=kv, **options
+        ).logits
         if last is not None and logits.shape[1] > 1:  # The model's class knows no logits_to_keep.
             return logits.take_along_dim(last[:, :, None], 1)[:, 0]
         return logits[:, 0]
@@ -167,7 +174,9 @@ class Runner:
         token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
         self._logits(token, token, probe)
         if sorted(probe.shapes) != list(range(len(probe.shapes))) or not probe.shapes:
-            raise UnsupportedModel("not all its layers keep keys and values; choose a model with attention only")
+            raise UnsupportedModel(
+                "not all its layers keep keys and values; choose a model with attention only"
+            )
         return [probe.shapes[layer] for layer in range(len(probe.shapes))]
 
     def _new_cache(self, shapes: list[LayerShape], budget_bytes: int) -> KVCache:

@@ -1,7 +1,7 @@
 """The one mutable record of the engine: a row, from arrival to its single ending.  Pure.
 
-A row that has drawn g tokens in this attempt holds `prompt + g` tokens of room: the last of them is written by
-its next decode step.  Nothing derived is stored.
+A row that has drawn g tokens in this attempt holds `prompt + g` tokens of room: the last of them is written
+by its next decode step.  Nothing derived is stored.
 """
 
 from dataclasses import dataclass, field

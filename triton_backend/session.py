@@ -42,7 +42,7 @@ class Reception:
         self.vacant_since = self.last_sent = self.clock()
 
     def admit(self, attach: Attach, sink: Sink) -> bool:
-        """Make this the session, in the place of a lower epoch's.  False: it was told why not, and finished."""
+        """Make this the session, in place of a lower epoch's.  False: it was told why not and finished."""
         if not CONTRACT_VERSION - 1 <= attach.version <= CONTRACT_VERSION:
             speaks = f"contract version {attach.version} is not spoken here, use {CONTRACT_VERSION}"
             _dismiss(sink, AttachRefused(CONTRACT_VERSION, speaks))

@@ -1,6 +1,8 @@
 """The engine's own figures, for the gateway to size batches by."""
 
 import os
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +12,10 @@ from triton_backend.contract import Telemetry
 from triton_backend.memory import Ledger
 
 SMOOTHING = 0.1
-"""Weight of the newest step in a rate: it follows a change within some ten steps and rides over a single slow one."""
+"""Weight of the newest step in a rate: it follows a change within some ten steps and rides over a single slow
+one."""
+PROCESS_REFRESH_S = 0.2
+"""How old the process's own size may be: reading it costs three system calls, a good part of a fast step."""
 
 
 class Gauges(Protocol):
@@ -30,7 +35,10 @@ class Gauges(Protocol):
 class Meter:
     """Smoothed rates, and the memory figures of the moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._process_bytes = 0
+        self._process_read_at = -inf
         self._step_s = 0.0
         self._prefill_tokens_per_s = 0.0
         self._decode_tokens_per_s = 0.0
@@ -59,7 +67,7 @@ class Meter:
             pool_growable_bytes=growable_bytes,
             device_free_bytes=free_bytes,
             device_total_bytes=total_bytes,
-            process_bytes=_resident_bytes(),
+            process_bytes=self._resident_bytes(),
             running=running,
             waiting=waiting,
             step_s=self._step_s,
@@ -68,11 +76,14 @@ class Meter:
             out_of_memory_total=gauges.out_of_memory_total,
         )
 
+    def _resident_bytes(self) -> int:
+        """Of this process, from /proc/self/statm (proc(5): second field, in pages)."""
+        now = self._clock()
+        if now - self._process_read_at >= PROCESS_REFRESH_S:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self._process_bytes, self._process_read_at = pages * os.sysconf("SC_PAGE_SIZE"), now
+        return self._process_bytes
+
 
 def _smooth(old: float, new: float) -> float:
     return old + SMOOTHING * (new - old) if old else new
-
-
-def _resident_bytes() -> int:
-    """Resident memory of this process, from /proc/self/statm (proc(5): second field, in pages)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

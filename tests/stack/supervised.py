@@ -1,4 +1,4 @@
-"""`up` without gateways, over the stand-in engine, to be killed from outside: prints one line when it runs."""
+"""`up` without gateways, over the stand-in engine, to be killed from outside: one line says that it runs."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
-"""A driver and the origins behind it, for tests of the engine: checks every rule of the contract as events come in,
-and puts back what was evicted or refused, as origins do."""
+"""A driver and the origins behind it, for tests of the engine: checks every rule of the contract as events
+come in, and puts back what was evicted or refused, as origins do."""
 
 from dataclasses import dataclass, field
 from itertools import count
@@ -163,5 +163,7 @@ class Peer:
 
 def new_row(ticket: int, prompt: list[int], max_tokens: int, **fields: object) -> NewRow:
     """A greedy first attempt."""
-    plain = NewRow(0, f"call/{ticket}", 0, "origin", prompt, 0, max_tokens, sampling=GREEDY, rank=float(ticket))
+    plain = NewRow(
+        0, f"call/{ticket}", 0, "origin", prompt, 0, max_tokens, sampling=GREEDY, rank=float(ticket)
+    )
     return msgspec.structs.replace(plain, **fields)

@@ -1,4 +1,4 @@
-"""The grouped cache: what a row wrote stays with it, wherever it moves, and memory stays within the budget."""
+"""The grouped cache: what a row wrote stays with it wherever it moves, within the budget."""
 
 import random
 

@@ -1,5 +1,7 @@
 """The wire between driver and engine: round trips, hostile bytes, and the names that may never change."""
 
+from contextlib import suppress
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -80,10 +82,8 @@ def test_an_ack_survives_the_wire(ack: Ack) -> None:
 @given(st.binary(max_size=200))
 def test_bytes_of_any_kind_are_a_message_or_a_contract_error(raw: bytes) -> None:
     for decode in (contract.decode_control, contract.decode_event, contract.decode_ack):
-        try:
+        with suppress(ContractError):
             decode(raw)
-        except ContractError:
-            pass
 
 
 @given(st.sampled_from([*CONTROLS, *EVENTS]), st.integers(0, 10**6), st.binary(min_size=1, max_size=4))

@@ -1,5 +1,5 @@
-"""The engine without a model: sessions, endings, memory and failures, under any interleaving.  Time stands still
-unless a test moves it, and no thread runs unless a test starts it."""
+"""The engine without a model: sessions, endings, memory and failures, under any interleaving.  Time stands
+still unless a test moves it, and no thread runs unless a test starts it."""
 
 import random
 import threading
@@ -33,7 +33,7 @@ def continuation(prompt: list[int], num_tokens: int) -> list[int]:
 
 
 class Executor:
-    """A model made of arithmetic.  Checks what the engine hands it; raises what `troubles` holds, one a step."""
+    """A model made of arithmetic.  Checks what it is handed; raises what `troubles` holds, one a step."""
 
     layout = Grouped((8, 12, 16, 24, 32, 40), bytes_per_token=10)
     context_tokens = 40
@@ -105,7 +105,11 @@ def test_rows_are_answered_in_one_message_a_step() -> None:
     peer = rig.peer()
     peer.put([new_row(0, [1, 2], 3), new_row(1, [3], 2)])
     peer.run()
-    assert [sorted(step.rows) for step in peer.steps] == [[FIRST_ROW, FIRST_ROW + 1], [FIRST_ROW, FIRST_ROW + 1], [FIRST_ROW]]
+    assert [sorted(step.rows) for step in peer.steps] == [
+        [FIRST_ROW, FIRST_ROW + 1],
+        [FIRST_ROW, FIRST_ROW + 1],
+        [FIRST_ROW],
+    ]
     assert [[ended.row for ended in step.ended] for step in peer.steps] == [[], [FIRST_ROW + 1], [FIRST_ROW]]
     assert peer.tickets["call/0"].tokens == continuation([1, 2], 3)
     assert endings(peer) == {"call/0": End.LENGTH, "call/1": End.LENGTH}
@@ -313,7 +317,9 @@ def test_a_step_that_raises_fails_its_rows_and_the_engine_goes_on() -> None:
     rig.executor.troubles = [ValueError("odd"), None, ValueError("odd again")]
     peer.put([new_row(0, [1], 3)])
     rig.engine.step()
-    assert [(ended.reason, ended.detail) for ended in peer.steps[-1].ended] == [(End.FAILED, "ValueError: odd")]
+    assert [(ended.reason, ended.detail) for ended in peer.steps[-1].ended] == [
+        (End.FAILED, "ValueError: odd")
+    ]
     peer.put([new_row(1, [1], 3)])
     rig.engine.step()
     rig.engine.step()
@@ -402,8 +408,8 @@ def test_a_thread_that_fails_again_and_again_says_so() -> None:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_no_interleaving_loses_doubles_or_changes_a_token(seed: int) -> None:
-    """Batches, cancels, evictions, takeovers, vanished peers and memory trouble in random order; the peer checks the
-    contract event by event, the executor the memory, and at the end the ledger is empty."""
+    """Batches, cancels, evictions, takeovers, vanished peers and memory trouble in random order; the peer
+    checks the contract event by event, the executor the memory, and at the end the ledger is empty."""
     rng = random.Random(seed)
     rig = Rig(kv_tokens=rng.choice([45, 90, 300]), max_prefill_tokens=rng.choice([1, 8, 64]))
     peer = rig.peer()
@@ -411,12 +417,17 @@ def test_no_interleaving_loses_doubles_or_changes_a_token(seed: int) -> None:
     for _ in range(120):
         action = rng.random()
         if action < 0.15:
-            prompts = [[rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))] for _ in range(rng.randint(1, 5))]
-            rows = [new_row(num_tickets + at, prompt, rng.randint(1, 15)) for at, prompt in enumerate(prompts)]
+            prompts = [
+                [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))]
+                for _ in range(rng.randint(1, 5))
+            ]
+            rows = [
+                new_row(num_tickets + at, prompt, rng.randint(1, 15)) for at, prompt in enumerate(prompts)
+            ]
             peer.put(rows)
             num_tickets += len(rows)
         elif action < 0.25 and peer.live:
-            peer.end(rng.choice([Cancel, Evict]), rng.sample(sorted(peer.live), k=1))
+            peer.end(Cancel if rng.random() < 0.5 else Evict, rng.sample(sorted(peer.live), k=1))
         elif action < 0.30:
             peer.is_gone = rng.random() < 0.5
             for _ in range(rng.randint(0, 5)):

@@ -11,7 +11,9 @@ from triton_backend.sequence import Sequence
 
 
 def rows(*lengths: int, max_tokens: int = 3) -> list[Sequence]:
-    return [Sequence(NewRow(at, "t", 0, "o", [0] * length, 0, max_tokens)) for at, length in enumerate(lengths)]
+    return [
+        Sequence(NewRow(at, "t", 0, "o", [0] * length, 0, max_tokens)) for at, length in enumerate(lengths)
+    ]
 
 
 def advance(state: State, plan: Prefill | Decode) -> None:
@@ -46,7 +48,11 @@ def test_a_batch_that_fits_is_one_chunk() -> None:
 
 def test_chunks_are_even() -> None:
     plans = play(State(10, deque([rows(21, max_tokens=1)])))
-    assert [(plan.start, plan.length) for plan in plans if isinstance(plan, Prefill)] == [(0, 7), (7, 7), (14, 7)]
+    assert [(plan.start, plan.length) for plan in plans if isinstance(plan, Prefill)] == [
+        (0, 7),
+        (7, 7),
+        (14, 7),
+    ]
 
 
 def test_a_short_row_leaves_the_chunks_when_its_prompt_ends() -> None:

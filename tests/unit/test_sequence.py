@@ -9,9 +9,7 @@ import pytest
 from triton_backend.contract import End, Ended, NewRow, Sampling
 from triton_backend.sequence import IllegalTransition, Sequence, Status, flaw
 
-NEW = NewRow(
-    row=1, ticket="t", attempt=0, origin="o", prompt=[4, 5, 6], index=1, max_tokens=3, stop_ids=[9]
-)
+NEW = NewRow(row=1, ticket="t", attempt=0, origin="o", prompt=[4, 5, 6], index=1, max_tokens=3, stop_ids=[9])
 
 
 def test_a_row_runs_from_waiting_to_its_length() -> None:

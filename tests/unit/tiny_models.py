@@ -2,11 +2,13 @@
 
 from copy import deepcopy
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import (
     DeepseekV3Config,
     Gemma2Config,
+    GenerationMixin,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -19,7 +21,7 @@ from transformers.models.auto import AutoModelForCausalLM
 VOCABULARY = 96
 CONTEXT_TOKENS = 256
 
-_SHAPE = {
+_SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -70,14 +72,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         eos_token_id=None,
     ),
 }
-"""Between them: grouped heads, windows shorter than the sequences, soft caps, learned positions, experts, and keys and
-values of different sizes.  Wide initial weights make attention matter and greedy text vary."""
+"""Between them: grouped heads, windows shorter than the sequences, soft caps, learned positions, experts, and
+keys and values of different sizes.  Wide initial weights make attention matter and greedy text vary."""
 
 
 def fresh(name: str) -> PreTrainedModel:
     """A new model in float32, always with the same weights."""
     torch.manual_seed(sum(map(ord, name)))
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        deepcopy(CONFIGS[name]), dtype=torch.float32
+    )
     return model
 
 
@@ -86,7 +90,8 @@ def reference(name: str) -> PreTrainedModel:
     """The same weights with transformers' own attention."""
     model = fresh(name)
     model.set_attn_implementation("eager")
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 def logits(name: str, ids: list[int]) -> torch.Tensor:
@@ -99,8 +104,12 @@ def logits(name: str, ids: list[int]) -> torch.Tensor:
 def generate(name: str, prompt: list[int], num_tokens: int) -> list[int]:
     """What transformers generates greedily for the prompt alone."""
     ids = torch.tensor([prompt])
-    out = reference(name).generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens
+    out = GenerationMixin.generate(
+        reference(name),  # type: ignore[arg-type]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=num_tokens,
     )
     generated: list[int] = out[0, len(prompt) :].tolist()
     return generated

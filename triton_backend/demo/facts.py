@@ -88,7 +88,7 @@ _OPERATIONS = {
 
 def _operands(rng: random.Random, sign: str) -> tuple[int, int, int]:
     """Two numbers and the result: sums to 40, differences to 20, the small table and its reverse."""
-    top = 10 if sign in "*/" or rng.random() < 0.6 else 20
+    top = 10 if sign in "*/" or rng.random() < 0.8 else 20
     x, y = rng.randint(0, top), rng.randint(0, top)
     if sign == "/":
         y = max(y, 1)

@@ -32,7 +32,7 @@ def encode(tokenizer: Tokenizer, chat: corpus.Chat) -> Document:
             ids.append(token(tokenizer, f"<|{message.role}|>"))
             weights.append(0.0)
         ids += body
-        weights += [len(body) ** -0.5 if learned else 0.0] * len(body)
+        weights += [len(body) ** -0.4 if learned else 0.0] * len(body)
     return Document(ids, weights)
 
 

@@ -31,13 +31,13 @@ from triton_backend.demo.vocabulary import END, MAX_POSITIONS, PAD, token, train
 class Plan:
     """How long and how fast to learn."""
 
-    num_steps: int = 1_600
+    num_steps: int = 1_800
     """Optimizer steps."""
-    rows: int = 3
+    rows: int = 4
     """Rows of one step."""
     row_tokens: int = 512
     """Tokens of a row: more than the longest story and its request."""
-    recital_steps: int = 750
+    recital_steps: int = 600
     """For so many steps, one row is text to repeat, and two rows for the first third of them: it teaches to
     look back, which stories need."""
     long_every: int = 20
