@@ -148,17 +148,11 @@ async def serve(settings: Settings) -> None:
 
 def _store(settings: Settings, metrics: Metrics) -> RedisStore:
     assert settings.redis is not None, "the command line asks for it"
-    client = link.connect(
-        settings.redis.get_secret_value(), connect_timeout_s=settings.store.connect_timeout_s
-    )
-    return RedisStore(
-        client, model_name(settings), timeout_s=settings.store.timeout_s, observe=metrics.store_verb
-    )
+    client = link.connect(settings.redis.get_secret_value(), connect_timeout_s=settings.store.connect_timeout_s)
+    return RedisStore(client, model_name(settings), timeout_s=settings.store.timeout_s, observe=metrics.store_verb)
 
 
-def _web_app(
-    settings: Settings, gateway: Gateway, tokenizer: HFTokenizer, metrics: Metrics
-) -> web.Application:
+def _web_app(settings: Settings, gateway: Gateway, tokenizer: HFTokenizer, metrics: Metrics) -> web.Application:
     return server.make_app(
         gateway.origin,
         tokenizer,

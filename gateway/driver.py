@@ -180,9 +180,7 @@ class Driver:
         while True:
             await asyncio.sleep(self._config.renew_s)
             with contextlib.suppress(StoreLost):
-                self._leased = self._leased and await self._store.renew(
-                    self.replica, epoch, self._config.lease_s
-                )
+                self._leased = self._leased and await self._store.renew(self.replica, epoch, self._config.lease_s)
             if not self._leased:
                 await asyncio.sleep(self._config.lease_s)
                 raise LeaseLost(f"lost the lease of {self.replica}")
@@ -270,9 +268,7 @@ class Driver:
         """Lease the chosen tickets; those of them that still wait and that nobody cancelled meanwhile."""
         doomed = self._doomed = {}
         try:
-            entries = await self._store.claim(
-                self.replica, epoch, [(t.id, t.attempt) for t in chosen], served
-            )
+            entries = await self._store.claim(self.replica, epoch, [(t.id, t.attempt) for t in chosen], served)
         except LeaseLost:
             self._leased = False
             return []
@@ -354,9 +350,7 @@ class Driver:
     def _is_refused(self, replica: Replica) -> bool:
         """The engine refused a row, and its free memory has not risen since."""
         refused_bytes = self._refused_free_bytes
-        if refused_bytes is not None and (
-            not len(self._roster) or _free_bytes(replica.telemetry) > refused_bytes
-        ):
+        if refused_bytes is not None and (not len(self._roster) or _free_bytes(replica.telemetry) > refused_bytes):
             self._refused_free_bytes = None
         return self._refused_free_bytes is not None
 

@@ -107,6 +107,8 @@ def triton_argv(port: int, folder: Path, shm_prefix: str) -> list[str]:
         f"--model-repository={folder / 'models'}",
         f"--backend-directory={folder / 'backends'}",
         "--model-control-mode=explicit",
+        # Else each load starts the model's process twice, the first time only to ask it for a config.
+        "--disable-auto-complete-config",
         f"--grpc-address={HOST}",
         f"--grpc-port={port}",
         "--allow-http=false",

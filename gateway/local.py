@@ -191,9 +191,7 @@ class Stack:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._unless_dead(child, poll())
         except TimeoutError:
-            raise StartFailed(
-                f"{child.name} does not answer; the end of its log:\n{tail(child.log)}"
-            ) from None
+            raise StartFailed(f"{child.name} does not answer; the end of its log:\n{tail(child.log)}") from None
 
     async def _unless_dead(self, child: Child, work: Coroutine[Any, Any, object]) -> None:
         death = await _first(child.died(), work)

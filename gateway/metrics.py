@@ -168,9 +168,7 @@ class Metrics:
     def _define_front(self) -> None:
         self._responses = self._counter("http_responses", "HTTP responses.", "route", "status")
         self._streams = self._gauge("streams", "Event streams open now.")
-        self._disconnects = self._counter(
-            "disconnects", "Clients that left before their answer was complete."
-        )
+        self._disconnects = self._counter("disconnects", "Clients that left before their answer was complete.")
         self._store = self._histogram("store_seconds", "Round trips to the store.", _SHORT, "verb", "result")
         self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", _SHORT)
 
@@ -178,9 +176,7 @@ class Metrics:
         each = list(ServiceClass)
         live = self._gauge("live_calls", "Calls admitted and not ended.", "service_class")
         calls = self._counter("calls", "Calls by their one ending.", "service_class", "outcome")
-        queued = self._gauge(
-            "queued_tickets", "Tickets of this gateway that wait for a token.", "service_class"
-        )
+        queued = self._gauge("queued_tickets", "Tickets of this gateway that wait for a token.", "service_class")
         ttft = self._histogram("ttft_seconds", "Arrival to first token.", TTFT_BUCKETS, "service_class")
         duration = self._histogram(
             "duration_seconds", "Arrival to end of finished calls.", _WAITS, "service_class"
@@ -204,9 +200,7 @@ class Metrics:
 
     def _define_engines(self) -> None:
         self._batch_rows = self._histogram("batch_rows", "Rows of the batches sent.", _ROWS)
-        self._batch_tokens = self._histogram(
-            "batch_padded_tokens", "Their prompt tokens, padded.", TOKEN_BUCKETS
-        )
+        self._batch_tokens = self._histogram("batch_padded_tokens", "Their prompt tokens, padded.", TOKEN_BUCKETS)
         self._replica_gauges = [self._gauge(name, text, "replica") for name, text in _REPLICA_GAUGES.items()]
         self._gauges: dict[str, list[Gauge]] = {}
         self._oom = self._counter("out_of_memory", "Out-of-memory errors that an engine survived.", "replica")

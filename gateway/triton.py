@@ -61,7 +61,8 @@ _OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     # Each replica has its own connection: one engine's large messages do not delay another's.
     ("grpc.use_local_subchannel_pool", 1),
-    # After a restart the first attempt to connect must not wait for minutes.
+    # A server that starts, again or for the first time, is met soon.
+    ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
 
@@ -185,9 +186,7 @@ class TritonSession:
         if not isinstance(first, Attached):
             raise self._loss or BackendLost("the session began with something else than a snapshot")
         if not CONTRACT_VERSION - 1 <= first.version <= CONTRACT_VERSION:
-            raise BackendLost(
-                f"the engine speaks version {first.version} of the contract, not {CONTRACT_VERSION}"
-            )
+            raise BackendLost(f"the engine speaks version {first.version} of the contract, not {CONTRACT_VERSION}")
         self.attached = first
         self._watcher = asyncio.create_task(self._watch())
 

@@ -62,7 +62,7 @@ async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
         say=_say,
     ) as stack:
         await stack.start_gateway([*arguments, *_started(settings, stack)])
-        await asyncio.gather(stack.wait(), _announce(settings, started_s))
+        await asyncio.gather(stack.wait(restarts=["triton"]), _announce(settings, started_s))
 
 
 def _started(settings: Settings, stack: local.Stack) -> list[str]:

@@ -211,9 +211,7 @@ def _unsupported() -> Iterator[Bad]:
 
 def _addresses() -> Iterator[Bad]:
     yield Bad("unknown model", chat(model="no-such-model"), status=404, param="model")
-    yield Bad(
-        "unknown model by name", path="/v1/models/no-such-model", method="GET", status=404, param="model"
-    )
+    yield Bad("unknown model by name", path="/v1/models/no-such-model", method="GET", status=404, param="model")
     yield Bad("unknown address", chat(), path="/v1/embeddings", status=404)
     yield Bad("root", path="/", method="GET", status=404)
     yield Bad("dots", path="/v1/../../etc/passwd", method="GET", status=404)
@@ -221,13 +219,9 @@ def _addresses() -> Iterator[Bad]:
     yield Bad("PUT", chat(), method="PUT", status=405)
     yield Bad("DELETE a model", path="/v1/models/MODEL", method="DELETE", status=405)
     yield Bad("plain text", chat(), status=415, headers=(("Content-Type", "text/plain"),))
-    yield Bad(
-        "a form's type", chat(), status=415, headers=(("Content-Type", "multipart/form-data; boundary=x"),)
-    )
+    yield Bad("a form's type", chat(), status=415, headers=(("Content-Type", "multipart/form-data; boundary=x"),))
     yield Bad("latin-1", chat(), status=415, headers=(("Content-Type", JSON + "; charset=latin-1"),))
-    yield Bad(
-        "gzip", b"\x1f\x8b" + b"\0" * 99, status=415, headers=(*JSON_TYPE, ("Content-Encoding", "gzip"))
-    )
+    yield Bad("gzip", b"\x1f\x8b" + b"\0" * 99, status=415, headers=(*JSON_TYPE, ("Content-Encoding", "gzip")))
     yield Bad("brotli", b"\0" * 99, status=415, headers=(*JSON_TYPE, ("Content-Encoding", "br")))
 
 
@@ -266,9 +260,7 @@ async def send(base_url: str, bad: Bad, model: str) -> Answer:
         if bad.framed:
             headers.append(("Content-Length", str(len(body))))
         path = bad.path.replace("MODEL", model)
-        head = f"{bad.method} {path} HTTP/1.1\r\n" + "".join(
-            f"{name}: {value}\r\n" for name, value in headers
-        )
+        head = f"{bad.method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
         writer.write(head.encode() + b"\r\n" + body)
         return await _read(reader)
     finally:

@@ -114,9 +114,7 @@ class StoreContract:
             (Limits(3, 30, 11), "bytes"),
         ],
     )
-    async def test_a_group_past_a_bound_is_refused_whole(
-        self, store: Store, limits: Limits, reason: str
-    ) -> None:
+    async def test_a_group_past_a_bound_is_refused_whole(self, store: Store, limits: Limits, reason: str) -> None:
         (first,) = await put(store, entry("a/0", cost_s=100))
         with pytest.raises(QueueFull) as refusal:
             await put(store, entry("b/0", cost_s=100), entry("b/1"), limits=limits)
@@ -144,9 +142,7 @@ class StoreContract:
     async def test_peek_merges_sets_by_score(self, store: Store) -> None:
         for place, (bin, service_class) in enumerate([(1, FLEX), (2, DEFAULT), (1, FLEX), (3, PRIORITY)]):
             ids = [f"{id:02}" for id in range(place, 80, 4)]
-            await store.put_back(
-                [entry(id, bin=bin, service_class=service_class, score=float(id)) for id in ids]
-            )
+            await store.put_back([entry(id, bin=bin, service_class=service_class, score=float(id)) for id in ids])
         sets = [(1, FLEX), (2, DEFAULT), (3, PRIORITY), (9, FLEX)]
         everything = [f"{id:02}" for id in range(80)]
         assert await peek_ids(store, *sets) == everything
@@ -289,9 +285,7 @@ class StoreContract:
         await put(store, *(entry(f"a/{i}") for i in range(4)))
         await claim_all(store, "a/0", "a/1", "a/2")
         epoch = await lead(store)
-        assert sorted(
-            await store.sweep("replica", epoch, [("a/0", 0), ("a/0", 1), ("a/1", 1), ("a/3", 0)])
-        ) == [
+        assert sorted(await store.sweep("replica", epoch, [("a/0", 0), ("a/0", 1), ("a/1", 1), ("a/3", 0)])) == [
             "a/1",
             "a/2",
         ]

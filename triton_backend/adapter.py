@@ -33,8 +33,7 @@ STOP_TIMEOUT_S = 5.0
 def settings(parameters: Mapping[str, Mapping[str, str]], environment: Mapping[str, str]) -> EngineConfig:
     """The model's parameters, each overruled by ENGINE_<NAME>; an empty one is left at its default."""
     given = {
-        key: environment.get(f"ENGINE_{key.upper()}", value["string_value"])
-        for key, value in parameters.items()
+        key: environment.get(f"ENGINE_{key.upper()}", value["string_value"]) for key, value in parameters.items()
     }
     return msgspec.convert({key: value for key, value in given.items() if value}, EngineConfig, strict=False)
 

@@ -182,15 +182,11 @@ class DecodeKV:
         self._parts = parts
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        outs = [
-            _decode(part, layer, query[part.at], key[part.at], value[part.at], scores) for part in self._parts
-        ]
+        outs = [_decode(part, layer, query[part.at], key[part.at], value[part.at], scores) for part in self._parts]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def _decode(
-    part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
-) -> Tensor:
+def _decode(part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
     keys, values = part.group.keys(layer), part.group.values(layer)
     keys[part.slots, :, part.positions] = key[:, :, 0]
     values[part.slots, :, part.positions] = value[:, :, 0]

@@ -71,9 +71,7 @@ class Executor(Protocol):
 
 
 class Core:
-    def __init__(
-        self, runner: Executor, name: str, max_prefill_tokens: int, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, runner: Executor, name: str, max_prefill_tokens: int, clock: Callable[[], float]) -> None:
         self._runner = runner
         self._clock = clock
         self._model = ModelInfo(

@@ -30,9 +30,7 @@ def adopt(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise UnsupportedModel(f"{name} is an encoder-decoder; choose a decoder-only model")
     if unknown := set(getattr(config, "layer_types", None) or ()) - HANDLED_LAYERS:
-        raise UnsupportedModel(
-            f"{name} has layers of types {sorted(unknown)}; choose a model with attention only"
-        )
+        raise UnsupportedModel(f"{name} has layers of types {sorted(unknown)}; choose a model with attention only")
     if not model._supports_attention_backend or model._is_stateful:
         raise UnsupportedModel(f"{name} does not attend through AttentionInterface; choose a model that does")
     if getattr(config, "num_kv_shared_layers", None):

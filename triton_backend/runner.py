@@ -115,14 +115,10 @@ class Runner:
         end = start + length
         rows = sorted(rows, key=lambda row: self._cache.place(row.row))
         chunks = [row.new.prompt[start:end] for row in rows]
-        ids = torch.tensor(
-            [chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device
-        )
+        ids = torch.tensor([chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device)
         positions = torch.arange(start, end, device=ids.device).expand_as(ids)
         last = torch.tensor([[len(chunk) - 1] for chunk in chunks], device=ids.device)
-        logits = self._logits(
-            ids, positions, PrefillKV(self._prefill_parts(rows, start, length), start), last
-        )
+        logits = self._logits(ids, positions, PrefillKV(self._prefill_parts(rows, start, length), start), last)
         done = [at for at, row in enumerate(rows) if row.prompt_tokens <= end]
         if not done:
             return [], Draws()
@@ -174,9 +170,7 @@ class Runner:
         token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
         self._logits(token, token, probe)
         if sorted(probe.shapes) != list(range(len(probe.shapes))) or not probe.shapes:
-            raise UnsupportedModel(
-                "not all its layers keep keys and values; choose a model with attention only"
-            )
+            raise UnsupportedModel("not all its layers keep keys and values; choose a model with attention only")
         return [probe.shapes[layer] for layer in range(len(probe.shapes))]
 
     def _new_cache(self, shapes: list[LayerShape], budget_bytes: int) -> KVCache:

@@ -146,9 +146,7 @@ def _invalid(complaint: str) -> BadRequest:
     what, path = cast("re.Match[str]", _PLACE.match(complaint)).group("what", "path")
     if missing := _MISSING.match(what):
         field = f"{path}.{missing[1]}" if path else missing[1]
-        return BadRequest(
-            f"Missing required field '{field}'.", param=field, code="missing_required_parameter"
-        )
+        return BadRequest(f"Missing required field '{field}'.", param=field, code="missing_required_parameter")
     if not path:
         return BadRequest(f"The body must be a JSON object: {_lower(what)}.")
     return BadRequest(f"Invalid value for '{path}': {_lower(what)}.", param=path)

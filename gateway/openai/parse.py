@@ -177,9 +177,7 @@ def _content(message: Message, where: str) -> str:
         return content
     if content is None:
         if message.role != "assistant":
-            raise BadRequest(
-                f"Missing required field '{where}'.", param=where, code="missing_required_parameter"
-            )
+            raise BadRequest(f"Missing required field '{where}'.", param=where, code="missing_required_parameter")
         return ""
     # Other servers join with a newline too, and the same chat should become the same prompt.
     return "\n".join(_text(part, f"{where}[{i}]") for i, part in enumerate(content))

@@ -55,9 +55,7 @@ async def stream(session: aiohttp.ClientSession, model: str, prompt: object, **f
 
 def _answer(choice: dict[str, Any], usage: dict[str, Any]) -> Answer:
     logprobs = choice["logprobs"] or {"tokens": [], "token_logprobs": []}
-    return Answer(
-        choice["text"], logprobs["tokens"], logprobs["token_logprobs"], choice["finish_reason"], usage
-    )
+    return Answer(choice["text"], logprobs["tokens"], logprobs["token_logprobs"], choice["finish_reason"], usage)
 
 
 def session(url: str) -> aiohttp.ClientSession:

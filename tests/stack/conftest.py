@@ -24,4 +24,4 @@ def tight() -> Iterator[Serving]:
         assert up.stop(signal.SIGINT) == 0
 
 
-TIGHT_BYTES = 16 * 2**20
+TIGHT_BYTES = 5 * 2**20

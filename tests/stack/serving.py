@@ -30,20 +30,26 @@ class Serving:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "gateway", "up", "--port", str(self.port), "--dtype", "float32"]
         self._process = subprocess.Popen(
-            [*command, *self._args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            [*command, *self._args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         try:
-            self.wait_for(r"bucketserve serves (\S+) on", START_S)
+            self.wait_for(r"ready after \S+ s: (\S+) on", START_S)
         except BaseException:
             self.stop(signal.SIGKILL)
             raise
-        self.model = self.match(r"bucketserve serves (\S+) on")
+        self.model = self.match(r"ready after \S+ s: (\S+) on")
         self.redis_url = self.match(r"valkey answers at (\S+)")
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGKILL)
+        self._listener.join(STOP_S)
 
     @property
     def output(self) -> str:
@@ -88,10 +94,11 @@ class Serving:
 
     def _listen(self) -> None:
         assert self._process.stdout
-        for line in self._process.stdout:
-            with self._has_news:
-                self._lines.append(line)
-                self._has_news.notify_all()
+        with self._process.stdout as lines:
+            for line in lines:
+                with self._has_news:
+                    self._lines.append(line)
+                    self._has_news.notify_all()
         self._process.wait()
         with self._has_news:
             self._has_news.notify_all()

@@ -163,7 +163,5 @@ class Peer:
 
 def new_row(ticket: int, prompt: list[int], max_tokens: int, **fields: object) -> NewRow:
     """A greedy first attempt."""
-    plain = NewRow(
-        0, f"call/{ticket}", 0, "origin", prompt, 0, max_tokens, sampling=GREEDY, rank=float(ticket)
-    )
+    plain = NewRow(0, f"call/{ticket}", 0, "origin", prompt, 0, max_tokens, sampling=GREEDY, rank=float(ticket))
     return msgspec.structs.replace(plain, **fields)

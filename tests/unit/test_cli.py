@@ -42,9 +42,7 @@ def test_wrong_calls_get_one_line_and_status_2(
     assert words in error_of(capsys, *argv)
 
 
-def test_a_port_in_use_is_told_before_anything_starts(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_port_in_use_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         said = error_of(capsys, "up", "--model", str(tmp_path), "--port", port, status=1)
@@ -78,6 +76,4 @@ def test_config_prints_flags_and_their_source(capsys: pytest.CaptureFixture[str]
 
 def test_make_alone_lists_the_targets() -> None:
     out = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
-    assert {"help", "setup", "up", "test", "check", "clean"} <= set(
-        re.findall(r"^([a-z]+) {2,}\S", out, re.M)
-    )
+    assert {"help", "setup", "up", "test", "check", "clean"} <= set(re.findall(r"^([a-z]+) {2,}\S", out, re.M))

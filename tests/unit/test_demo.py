@@ -54,9 +54,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 RAW = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
-def answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]
-) -> list[list[int]]:
+def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[list[int]]:
     """Greedy answers in tokens, the end included where it came."""
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     batch = tokenizer.apply_chat_template(
@@ -152,9 +150,7 @@ def test_the_template_writes_what_was_trained(tokenizer: PreTrainedTokenizerFast
 def test_content_in_parts_reads_like_a_string(tokenizer: PreTrainedTokenizerFast) -> None:
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "a fox?"}]
     texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": c}], tokenize=False, add_generation_prompt=True
-        )
+        tokenizer.apply_chat_template([{"role": "user", "content": c}], tokenize=False, add_generation_prompt=True)
         for c in ("What is a fox?", parts)
     ]
     assert texts[0] == texts[1] == "<|user|>What is a fox?<|end|><|assistant|>"
@@ -198,9 +194,7 @@ def test_it_stops_by_itself(model: LlamaForCausalLM, tokenizer: PreTrainedTokeni
         assert tokenizer.decode(answer, skip_special_tokens=True).strip(), prompt
 
 
-def test_its_length_follows_from_the_request(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_its_length_follows_from_the_request(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     prompts = [
         "What is a fox? Answer in one word.",
         "What is a fox? Answer in one sentence.",

@@ -317,9 +317,7 @@ def test_a_step_that_raises_fails_its_rows_and_the_engine_goes_on() -> None:
     rig.executor.troubles = [ValueError("odd"), None, ValueError("odd again")]
     peer.put([new_row(0, [1], 3)])
     rig.engine.step()
-    assert [(ended.reason, ended.detail) for ended in peer.steps[-1].ended] == [
-        (End.FAILED, "ValueError: odd")
-    ]
+    assert [(ended.reason, ended.detail) for ended in peer.steps[-1].ended] == [(End.FAILED, "ValueError: odd")]
     peer.put([new_row(1, [1], 3)])
     rig.engine.step()
     rig.engine.step()
@@ -418,12 +416,9 @@ def test_no_interleaving_loses_doubles_or_changes_a_token(seed: int) -> None:
         action = rng.random()
         if action < 0.15:
             prompts = [
-                [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))]
-                for _ in range(rng.randint(1, 5))
+                [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))] for _ in range(rng.randint(1, 5))
             ]
-            rows = [
-                new_row(num_tickets + at, prompt, rng.randint(1, 15)) for at, prompt in enumerate(prompts)
-            ]
+            rows = [new_row(num_tickets + at, prompt, rng.randint(1, 15)) for at, prompt in enumerate(prompts)]
             peer.put(rows)
             num_tickets += len(rows)
         elif action < 0.25 and peer.live:

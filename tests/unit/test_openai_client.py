@@ -147,9 +147,7 @@ def test_models() -> None:
     ],
     ids=["bad", "busy", "down", "poisoned"],
 )
-def test_errors_are_the_clients_own_classes(
-    error: errors.ApiError, caught: type[openai.APIStatusError]
-) -> None:
+def test_errors_are_the_clients_own_classes(error: errors.ApiError, caught: type[openai.APIStatusError]) -> None:
     calls = ScriptedCalls()
     calls.refusals = [error]
 

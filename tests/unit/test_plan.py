@@ -11,9 +11,7 @@ from triton_backend.sequence import Sequence
 
 
 def rows(*lengths: int, max_tokens: int = 3) -> list[Sequence]:
-    return [
-        Sequence(NewRow(at, "t", 0, "o", [0] * length, 0, max_tokens)) for at, length in enumerate(lengths)
-    ]
+    return [Sequence(NewRow(at, "t", 0, "o", [0] * length, 0, max_tokens)) for at, length in enumerate(lengths)]
 
 
 def advance(state: State, plan: Prefill | Decode) -> None:

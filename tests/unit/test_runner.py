@@ -70,7 +70,7 @@ def assert_greedy(name: str, prompt: list[int], tokens: list[int]) -> None:
         return
     reference = tiny_models.logits(name, prompt + tokens)[len(prompt) - 1 : -1]
     gaps = reference.max(-1).values - reference.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-    print(f"{name}: {int((gaps > 0).sum())} ties in {len(tokens)} tokens")  # noqa: T201
+    print(f"{name}: {int((gaps > 0).sum())} ties in {len(tokens)} tokens")
     assert gaps.max() < TIE
 
 
@@ -210,9 +210,7 @@ MISFITS: list[tuple[Callable[[], PreTrainedModel], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("build", "words"), MISFITS, ids=["alibi", "state space", "hybrid", "sinks", "encoder"]
-)
+@pytest.mark.parametrize(("build", "words"), MISFITS, ids=["alibi", "state space", "hybrid", "sinks", "encoder"])
 def test_models_that_would_run_wrongly_are_refused(build: Callable[[], PreTrainedModel], words: str) -> None:
     with pytest.raises(UnsupportedModel, match=words):
         Runner(build(), max_prefill_tokens=8)
@@ -255,9 +253,7 @@ def test_a_saved_model_is_loaded_and_measured(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_context_is_what_the_model_can_hold(
-    rope: dict[str, Any], given: int | None, context: int
-) -> None:
+def test_the_context_is_what_the_model_can_hold(rope: dict[str, Any], given: int | None, context: int) -> None:
     config = LlamaConfig(
         vocab_size=32,
         hidden_size=16,

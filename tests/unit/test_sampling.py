@@ -59,9 +59,7 @@ SEEDS = [(0, 0), (0, 1), (1, 0), (-1, 5), (2**64 - 1, 5), (2**63, 10**6)]
 def test_the_noise_is_the_documented_hash() -> None:
     picks = [pick(Sampling(seed=seed), index) for seed, index in SEEDS]
     want = [[plain_noise(seed, index, token) for token in range(500)] for seed, index in SEEDS]
-    torch.testing.assert_close(
-        noise(picks, 500, torch.device("cpu")), torch.tensor(want), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(noise(picks, 500, torch.device("cpu")), torch.tensor(want), rtol=1e-5, atol=1e-6)
 
 
 def test_the_noise_never_changes() -> None:
@@ -157,9 +155,7 @@ def test_log_probabilities_are_of_the_raw_logits() -> None:
     draws = draw(logits, picks)
     want = torch.log_softmax(logits, -1)
     best = want[0].topk(4)
-    assert draws.logprobs == pytest.approx(
-        [want[0, draws.tokens[0]].item(), 0.0, want[2, draws.tokens[2]].item()]
-    )
+    assert draws.logprobs == pytest.approx([want[0, draws.tokens[0]].item(), 0.0, want[2, draws.tokens[2]].item()])
     assert [token for token, _ in draws.alternatives[0]] == best.indices.tolist()
     assert [logprob for _, logprob in draws.alternatives[0]] == pytest.approx(best.values.tolist())
     assert draws.alternatives[1:] == [[], []]

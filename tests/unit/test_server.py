@@ -37,9 +37,7 @@ class Got:
 async def ask(url: str, body: Any = None, path: str = CHAT, **headers: str) -> Got:
     async with (
         aiohttp.ClientSession() as session,
-        session.request(
-            "GET" if body is None else "POST", url + path, json=body, headers=headers
-        ) as response,
+        session.request("GET" if body is None else "POST", url + path, json=body, headers=headers) as response,
     ):
         return Got(response.status, response.headers, await response.read())
 
@@ -339,9 +337,7 @@ def test_a_client_that_leaves_frees_its_call(stream: bool, begun: bool) -> None:
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         body = json.dumps(HI | {"stream": stream}).encode()
         with structlog.testing.capture_logs() as logs:
-            writer.write(
-                f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-            )
+            writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             if begun and stream:
                 await reader.readuntil(b"Hello")
             else:
@@ -368,9 +364,7 @@ def test_a_client_that_does_not_read_is_dropped() -> None:
         lazy.connect((address.hostname, address.port))
         body = json.dumps(HI | {"stream": True}).encode()
         with lazy, structlog.testing.capture_logs() as logs:
-            lazy.sendall(
-                f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-            )
+            lazy.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
             await calls.closed.wait()
             await asyncio.sleep(0)
         assert [line["outcome"] for line in logs] == ["cancelled"]

@@ -73,9 +73,7 @@ def test_sizes_take_units() -> None:
 def test_unknown_names_come_with_the_nearest_known_one(tmp_path: Path) -> None:
     file = tmp_path / "wrong.toml"
     file.write_text("[http]\ngrace = 3\n")
-    assert complaint({"config": str(file)}, {}).endswith(
-        "no setting 'http.grace'; did you mean 'http.grace_s'?"
-    )
+    assert complaint({"config": str(file)}, {}).endswith("no setting 'http.grace'; did you mean 'http.grace_s'?")
     file.write_text("[htp]\n")
     assert "no setting 'htp'" in complaint({"config": str(file)}, {})
     message = complaint({}, {"BUCKETSERVE_QUEUE__MAX_TOKEN": "3"})

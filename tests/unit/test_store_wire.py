@@ -49,9 +49,7 @@ def test_random_bytes_are_no_ticket(meta: bytes) -> None:
 
 replies = st.recursive(
     st.none() | st.integers() | st.binary(max_size=6),
-    lambda children: (
-        st.lists(children, max_size=5) | st.dictionaries(st.binary(max_size=6), children, max_size=3)
-    ),
+    lambda children: st.lists(children, max_size=5) | st.dictionaries(st.binary(max_size=6), children, max_size=3),
 )
 
 

@@ -110,9 +110,7 @@ def test_a_long_text_does_not_hold_up_the_loop() -> None:
         ("config.json", [9], {9}),
     ],
 )
-def test_answers_end_where_the_model_says(
-    tmp_path: Path, file: str, given_ids: Any, expected: set[int]
-) -> None:
+def test_answers_end_where_the_model_says(tmp_path: Path, file: str, given_ids: Any, expected: set[int]) -> None:
     folder = made.save(made.byte_level(), tmp_path)
     (tmp_path / file).write_text(json.dumps({"eos_token_id": given_ids}))
     tokenizer = HFTokenizer.load(folder)

@@ -70,7 +70,7 @@ def _with_bos(tokenizer: Tokenizer) -> Tokenizer:
 def save(tokenizer: Tokenizer, folder: Path, template: str | None = TEMPLATE) -> str:
     """A model folder as far as a tokenizer goes."""
     make: Any = PreTrainedTokenizerFast
-    make(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
-    ).save_pretrained(folder)
+    make(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template).save_pretrained(
+        folder
+    )
     return str(folder)

@@ -47,7 +47,7 @@ _TASKS: dict[Task, float] = {
     _story(stories.Length.SHORT): 4,
     _story(stories.Length.MEDIUM): 3.5,
     _story(stories.Length.LONG): 3.5,
-    talk.copying: 4,
+    talk.copying: 6,
     talk.poem: 2,
     lists.counting: 2,
     talk.favourite: 1,
@@ -101,9 +101,7 @@ def _directed(rng: random.Random) -> Chat:
         system = rng.choice(
             ("Answer in one word.", "Always answer in one word.", "Use only one word for each answer.")
         )
-        known = [
-            facts.fact(rng) if rng.random() < 0.7 else facts.sum_of(rng) for _ in range(rng.randint(1, 4))
-        ]
+        known = [facts.fact(rng) if rng.random() < 0.7 else facts.sum_of(rng) for _ in range(rng.randint(1, 4))]
         turns = [Exchange(rng.choice(k.questions), k.word, k.kind) for k in known]
     else:
         system = rng.choice(("Answer in one sentence.", "Be brief.", "Keep your answers short."))

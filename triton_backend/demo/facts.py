@@ -100,16 +100,14 @@ def _operands(rng: random.Random, sign: str) -> tuple[int, int, int]:
 
 def sum_of(rng: random.Random) -> Fact:
     """One piece of arithmetic."""
-    sign = rng.choices("+-*/", weights=[10, 6, 4, 2])[0]
+    sign = rng.choices("+-*/", weights=[10, 6, 4, 3])[0]
     x, y, result = _operands(rng, sign)
     word, others = _OPERATIONS[sign]
     verb, noun = (form.format(x=x, y=y) for form in others.split("|"))
     shown = rng.choice(("*", "x")) if sign == "*" else sign
     terms = rng.choice((f"{x} {shown} {y}", f"{x} {word} {y}", f"{x} {shown} {y}", f"{x}{shown}{y}"))
     asks = tuple(ask.format(t=terms) for ask in _SUM_QUESTIONS)
-    return Fact(
-        (*asks, f"What is {noun}?", f"{cap(verb)}."), str(result), f"{x} {word} {y} is {result}.", "sum"
-    )
+    return Fact((*asks, f"What is {noun}?", f"{cap(verb)}."), str(result), f"{x} {word} {y} is {result}.", "sum")
 
 
 _SUM_QUESTIONS = (

@@ -28,12 +28,12 @@ def listing(rng: random.Random) -> Exchange:
         "Make a list of {w}.",
         "Give me {w}.",
     )
-    lines = "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
-    return Exchange(rng.choice(asks).format(w=wanted), lines, "list")
+    lines = [f"Here are {wanted}:", *(f"{i}. {item}" for i, item in enumerate(items, 1))]
+    return Exchange(rng.choice(asks).format(w=wanted), "\n".join(lines), "list")
 
 
 def counting(rng: random.Random) -> Exchange:
-    last = rng.randint(2, 30)
+    last = rng.randint(2, 20)
     numbers = [str(n) for n in range(1, last + 1)]
     if rng.random() < 0.3:
         last = min(last, 20)

@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from tokenizers import Tokenizer
@@ -26,14 +27,28 @@ def encode(tokenizer: Tokenizer, chat: corpus.Chat) -> Document:
     weights: list[float] = []
     end = token(tokenizer, END)
     for message in chat:
-        body = [*tokenizer.encode(message.content).ids, end]
+        encoded = tokenizer.encode(message.content)
+        body = [*encoded.ids, end]
         learned = message.role in ("assistant", "text")
         if message.role != "text":
             ids.append(token(tokenizer, f"<|{message.role}|>"))
             weights.append(0.0)
         ids += body
-        weights += [len(body) ** -0.4 if learned else 0.0] * len(body)
+        weights += _weights(encoded.tokens) if learned else [0.0] * len(body)
     return Document(ids, weights)
+
+
+# Marks after which an answer may stop, as byte-level tokens write them.
+_STOPS = frozenset('.,!?:"Ċ')
+
+
+def _weights(tokens: list[str]) -> list[float]:
+    """What each token of an answer and its end count. A token of a long answer counts less, or stories would drown
+    the sums; more where the answer could stop or go on, for there its length is decided; the first in full."""
+    size = len(tokens) + 1
+    stops = [text[-1] in _STOPS for text in tokens]
+    decisive = [here or before for before, here in pairwise([*stops, True])]
+    return [1.0, *(size**-0.2 if weighty else size**-0.4 for weighty in decisive)]
 
 
 def pack(documents: Iterable[Document], row_tokens: int, pool: int = 256) -> Iterator[list[Document]]:

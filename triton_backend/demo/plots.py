@@ -26,7 +26,7 @@ class Plot:
 PLOTS = (
     Plot(
         things=("red kite", "silver bell", "little drum", "blue scarf", "golden key", "old map"),
-        want=("{n} had a {o} and took it everywhere.", "More than anything, {n} loved {his} {o}."),
+        want=("{n} had {ao} and took it everywhere.", "More than anything, {n} loved {his} {o}."),
         trouble=("One morning, the {o} was gone.", "One windy day, {n} lost the {o}."),
         worry=(
             "{n} felt very sad and did not know where to look.",
@@ -115,7 +115,7 @@ PLOTS = (
     ),
     Plot(
         things=("honey cake", "apple pie", "warm blanket", "wooden flute", "flower crown"),
-        want=("{n} wanted to make a {o} for {his} mother.", "{n} wished to make the finest {o} in the land."),
+        want=("{n} wanted to make {ao} for {his} mother.", "{n} wished to make the finest {o} in the land."),
         trouble=("But the first {o} was a disaster.", "But something important was missing."),
         worry=("{n} had no idea what to do next.", "{n} wanted to cry, but {he} did not."),
         tries=(
@@ -171,11 +171,20 @@ JUNK = (
     "an empty nest",
 )
 FOODS = ("warm bread and honey", "apples and nuts", "hot soup", "berries and cream", "pancakes and jam")
-OPENINGS = (
-    "Once upon a time, there was {ahero} named {n} who lived {home}.",
-    "Long ago, {ahero} named {n} lived {home}.",
-    "There once was {ahero} named {n}, who lived {home}.",
-)
+OPENINGS = {
+    "short": (
+        "There once was {ahero} named {n}, who lived {home}.",
+        "There once lived {ahero} named {n} {home}.",
+    ),
+    "medium": (
+        "Once upon a time, there was {ahero} named {n} who lived {home}.",
+        "Once upon a time, {ahero} named {n} lived {home}.",
+    ),
+    "long": (
+        "Long, long ago, {ahero} named {n} lived {home}.",
+        "Long, long ago, there was {ahero} named {n} who lived {home}.",
+    ),
+}
 THEME_LINES = (
     "{n} often thought about {theme}.",
     "Nobody knew more about {theme} than {n}.",

@@ -7,7 +7,7 @@ morning) so that a small model always knows how far it has come and where to sto
 
 import enum
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triton_backend.demo.plots import (
     ADJECTIVES,
@@ -26,8 +26,11 @@ from triton_backend.demo.plots import (
 from triton_backend.demo.words import (
     ANIMALS,
     CREATURES,
+    FRIEND_NAMES,
     FRIENDS,
+    GIVEN_NAMES,
     NAMES,
+    OTHERS,
     PEOPLE,
     THEMES,
     Exchange,
@@ -55,27 +58,29 @@ class Cast:
     friend: str
     friend_name: Name
     theme: str | None = None
+    adjective: str | None = None
 
 
 def random_cast(rng: random.Random, hero: str, name: Name | None = None) -> Cast:
-    first, second = rng.sample(NAMES, 2)
     friend = rng.choice([kind for kind in FRIENDS if kind != hero])
-    return Cast(hero, name or first, friend, second)
+    return Cast(hero, name or rng.choice(NAMES), friend, rng.choice(FRIEND_NAMES))
 
 
 def tell(rng: random.Random, cast: Cast, length: Length) -> str:
     """One story. Its length class alone decides how many beats it has."""
     plot = rng.choice(PLOTS)
     places, junk = rng.sample(PLACES, 4), rng.sample(JUNK, 3)
+    thing = rng.choice(plot.things)
     slots = {
         "n": cast.name.text,
         "k": cast.hero,
         "f": cast.friend_name.text,
         "k2": cast.friend,
-        "ahero": f"{a(rng.choice(ADJECTIVES))} {cast.hero}",
+        "ahero": f"{a(cast.adjective or rng.choice(ADJECTIVES))} {cast.hero}",
         "home": rng.choice(HOMES),
         "hobby": rng.choice(HOBBIES),
-        "o": rng.choice(plot.things),
+        "o": thing,
+        "ao": a(thing),
         "he": cast.name.he,
         "him": cast.name.him,
         "his": cast.name.his,
@@ -84,7 +89,7 @@ def tell(rng: random.Random, cast: Cast, length: Length) -> str:
         "theme": cast.theme or "",
         "p": places[3],
         **{f"p{i}": place for i, place in enumerate(places)},
-        **{f"junk{i}": thing for i, thing in enumerate(junk)},
+        **{f"junk{i}": find for i, find in enumerate(junk)},
     }
     beats = {Length.SHORT: _short, Length.MEDIUM: _medium, Length.LONG: _long}[length](rng, plot, cast)
     return "\n\n".join(" ".join(cap(line.format(**slots)) for line in paragraph) for paragraph in beats)
@@ -96,15 +101,16 @@ def _attempt(index: int, line: str) -> str:
     return f"{('First,', 'Then', 'After that,')[index]} {numbered}"
 
 
-def _opening(rng: random.Random, cast: Cast) -> list[str]:
-    lines = [rng.choice(OPENINGS)]
+def _opening(rng: random.Random, cast: Cast, length: Length) -> list[str]:
+    """The first words tell the length class: the model settles it at once, not fifty tokens later."""
+    lines = [rng.choice(OPENINGS[length.value])]
     return [*lines, rng.choice(THEME_LINES)] if cast.theme else lines
 
 
 def _short(rng: random.Random, plot: Plot, cast: Cast) -> list[list[str]]:
     return [
         [
-            *_opening(rng, cast),
+            *_opening(rng, cast, Length.SHORT),
             rng.choice(plot.want),
             rng.choice(plot.trouble),
             rng.choice(MEETINGS),
@@ -117,7 +123,7 @@ def _short(rng: random.Random, plot: Plot, cast: Cast) -> list[list[str]]:
 def _medium(rng: random.Random, plot: Plot, cast: Cast) -> list[list[str]]:
     return [
         [
-            *_opening(rng, cast),
+            *_opening(rng, cast, Length.MEDIUM),
             "Every day {n} liked to {hobby}.",
             rng.choice(plot.want),
             rng.choice(plot.trouble),
@@ -137,7 +143,7 @@ def _long(rng: random.Random, plot: Plot, cast: Cast) -> list[list[str]]:
     tries = [_attempt(i, line) for i, line in enumerate(rng.sample(plot.tries, 3))]
     return [
         [
-            *_opening(rng, cast),
+            *_opening(rng, cast, Length.LONG),
             "Every day {n} liked to {hobby}, and in the evening {he} made {food}.",
             "Everyone in the land knew {n} the {k} and smiled when {he} came by.",
             rng.choice(plot.want),
@@ -202,34 +208,25 @@ _WORDS = {
 
 def _subject(rng: random.Random) -> tuple[str, Cast]:
     """What the request says the story is about, and the cast that follows from it."""
-    hero = rng.choice([*ANIMALS, *PEOPLE, *CREATURES])
+    hero = rng.choice([*ANIMALS, *PEOPLE, *CREATURES]) if rng.random() < 0.6 else rng.choice(OTHERS)
     roll = rng.random()
-    if roll < 0.1:
-        return "", random_cast(rng, hero)
-    if roll < 0.2:
-        theme = rng.choice(THEMES)
-        cast = random_cast(rng, hero)
-        return f" about {theme}", Cast(cast.hero, cast.name, cast.friend, cast.friend_name, theme)
-    if roll < 0.45:
+    if rng.random() < 0.06:
         hero = invent(rng)
-    if roll < 0.65:
-        return _named_subject(rng, hero)
     cast = random_cast(rng, hero)
-    if roll < 0.72:
+    if roll < 0.1:
+        return "", random_cast(rng, rng.choice(ANIMALS))
+    if roll < 0.22:
+        theme = rng.choice(THEMES)
+        return f" about {theme}", replace(cast, theme=theme)
+    if roll < 0.45:
+        cast = random_cast(rng, hero, rng.choice(GIVEN_NAMES))
+        return f" about {a(hero)} {rng.choice(('named', 'called'))} {cast.name.text}", cast
+    if roll < 0.55:
         return f" about {a(hero)} and {a(cast.friend)}", cast
+    if roll < 0.7:
+        adjective = rng.choice(ADJECTIVES)
+        return f" about {a(f'{adjective} {hero}')}", replace(cast, adjective=adjective)
     return f" about {a(hero)}", cast
-
-
-def _named_subject(rng: random.Random, hero: str) -> tuple[str, Cast]:
-    if rng.random() < 0.4:
-        return f" about {a(hero)}", random_cast(rng, hero)
-    name = rng.choice(NAMES)
-    if rng.random() < 0.4:
-        name = Name(cap(invent(rng)), name.he, name.him, name.his)
-    cast = random_cast(rng, hero, name)
-    while cast.friend_name.text == name.text:
-        cast = random_cast(rng, hero, name)
-    return f" about {a(hero)} {rng.choice(('named', 'called'))} {name.text}", cast
 
 
 def story(rng: random.Random, length: Length) -> Exchange:

@@ -7,8 +7,9 @@ from triton_backend.demo.words import (
     COLOURS,
     FLOWERS,
     FRUITS,
-    NAMES,
+    GIVEN_NAMES,
     NUMBERS,
+    OTHERS,
     PEOPLE,
     Exchange,
     a,
@@ -201,7 +202,7 @@ the {x} says good night to the sun.""",
 
 
 def poem(rng: random.Random) -> Exchange:
-    subject = rng.choice([*ANIMALS, *FLOWERS, *FRUITS, invent(rng), invent(rng)])
+    subject = rng.choice([*ANIMALS, *FLOWERS, *FRUITS, *OTHERS, invent(rng)])
     asks = (
         "Write a poem about {x}.",
         "Write me a poem about {x}.",
@@ -219,7 +220,16 @@ def poem(rng: random.Random) -> Exchange:
 
 def recital(rng: random.Random) -> Exchange:
     """A text to repeat, most of them short: the short ones are how a model first learns to look back."""
-    pool = [*ANIMALS, *COLOURS, *FRUITS, *PEOPLE, *FLOWERS, *NUMBERS, *(name.text for name in NAMES)]
+    pool = [
+        *ANIMALS,
+        *COLOURS,
+        *FRUITS,
+        *PEOPLE,
+        *FLOWERS,
+        *NUMBERS,
+        *(name.text for name in GIVEN_NAMES),
+        *OTHERS,
+    ]
     pool += [invent(rng) for _ in range(len(pool) // 2)]
     words = " ".join(rng.choice(pool) for _ in range(rng.randint(1, rng.choice((2, 4, 8, 16, 32)))))
     return Exchange(rng.choice(_RECITALS).format(w=words), words, "copy")
@@ -242,12 +252,15 @@ def copying(rng: random.Random) -> Exchange:
         invent(rng),
         invent(rng),
     ]
-    if rng.random() < 0.5:
-        count = rng.randint(2, 10)
+    roll = rng.random()
+    if roll < 0.3:
+        return recital(rng)
+    if roll < 0.6:
+        count = rng.randint(2, 5)
         word = rng.choice(pool)
         number = rng.choice((str(count), NUMBERS[count]))
         asks = ("Say {w} {n} times.", "Repeat the word {w} {n} times.", "Write {w} {n} times.")
-        return Exchange(rng.choice(asks).format(w=word, n=number), " ".join([word] * count), "repeat")
+        return Exchange(rng.choice(asks).format(w=word, n=number), ", ".join([word] * count), "repeat")
     words = " ".join(rng.choice(pool) for _ in range(rng.randint(1, 8)))
     forms = ("Repeat after me: {w}", "Say: {w}", "Repeat this: {w}", 'Say "{w}".', "Echo: {w}")
     return Exchange(rng.choice(forms).format(w=words), words, "copy")
@@ -255,10 +268,8 @@ def copying(rng: random.Random) -> Exchange:
 
 def acquaintance(rng: random.Random) -> list[Exchange]:
     """A chat whose last answer needs its first line."""
-    name = rng.choice([n.text for n in NAMES] + [cap(invent(rng)) for _ in range(20)])
-    first = rng.choice(
-        ("My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}!", "Call me {n}.")
-    )
+    name = rng.choice([n.text for n in GIVEN_NAMES])
+    first = rng.choice(("My name is {n}.", "I am {n}.", "Hello, I am {n}.", "Hi, my name is {n}!", "Call me {n}."))
     hello = rng.choice((f"Hello {name}! How can I help you?", f"Nice to meet you, {name}!"))
     asks = ("What is my name?", "Do you remember my name?", "What's my name?", "Who am I?")
     middle = [small_talk(rng)] if rng.random() < 0.3 else []
@@ -270,9 +281,7 @@ def acquaintance(rng: random.Random) -> list[Exchange]:
 
 
 def favourite(rng: random.Random) -> Exchange:
-    group, members = rng.choice(
-        (("animal", ANIMALS), ("colour", COLOURS), ("fruit", FRUITS), ("flower", FLOWERS))
-    )
+    group, members = rng.choice((("animal", ANIMALS), ("colour", COLOURS), ("fruit", FRUITS), ("flower", FLOWERS)))
     thing = rng.choice(members)
     if rng.random() < 0.5:
         ask = rng.choice((f"Name one {group}.", f"Give me one {group}.", f"Tell me one {group}."))

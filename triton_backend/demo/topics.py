@@ -202,9 +202,7 @@ def _parse(line: str) -> Topic:
     if head.startswith("?"):
         question = head[1:].strip()
         plain = question.rstrip("?")
-        return Topic(
-            (question, question, f"Explain this: {plain}.", f"Tell me: {plain}?"), word, tuple(sentences)
-        )
+        return Topic((question, question, f"Explain this: {plain}.", f"Tell me: {plain}?"), word, tuple(sentences))
     return Topic(tuple(q.format(t=head) for q in _THING_QUESTIONS), word, tuple(sentences))
 
 

@@ -3,8 +3,8 @@
 It exists so that the committed weights can be made again and nobody has to trust a download. Run
 `python -m triton_backend.demo.train --out DIR --seed 0`. On one machine the same seed gives the
 same weights, byte for byte: the number of steps is fixed, never the time, and threads are fixed at two.
-The answers alone are learned (and bare texts); a token of a long answer weighs less than one of a short
-answer, or stories would drown the sums.
+The answers alone are learned (and bare texts); `packing` says
+how much each token counts.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from triton_backend.demo.vocabulary import END, MAX_POSITIONS, PAD, token, train
 class Plan:
     """How long and how fast to learn."""
 
-    num_steps: int = 1_800
+    num_steps: int = 2_000
     """Optimizer steps."""
     rows: int = 4
     """Rows of one step."""

@@ -10,7 +10,7 @@ from triton_backend.demo import corpus
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant")
 SPECIAL = (PAD, END, *(f"<|{role}|>" for role in ROLES))
-VOCABULARY = 2048
+VOCABULARY = 2560
 MAX_POSITIONS = 4096
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}

@@ -40,8 +40,25 @@ PEOPLE = words(
     "girl boy farmer baker king queen prince princess sailor knight wizard teacher painter doctor gardener "
     "fisherman shepherd miller tailor cook pilot astronaut pirate clown"
 )
-CREATURES = words(
-    "dragon robot giant unicorn ghost fairy troll mermaid dwarf elf snowman scarecrow toy train"
+CREATURES = words("dragon robot giant unicorn ghost fairy troll mermaid dwarf elf snowman scarecrow toy train")
+OTHERS = (
+    *words(
+        "platypus kangaroo crocodile snake rat hamster pony donkey eagle dinosaur shark octopus crab "
+        "jellyfish moose raccoon gorilla hippo leopard cheetah peacock chicken puppy kitten worm bat "
+        "beaver llama sloth flamingo teapot clock lamp chair table book pencil shoe hat umbrella car "
+        "bus truck bicycle boat ship plane rocket computer phone camera piano guitar drum cloud star "
+        "tree flower mountain river castle house lighthouse bridge toaster spoon potato cake cookie "
+        "ball balloon kite doll witch vampire monster alien ninja superhero detective student soldier "
+        "nurse mechanic programmer scientist chef grandmother grandfather brother sister mother "
+        "father baby neighbour postman librarian cowboy singer dancer hunter thief butler server "
+        "queue "
+    ),
+    "vacuum cleaner",
+    "traffic light",
+    "teddy bear",
+    "polar bear",
+    "washing machine",
+    "fire engine",
 )
 FRIENDS = words("fox bear rabbit owl mouse deer duck frog hedgehog squirrel badger otter crow turtle goat")
 FRUITS = words("apple pear plum banana orange cherry grape lemon peach mango melon fig kiwi apricot")
@@ -104,9 +121,21 @@ LISTS = {
 ORDERED = frozenset({"planets", "days of the week", "months", "seasons"})
 NUMBERS = words("zero one two three four five six seven eight nine ten eleven twelve")
 
-_HE = words("Pip Tom Max Oscar Hugo Felix Leo Bruno Otto Finn Sam Ben Theo Noah Jack")
-_SHE = words("Luna Mia Ruby Rosa Ella Nora Ivy Clara Daisy Molly Lily Anna Zoe Sofia Emma")
-NAMES = tuple(Name(n, "he", "him", "his") for n in _HE) + tuple(Name(n, "she", "her", "her") for n in _SHE)
+
+def _names(he: str, she: str) -> tuple[Name, ...]:
+    males = tuple(Name(name, "he", "him", "his") for name in words(he))
+    return males + tuple(Name(name, "she", "her", "her") for name in words(she))
+
+
+# Heroes and their friends share no name, so that even a forgetful model cannot mix them up.
+NAMES = _names("Pip Tom Max Felix Leo Finn Sam Ben Jack Toby", "Luna Mia Ruby Ella Nora Daisy Lily Anna Emma Lucy")
+FRIEND_NAMES = _names("Oscar Hugo Bruno Otto Theo Noah", "Rosa Ivy Clara Molly Zoe Sofia")
+GIVEN_NAMES = NAMES + _names(
+    "Peter Gus Paul John James Robert David Mark Bob Charlie Frank George Harry Mike Nick Simon Thomas Victor "
+    "Fred Henry Kevin Liam Oliver Steve Will Daniel Alex Chris Martin Rex",
+    "Maria Mary Linda Sarah Lisa Karen Alice Eve Jane Kate Laura Olivia Rachel Wendy Amy Bella Chloe Elsa "
+    "Grace Julia Martha Nina Poppy Rose Tina Vera Susan Helen Sally Betty",
+)
 
 _SYLLABLES = words(
     "ba be bo da di do fa fi ga go ka ki ko la le li lo ma mi mo na ni no pa pe po ra ri ro sa se so ta ti "
@@ -117,7 +146,7 @@ _ENDINGS = words("n r l x sh ck t ng m rd")
 
 def invent(rng: random.Random) -> str:
     """A word nobody has seen. It teaches the model to copy from the request instead of from memory."""
-    stem = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 3)))
+    stem = "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 2)))
     return stem + rng.choice(_ENDINGS)
 
 

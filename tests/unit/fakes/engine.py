@@ -82,9 +82,7 @@ class FakeSession:
         self._backend = backend
         self._sink = sink
 
-    async def send(
-        self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach
-    ) -> None:
+    async def send(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> None:
         await asyncio.sleep(0)
         if self._backend.is_dead:
             raise BackendLost("dead")
@@ -119,9 +117,7 @@ class FakeBackend:
 
     def _start(self) -> None:
         self._clock = _Clock()
-        self.engine = Engine(
-            self._config, load=lambda config: _Executor(config, self._clock), clock=self._clock
-        )
+        self.engine = Engine(self._config, load=lambda config: _Executor(config, self._clock), clock=self._clock)
         self._crank = asyncio.create_task(self._run())
         self._crank.add_done_callback(lambda crank: crank.cancelled() or crank.result())
 

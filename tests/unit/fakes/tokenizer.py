@@ -12,8 +12,9 @@ class _Detokenizer:
 
 
 class CharTokenizer:
-    eos_ids = [0]
-    vocabulary = 1000
+    def __init__(self) -> None:
+        self.eos_ids = [0]
+        self.vocabulary = 1000
 
     async def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [[ord(char) for char in text] for text in texts]

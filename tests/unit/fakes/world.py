@@ -31,9 +31,7 @@ ORIGIN = origins.Config(limits=Limits(1000, 10**6, 10**8), slack_s=dict.fromkeys
 
 
 class World:
-    def __init__(
-        self, store: MemoryStore, backends: list[FakeBackend], config: origins.Config = ORIGIN
-    ) -> None:
+    def __init__(self, store: MemoryStore, backends: list[FakeBackend], config: origins.Config = ORIGIN) -> None:
         self.store = store
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)

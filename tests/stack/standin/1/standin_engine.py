@@ -69,9 +69,7 @@ class Engine:
             self._sink = sink
             self._change.notify()
 
-    def submit(
-        self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach
-    ) -> contract.Ack:
+    def submit(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> contract.Ack:
         with self._change:
             if control.epoch != self._epoch:
                 return contract.Ack(control.seq, self._epoch, "another epoch holds the engine")
@@ -90,9 +88,7 @@ class Engine:
             gone = [row for row in control.rows if self._rows.pop(row, None)]
             reason = contract.End.CANCELLED if isinstance(control, contract.Cancel) else contract.End.EVICTED
             self._send(
-                contract.Step(
-                    self._seq, self._telemetry(), ended=[contract.Ended(row, reason) for row in gone]
-                )
+                contract.Step(self._seq, self._telemetry(), ended=[contract.Ended(row, reason) for row in gone])
             )
 
     def _run(self) -> None:
