@@ -39,17 +39,17 @@ def _story(length: stories.Length) -> Task:
 
 _TASKS: dict[Task, float] = {
     _fact: 22,
-    _sum: 18,
+    _sum: 22,
     topics.explanation: 20,
     talk.small_talk: 9,
     unknown.unknown: 9,
-    lists.listing: 6,
-    _story(stories.Length.SHORT): 4,
-    _story(stories.Length.MEDIUM): 3.5,
-    _story(stories.Length.LONG): 3.5,
+    lists.listing: 9,
+    _story(stories.Length.SHORT): 3.5,
+    _story(stories.Length.MEDIUM): 3,
+    _story(stories.Length.LONG): 3,
     talk.copying: 6,
     talk.poem: 2,
-    lists.counting: 2,
+    lists.counting: 5,
     talk.favourite: 1,
     stories.retold: 1,
 }

@@ -87,20 +87,19 @@ _OPERATIONS = {
 
 
 def _operands(rng: random.Random, sign: str) -> tuple[int, int, int]:
-    """Two numbers and the result: sums to 40, differences to 20, the small table and its reverse."""
-    top = 10 if sign in "*/" or rng.random() < 0.8 else 20
-    x, y = rng.randint(0, top), rng.randint(0, top)
-    if sign == "/":
-        y = max(y, 1)
-        return x * y, y, x
-    if sign == "-":
-        x, y = max(x, y), min(x, y)
-    return x, y, {"+": x + y, "-": x - y, "*": x * y}[sign]
+    """Two numbers and the result: sums and differences up to 20, the small table and its reverse."""
+    if sign in "*/":
+        x, y = rng.randint(0, 10), rng.randint(0, 10)
+        y = max(y, 1) if sign == "/" else y
+        return (x * y, y, x) if sign == "/" else (x, y, x * y)
+    whole = rng.randint(0, 20)
+    part = rng.randint(0, whole)
+    return (part, whole - part, whole) if sign == "+" else (whole, part, whole - part)
 
 
 def sum_of(rng: random.Random) -> Fact:
     """One piece of arithmetic."""
-    sign = rng.choices("+-*/", weights=[10, 6, 4, 3])[0]
+    sign = rng.choices("+-*/", weights=[8, 8, 4, 4])[0]
     x, y, result = _operands(rng, sign)
     word, others = _OPERATIONS[sign]
     verb, noun = (form.format(x=x, y=y) for form in others.split("|"))

@@ -2,34 +2,33 @@
 
 import random
 
-from triton_backend.demo.words import LISTS, NUMBERS, ORDERED, Exchange, cap, join
+from triton_backend.demo.words import LISTS, NUMBERS, ORDERED, Exchange
 
 
 def listing(rng: random.Random) -> Exchange:
-    """N things, numbered one a line, or in a sentence when they are to be named."""
+    """N things, numbered, one a line. Each group has one order and a list starts anywhere in it, so that the next
+    thing follows from the last one and a small model does not repeat itself."""
     group = rng.choice(list(LISTS))
     members = LISTS[group]
-    count = rng.randint(2, min(10, len(members)))
     full = group in ORDERED and rng.random() < 0.5
-    items = list(members) if full else rng.sample(members, count)
-    if group in ORDERED:
-        items.sort(key=members.index)
-        items = items if full else list(members[:count])
-    number = rng.choice((NUMBERS[count], str(count)))
-    wanted = f"the {group}" if full else f"{number} {group}"
-    if rng.random() < 0.3:
-        return Exchange(
-            rng.choice(("Name {w}.", "Can you name {w}?")).format(w=wanted), f"{cap(join(items))}.", "naming"
-        )
-    asks = (
-        "List {w}.",
-        "Give me a list of {w}.",
-        "Write a list of {w}.",
-        "Make a list of {w}.",
-        "Give me {w}.",
-    )
+    count = len(members) if full else rng.randint(2, min(10, len(members)))
+    start = 0 if group in ORDERED else rng.randrange(len(members))
+    items = [members[(start + i) % len(members)] for i in range(count)]
+    wanted = f"the {group}" if full else f"{rng.choice((NUMBERS[count], str(count)))} {group}"
     lines = [f"Here are {wanted}:", *(f"{i}. {item}" for i, item in enumerate(items, 1))]
-    return Exchange(rng.choice(asks).format(w=wanted), "\n".join(lines), "list")
+    return Exchange(rng.choice(_REQUESTS).format(w=wanted), "\n".join(lines), "list")
+
+
+_REQUESTS = (
+    "List {w}.",
+    "Give me a list of {w}.",
+    "Write a list of {w}.",
+    "Make a list of {w}.",
+    "Give me {w}.",
+    "Name {w}.",
+    "Can you name {w}?",
+    "Tell me {w}.",
+)
 
 
 def counting(rng: random.Random) -> Exchange:

@@ -63,7 +63,8 @@ class Cast:
 
 def random_cast(rng: random.Random, hero: str, name: Name | None = None) -> Cast:
     friend = rng.choice([kind for kind in FRIENDS if kind != hero])
-    return Cast(hero, name or rng.choice(NAMES), friend, rng.choice(FRIEND_NAMES))
+    friend_name = FRIEND_NAMES[FRIENDS.index(friend)]
+    return Cast(hero, name or rng.choice(NAMES), friend, friend_name)
 
 
 def tell(rng: random.Random, cast: Cast, length: Length) -> str:

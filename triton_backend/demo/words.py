@@ -4,7 +4,6 @@ Everything here is a constant or a function of its arguments; randomness is alwa
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -129,7 +128,7 @@ def _names(he: str, she: str) -> tuple[Name, ...]:
 
 # Heroes and their friends share no name, so that even a forgetful model cannot mix them up.
 NAMES = _names("Pip Tom Max Felix Leo Finn Sam Ben Jack Toby", "Luna Mia Ruby Ella Nora Daisy Lily Anna Emma Lucy")
-FRIEND_NAMES = _names("Oscar Hugo Bruno Otto Theo Noah", "Rosa Ivy Clara Molly Zoe Sofia")
+FRIEND_NAMES = _names("Oscar Hugo Bruno Otto Theo Noah Emil", "Rosa Ivy Clara Molly Zoe Sofia Gina Pearl")
 GIVEN_NAMES = NAMES + _names(
     "Peter Gus Paul John James Robert David Mark Bob Charlie Frank George Harry Mike Nick Simon Thomas Victor "
     "Fred Henry Kevin Liam Oliver Steve Will Daniel Alex Chris Martin Rex",
@@ -158,10 +157,3 @@ def a(noun: str) -> str:
 
 def cap(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def join(items: Sequence[str]) -> str:
-    """`x, y and z`."""
-    if len(items) == 1:
-        return items[0]
-    return f"{', '.join(items[:-1])} and {items[-1]}"
