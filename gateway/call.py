@@ -34,6 +34,11 @@ class Live:
         """The store has been told of this attempt."""
 
     @property
+    def is_drawing(self) -> bool:
+        """This attempt has drawn a token.  Before that, a long prompt may rightly take its time."""
+        return len(self.choice.tokens) > self.ticket.index
+
+    @property
     def entry(self) -> Entry:
         """For the queue: the prompt, and what earlier attempts delivered, to be prefilled together."""
         prompt = self.work.prompt + self.choice.tokens

@@ -86,6 +86,8 @@ class Driver:
         self._doomed: dict[str, int] | None = None
         """While a claim is under way: tickets cancelled meanwhile, up to which attempt."""
         self._leased = False
+        self._is_short = False
+        """Something waits, as far as is known, and there was no room for it."""
         self._unsure = False
         """A claim's answer was lost: tickets may be leased to this driver without its knowing."""
         self._refused_free_bytes: int | None = None
@@ -211,7 +213,7 @@ class Driver:
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
-                if event.rows or event.ended:
+                if self._is_short:
                     self._work.set()
         raise BackendLost("the session ended")
 
@@ -239,6 +241,7 @@ class Driver:
 
     async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
         """Send one batch, if something waits that fits."""
+        self._is_short = True
         max_rows = min(self._config.max_rows - len(self._roster), self._config.max_batch_rows)
         max_tokens = self._config.max_prefill_tokens - self._roster.unstarted_tokens
         if not self._leased or max_rows <= 0 or max_tokens <= 0 or self._is_refused(replica):
@@ -246,6 +249,7 @@ class Driver:
         queue = await self._store.queue()
         self._metrics.queue_seen(queue)
         if not queue.heads:
+            self._is_short = False
             return False
         turn = priority.next_class(queue.waiting, queue.served)
         heads = bucket.next_bucket(queue.bounds, [h for h in queue.heads if h.service_class is turn])

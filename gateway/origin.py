@@ -62,7 +62,7 @@ class Config(msgspec.Struct, frozen=True):
     life_s: float = 10.0
     """Without a sign of life for this long, an origin's tickets are forgotten."""
     progress_timeout_s: float = 60.0
-    """A started ticket that is silent for this long is put back."""
+    """A ticket whose attempt has drawn a token and then nothing for this long is put back."""
 
 
 class Origin:
@@ -327,7 +327,7 @@ class Origin:
         """Put back what the store has forgotten and what has been silent for too long.  Raises StoreLost."""
         now_s = _now_s()
         for live in list(self._live.values()):
-            if live.heard_s is not None and now_s - live.heard_s > self._config.progress_timeout_s:
+            if live.is_drawing and now_s - (live.heard_s or now_s) > self._config.progress_timeout_s:
                 self._put_back(live, "silent")
         asked = {live.ticket.id: live.ticket.attempt for live in self._live.values() if live.known}
         unknown = await self._store.audit(self.gateway, list(asked.items()), self._config.life_s)

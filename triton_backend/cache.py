@@ -217,7 +217,8 @@ def _settle(old: list[int], front: list[int], back: list[int]) -> list[int]:
     halves = [set(front)] * len(front) + [set(back)] * len(back)
     kept = [row if row in half else None for row, half in zip(old, halves, strict=False)]
     kept += [None] * (len(halves) - len(kept))
-    strays = iter([row for row in (*front, *back) if row not in set(kept)])
+    staying = set(kept)
+    strays = iter([row for row in (*front, *back) if row not in staying])
     return [next(strays) if row is None else row for row in kept]
 
 

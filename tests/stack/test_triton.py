@@ -19,7 +19,8 @@ from tritonclient.grpc import aio as tritonclient
 from gateway import local
 from gateway.errors import BackendLost, Outranked
 from gateway.process import marked
-from gateway.triton import TritonBackend, TritonSession
+from gateway.session import TritonSession
+from gateway.triton import TritonBackend
 from tests.stack import standin
 from tests.unit import tiny_models
 from triton_backend.contract import (

@@ -145,8 +145,8 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed: handing 4 MB tensors back and forth to the kernel took three quarters of a step.
-    Elsewhere than on glibc, training is slower and the same."""
+    """Has glibc keep what is freed: handing tensors of 4 MB to the kernel and back took three quarters of a
+    step. Elsewhere than on glibc, training is slower and the same."""
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

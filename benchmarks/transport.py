@@ -1,4 +1,4 @@
-"""What the transport alone costs: `python -m tests.stack.transport_bench [events]`, over the stand-in engine.
+"""What the transport alone costs: `python -m benchmarks.transport [events]`, over the stand-in engine.
 
 Prints events per second flat out, CPU per event of each process, how the stub's memory and /dev/shm grow, and
 the latency of acknowledgements beside a stream.
@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway import local
-from gateway.triton import TritonBackend, TritonSession
+from gateway.session import TritonSession
+from gateway.triton import TritonBackend
 from tests.stack import standin
 from triton_backend.contract import Attach, Batch, Cancel, NewRow
 
