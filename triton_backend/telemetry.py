@@ -61,6 +61,7 @@ class Meter:
         free_bytes, total_bytes = growable_bytes, ledger.capacity_bytes
         if gauges.device.startswith("cuda"):
             free_bytes, total_bytes = torch.cuda.mem_get_info(gauges.device)
+            growable_bytes = min(growable_bytes, free_bytes + _cached_bytes(gauges.device))
         return Telemetry(
             pool_capacity_bytes=allocated_bytes,
             pool_used_bytes=ledger.used_bytes,
@@ -83,6 +84,11 @@ class Meter:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self._process_bytes, self._process_read_at = pages * os.sysconf("SC_PAGE_SIZE"), now
         return self._process_bytes
+
+
+def _cached_bytes(device: str) -> int:
+    """What torch took from the device and does not use."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _smooth(old: float, new: float) -> float:

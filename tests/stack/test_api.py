@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 from typing import Any
 
@@ -125,16 +127,17 @@ def test_bad_inputs(serving: Serving, bad: bad_inputs.Bad) -> None:
     asyncio.run(bad_inputs.check(serving.url, bad, serving.model))
 
 
-def test_an_engine_that_dies_costs_its_streams_a_pause(api: Any, serving: Serving) -> None:
+@pytest.mark.parametrize("victim", ["triton_python_backend_stub", "bin/tritonserver"])
+def test_an_engine_that_dies_costs_its_streams_a_pause(api: Any, serving: Serving, victim: str) -> None:
     """Greedy in fp32: the text is the same as without."""
+    assert eventually(lambda: len(serving.descendants(victim)) == 1, 30)
     ask = {"model": serving.model, "prompt": [5, 6, 7], "max_tokens": 600, "temperature": 0}
     extra = {"ignore_eos": True}
     unbroken = api.completions.create(**ask, extra_body=extra).choices[0].text
     text = ""
     for chunk in api.completions.create(**ask, extra_body=extra, stream=True):
         if len(text) < 50 <= len(text) + len(chunk.choices[0].text):
-            [stub] = serving.descendants("triton_python_backend_stub")
-            subprocess.run(["kill", "-9", str(stub)], check=True)
+            [process] = serving.descendants(victim)
+            os.kill(process, signal.SIGKILL)
         text += chunk.choices[0].text
     assert text == unbroken
-    assert eventually(lambda: bool(serving.descendants("triton_python_backend_stub")), 30)
