@@ -92,14 +92,19 @@ def _operands(rng: random.Random, sign: str) -> tuple[int, int, int]:
         x, y = rng.randint(0, 10), rng.randint(0, 10)
         y = max(y, 1) if sign == "/" else y
         return (x * y, y, x) if sign == "/" else (x, y, x * y)
-    whole = rng.randint(0, 20)
-    part = rng.randint(0, whole)
-    return (part, whole - part, whole) if sign == "+" else (whole, part, whole - part)
+    x, y = rng.randint(0, 10), rng.randint(0, 10)
+    if rng.random() < 0.25:
+        whole = rng.randint(10, 20)
+        part = rng.randint(0, whole)
+        x, y = (part, whole - part) if sign == "+" else (whole, part)
+    if sign == "-":
+        x, y = max(x, y), min(x, y)
+    return x, y, x + y if sign == "+" else x - y
 
 
 def sum_of(rng: random.Random) -> Fact:
     """One piece of arithmetic."""
-    sign = rng.choices("+-*/", weights=[8, 8, 4, 4])[0]
+    sign = rng.choices("+-*/", weights=[9, 7, 4, 4])[0]
     x, y, result = _operands(rng, sign)
     word, others = _OPERATIONS[sign]
     verb, noun = (form.format(x=x, y=y) for form in others.split("|"))

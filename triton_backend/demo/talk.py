@@ -202,20 +202,24 @@ the {x} says good night to the sun.""",
 
 
 def poem(rng: random.Random) -> Exchange:
-    subject = rng.choice([*ANIMALS, *FLOWERS, *FRUITS, *OTHERS, invent(rng)])
     asks = (
         "Write a poem about {x}.",
         "Write me a poem about {x}.",
         "Give me a short poem about {x}.",
         "A poem about {x}.",
     )
-    prompt = rng.choice(asks).format(x=a(subject))
+    subject = rng.choice([*ANIMALS, *FLOWERS, *FRUITS, *OTHERS, invent(rng)])
+    named = a(subject)
+    if rng.random() < 0.2:
+        subject = rng.choice(_ONLY_ONES)
+        named = f"the {subject}"
+    prompt = rng.choice(asks).format(x=named)
     if rng.random() < 0.1:
-        subject, prompt = (
-            rng.choice(ANIMALS),
-            rng.choice(("Write a poem.", "Write a haiku.", "Write a short poem.")),
-        )
-    return Exchange(prompt, rng.choice(_VERSES).format(x=subject, ax=a(subject)), "poem")
+        prompt = rng.choice(("Write a poem.", "Write a haiku.", "Write a short poem."))
+    return Exchange(prompt, rng.choice(_VERSES).format(x=subject, ax=named), "poem")
+
+
+_ONLY_ONES = ("moon", "sun", "sea", "rain", "snow", "wind", "night", "forest", "spring", "summer", "winter")
 
 
 def recital(rng: random.Random) -> Exchange:
@@ -248,6 +252,7 @@ def copying(rng: random.Random) -> Exchange:
         "hello",
         "yes",
         "thank you",
+        *["I", "like", "the", "is", "good", "my", "we"],
         invent(rng),
         invent(rng),
         invent(rng),

@@ -99,6 +99,23 @@ _UNKNOWN_REQUESTS = (
     "def main(): return 0",
     "SELECT * FROM users;",
     '{"a": [1, 2, 3]}',
+    "How do I cook rice?",
+    "How do I bake a cake?",
+    "How do I fix my bike?",
+    "How can I lose weight?",
+    "How do I learn to code?",
+    "How do I get to the station?",
+    "What is love?",
+    "What is happiness?",
+    "What is time?",
+    "What is art?",
+    "Write code that prints hello.",
+    "Write a C program.",
+    "Write a program in Java.",
+    "Summarize this book in one sentence.",
+    "Summarize the plot of the film.",
+    "What is recursion?",
+    "Explain recursion.",
     "Bonjour, comment ça va?",
     "Hola, ¿qué tal?",
     "Wie spät ist es?",
@@ -129,8 +146,11 @@ _TOO_LARGE = (
 
 
 def _large_sum(rng: random.Random) -> Exchange:
-    x, y = rng.randint(51, 99999), rng.randint(11, 9999)
-    sign = rng.choice(("+", "-", "*", "/", "plus", "minus", "times", "divided by"))
+    sign = rng.choice(("+", "+", "-", "*", "/", "plus", "minus", "times", "divided by"))
+    x, y = rng.randint(101, 9999), rng.randint(11, 999)
+    if sign in ("+", "-", "plus", "minus") and rng.random() < 0.6:
+        x, y = rng.randint(11, 99), rng.randint(11, 99)
+        x = max(x, 21) if sign in ("-", "minus") or x + y < 21 else x
     ask = rng.choice(("What is {s}?", "{s}", "How much is {s}?", "Calculate {s}."))
     return Exchange(ask.format(s=f"{x} {sign} {y}"), rng.choice(_TOO_LARGE), "large_sum")
 

@@ -105,7 +105,7 @@ LISTS = {
     "colors": COLOURS,
     "cities": CITIES,
     "tools": TOOLS,
-    "clothes": CLOTHES,
+    "pieces of clothing": CLOTHES,
     "drinks": DRINKS,
     "flowers": FLOWERS,
     "trees": TREES,
