@@ -71,11 +71,12 @@ class RunFolder:
         _clear(self.path)
 
 
-def sweep(folder: Path) -> None:
-    """Clear away what a run left, if it is over."""
-    if not folder.exists():
-        return
-    lock = _try_lock(folder / "lock")
+def sweep(folder: Path, patience_s: float = 0.0) -> None:
+    """Clear away what a run left, if it is over or ends within `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    lock = None
+    while folder.exists() and (lock := _try_lock(folder / "lock")) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
     if lock is not None:
         _clear(folder)
         if folder.name.startswith(_FRESH):
@@ -127,4 +128,5 @@ def _try_lock(path: Path) -> int | None:
 
 if __name__ == "__main__":
     sys.stdin.read()
-    sweep(Path(sys.argv[1]))
+    # A process that dies may close its end of the pipe a moment before it lets go of the lock.
+    sweep(Path(sys.argv[1]), DEATH_TIMEOUT_S)
