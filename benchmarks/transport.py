@@ -16,6 +16,7 @@ from gateway import local
 from gateway.session import TritonSession
 from gateway.triton import TritonBackend
 from tests.stack import standin
+from tests.stack.serving import resident_bytes
 from triton_backend.contract import Attach, Batch, Cancel, NewRow
 
 ROWS = 32
@@ -29,7 +30,7 @@ def cpu_s(pid: int) -> float:
 
 
 def resident_mib(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+    return resident_bytes(pid) / 2**20
 
 
 def shared_mib() -> float:

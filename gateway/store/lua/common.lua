@@ -112,6 +112,17 @@ local function forget(ticket)
   end
 end
 
+-- Forgets the tickets of these ids; {id, replica} of each that was leased is added to `leased`.
+local function forget_all(ids, leased)
+  for _, id in ipairs(ids) do
+    local ticket = read(id)
+    if ticket then
+      forget(ticket)
+      if ticket.replica then leased[#leased + 1] = {id, ticket.replica} end
+    end
+  end
+end
+
 local function write_heads()
   for set in pairs(touched) do
     local head = redis.call('ZRANGE', SET .. ':' .. set, 0, 0, 'WITHSCORES')

@@ -9,13 +9,7 @@ for _, gateway in ipairs(redis.call('ZRANGEBYSCORE', ORIGINS, '-inf', exact(cloc
   local key = ORIGIN .. ':' .. gateway
   local ids = redis.call('SPOP', key, left)
   left = left - #ids
-  for _, id in ipairs(ids) do
-    local ticket = read(id)
-    if ticket then
-      forget(ticket)
-      if ticket.replica then leased[#leased + 1] = {id, ticket.replica} end
-    end
-  end
+  forget_all(ids, leased)
   if redis.call('EXISTS', key) == 0 then redis.call('ZREM', ORIGINS, gateway) end
 end
 
