@@ -80,14 +80,6 @@ class TritonBackend:
             await session.aclose()
         return True
 
-    async def wait_ready(self, timeout_s: float, interval_s: float = 0.2) -> None:
-        """Raises BackendLost."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while not await self.ready():
-            if asyncio.get_running_loop().time() > deadline:
-                raise BackendLost(f"{self.replica} is not ready after {timeout_s:g} s")
-            await asyncio.sleep(interval_s)
-
     async def server_live(self, timeout_s: float = 2.0) -> bool:
         """Whether the server itself answers, with or without the model."""
         try:

@@ -268,4 +268,10 @@ async def test_a_dead_server_is_told_at_once(stack: local.Stack, backend: Triton
     with pytest.raises(BackendLost):
         await backend.attach(Attach(next(EPOCHS), "driver"))
     await stack.restart("triton")
-    await backend.wait_ready(10)
+    await ready(backend, 10)
+
+
+async def ready(backend: TritonBackend, timeout_s: float) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not await backend.ready():
+            pass
