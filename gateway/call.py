@@ -45,7 +45,7 @@ class Live:
         payload = _encode(msgspec.structs.replace(self.work, prompt=prompt))
         return Entry(msgspec.structs.replace(self.ticket, size_bytes=len(payload)), payload)
 
-    def next_attempt(self, died: bool) -> None:
+    def next_attempt(self, died: bool, evicted: bool) -> None:
         """Another attempt, from the token after the last one delivered."""
         ticket = self.ticket
         index = len(self.choice.tokens)
@@ -63,6 +63,7 @@ class Live:
             profile=Profile(expected, upper),
             bin=bucket.bin_of(prompt_tokens),
             deaths=ticket.deaths + died,
+            evictions=ticket.evictions + evicted,
         )
         self.heard_s = None
         self.known = False

@@ -2,12 +2,16 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from math import inf
 from typing import Protocol
 
 import msgspec
 
 from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
+
+SLOT_S = 0.5
+"""Width of the slots in which the backlog is counted: a fraction of the tightest target."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -18,6 +22,8 @@ class Limits(msgspec.Struct, frozen=True):
     """Sum of prompt tokens."""
     max_bytes: int
     """Sum of payload sizes."""
+    max_seconds: float = inf
+    """Sum of predicted engine time: what admission relied on."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -101,7 +107,7 @@ class Store(Protocol):
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         """Replace the bucket table if its version is still `version` (the new one is version + 1)."""
 
-    async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
+    async def backlog(self) -> Backlog:
         """Queued work per class and deadline slot (score // slot width)."""
 
     async def ping(self) -> None:

@@ -25,7 +25,7 @@ from pydantic import (
 from gateway.request import ServiceClass
 
 DEMO_MODEL = str(Path(__file__).parents[1] / "triton_backend" / "demo" / "model")
-Policy = Literal["bucketserve"]
+Policy = Literal["full", "bucketserve", "uellm", "continuous", "static"]
 
 
 def _split(value: object) -> object:
@@ -185,8 +185,9 @@ class Settings(Section):
     """CPU threads of each of those engines; by default the cores divided among them."""
     context_tokens: PositiveInt | None = None
     """Longest prompt and answer together; by default the model's own limit."""
-    policy: Policy = "bucketserve"
-    """How requests are ordered and grouped."""
+    policy: Policy = "full"
+    """How requests are admitted, ordered and grouped: full is ours, the others are the papers' and common ones to
+    compare with."""
     api_keys: Secrets = ()
     """Keys of which clients must send one, with commas between; none: no key is asked for.  Best given in the
     environment or the file: flags show in the process list."""

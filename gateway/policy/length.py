@@ -5,12 +5,36 @@ quantile, never more than the request allows.
 """
 
 from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.request import Profile
 
 UPPER_QUANTILE = 0.9
 MIN_HISTORY = 32
 """Below this the prediction is all that the request allows: safe, at worst a smaller batch."""
+
+
+class LengthRule(Protocol):
+    """What of the profiler's prediction a preset goes by."""
+
+    def profile(self, predicted: Profile, max_tokens: int) -> Profile: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """The prediction as it is (UELLM's resource profiler)."""
+
+    def profile(self, predicted: Profile, max_tokens: int) -> Profile:
+        return predicted
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Nothing is known: whatever the request allows."""
+
+    def profile(self, predicted: Profile, max_tokens: int) -> Profile:
+        return Profile(max_tokens, max_tokens)
 
 
 class LengthHistory:
