@@ -107,8 +107,8 @@ class Store(Protocol):
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         """Replace the bucket table if its version is still `version` (the new one is version + 1)."""
 
-    async def backlog(self) -> Backlog:
-        """Queued work per class and deadline slot (score // slot width)."""
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        """Queued work per class and deadline slot, and where the tenant stands in the class."""
 
     async def ping(self) -> None:
         """Raises StoreLost unless the store really answers."""

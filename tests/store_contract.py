@@ -41,7 +41,8 @@ async def put(store: Store, *entries: Entry, limits: Limits = ROOMY) -> list[flo
 
 async def slots(store: Store) -> dict[tuple[ServiceClass, int], tuple[int, float]]:
     """Tokens and seconds of the backlog."""
-    return {key: (slot.tokens, slot.seconds) for key, slot in (await store.backlog()).slots.items()}
+    backlog = await store.backlog(DEFAULT, "tenant")
+    return {key: (slot.tokens, slot.seconds) for key, slot in backlog.slots.items()}
 
 
 async def lead(store: Store, replica: str = "replica", gateway: str = "gateway-1") -> int:
@@ -367,6 +368,16 @@ class StoreContract:
         assert await slots(store) == {(DEFAULT, 0): (10, 0.2)}
         await store.finish([("a/1", 0)])
         assert await slots(store) == {}
+
+    async def test_the_backlog_tells_where_a_tenant_stands(self, store: Store) -> None:
+        (score,) = await put(store, entry("a/0", slack_s=1.0, cost_s=100.0))
+        busy, other, elsewhere = [
+            await store.backlog(service_class, tenant)
+            for service_class, tenant in ((DEFAULT, "tenant"), (DEFAULT, "another"), (FLEX, "tenant"))
+        ]
+        assert busy.start_s == pytest.approx(score - 1.0 + 100.0)
+        assert other.start_s == other.now_s >= score - 1.0
+        assert elsewhere.start_s == elsewhere.now_s
 
     async def test_thousands_at_once(self, store: Store) -> None:
         ids = [f"a/{i}" for i in range(1300)]

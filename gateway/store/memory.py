@@ -146,8 +146,9 @@ class MemoryStore:
         self._bounds, self._bounds_version = bounds, version + 1
         return True
 
-    async def backlog(self) -> Backlog:
-        return Backlog(self._clock(), self._waiting.slots())
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        now_s = self._clock()
+        return Backlog(now_s, max(now_s, self._tags.get((tenant, service_class), 0.0)), self._waiting.slots())
 
     async def ping(self) -> None:
         pass

@@ -124,8 +124,8 @@ class RedisStore:
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)
 
-    async def backlog(self) -> Backlog:
-        return await self._run("backlog", [], wire.backlog)
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        return await self._run("backlog", [service_class.value, tenant], wire.backlog)
 
     async def ping(self) -> None:
         # A nonce, so that only the answer to this question will do.

@@ -135,7 +135,7 @@ def _head(name: bytes, value: bytes) -> Head:
 
 
 def backlog(reply: Sequence[Any]) -> Backlog:
-    now, sums_by_name = reply
+    now, tag, sums_by_name = reply
     sums: dict[tuple[ServiceClass, int], dict[str, int]] = {}
     for name, value in pairs(sums_by_name):
         if b":" not in name:
@@ -143,4 +143,4 @@ def backlog(reply: Sequence[Any]) -> Backlog:
         service_class, slot, unit = text(name).split(":")
         sums.setdefault((ServiceClass(service_class), int(slot)), {})[unit] = int(value)
     slots = {key: Slot(sum.get("tokens", 0), sum.get("us", 0) / 1e6) for key, sum in sums.items()}
-    return Backlog(float(now), slots)
+    return Backlog(float(now), max(float(now), float(tag or 0)), slots)

@@ -30,6 +30,7 @@ from tests.store_contract import (
     lead,
     peek_ids,
     put,
+    slots,
 )
 from tests.store_machine import StoreMachine, run_machine
 
@@ -110,7 +111,7 @@ EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "resign": lambda store: store.resign("replica", 1),
     "drivers": lambda store: store.drivers(),
     "rebucket": lambda store: store.rebucket((0, 4), 0),
-    "backlog": lambda store: store.backlog(),
+    "backlog": lambda store: store.backlog(DEFAULT, ""),
     "ping": lambda store: store.ping(),
 }
 
@@ -134,7 +135,7 @@ async def test_a_server_that_came_back_empty_is_an_empty_queue(
         assert verb in ("claim", "sweep")
     await store.finish([("a/0", 0), ("a/0", 1), ("z/0", 0)])
     queue = await store.queue()
-    assert (queue.heads, queue.tickets, (await store.backlog()).slots) == ([], 0, {})
+    assert (queue.heads, queue.tickets, await slots(store)) == ([], 0, {})
 
 
 @pytest.mark.asyncio
@@ -221,7 +222,12 @@ async def test_a_ticket_that_somebody_destroyed_spoils_nothing(
         claimed += [entry.ticket.id for entry in await store.claim("replica", epoch, tickets, {})]
     assert claimed == [f"a/{i}" for i in range(1, 9)]
     queue = await store.queue()
-    assert (queue.heads, queue.tickets, queue.tokens, (await store.backlog()).slots) == ([], 0, 0, {})
+    assert (queue.heads, queue.tickets, queue.tokens, await slots(store)) == (
+        [],
+        0,
+        0,
+        {},
+    )
 
 
 async def assert_clean(client: Redis) -> None:
