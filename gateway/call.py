@@ -5,11 +5,11 @@ import asyncio
 import msgspec
 
 from gateway.choice import Choice
-from gateway.errors import ApiError
+from gateway.errors import ApiError, DeadlineExceeded, Poisoned
 from gateway.policy import bucket
 from gateway.policy.length import left_tokens
 from gateway.ports import Entry
-from gateway.request import Delta, Profile, Request, Ticket, Work
+from gateway.request import Delta, Outcome, Profile, Request, Ticket, Work
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -105,3 +105,11 @@ class OpenCall:
         """End the call; what was pushed before is still read."""
         self.error = error
         self._news.set()
+
+
+def outcome_of(error: ApiError) -> Outcome:
+    """The ending of a call that failed after it was queued."""
+    return _OUTCOMES.get(type(error), Outcome.FAILED)
+
+
+_OUTCOMES: dict[type[ApiError], Outcome] = {Poisoned: Outcome.POISONED, DeadlineExceeded: Outcome.EXPIRED}

@@ -16,7 +16,7 @@ from typing import NoReturn
 import msgspec
 import structlog
 
-from gateway.call import Live, OpenCall
+from gateway.call import Live, OpenCall, outcome_of
 from gateway.errors import (
     ApiError,
     DeadlineExceeded,
@@ -53,7 +53,6 @@ _ANY_ATTEMPT = 2**62
 _IDLE_POLL_S = 0.05
 _MAX_PUTS = 3
 """So often is admission asked again because others came in between."""
-_OUTCOMES: dict[type[ApiError], Outcome] = {Poisoned: Outcome.POISONED, DeadlineExceeded: Outcome.EXPIRED}
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -153,7 +152,7 @@ class Origin:
             if expiry:
                 expiry.cancel()
             if call.error is not None:
-                outcome = _OUTCOMES.get(type(call.error), Outcome.FAILED)
+                outcome = outcome_of(call.error)
             self._abandon(call)
             self._metrics.call_ended(service_class, outcome, _now_s() - arrival_s)
 
