@@ -35,8 +35,9 @@ def _require_plots() -> None:
 
 
 def _show(result: Result) -> None:
-    print(tables.text(tables.overall(result.runs)))
-    if len(result.runs[0].report.classes) > 1:
-        print("\n" + tables.text(tables.by_class(result.runs)))
+    for table in tables.everything(result.runs):
+        print(f"{table.title}\n{tables.text(table)}\n")
+    if len(result.runs) > 1:
+        print(f"Attainment: {tables.kept(result.runs)}")
     for note in tables.notes(result.runs, result.interrupted):
         print(f"! {note}")

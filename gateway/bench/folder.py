@@ -38,7 +38,7 @@ def write(folder: Path, options: Options, result: Result) -> None:
         f"bucketserve bench: {result.model}",
         _facts(options, result.runs),
         tables.notes(result.runs, result.interrupted),
-        [tables.overall(result.runs), tables.by_class(result.runs)],
+        tables.everything(result.runs),
         dict(pictures.values()),
     )
     (folder / "report.html").write_text(html)
@@ -118,17 +118,11 @@ def _facts(options: Options, runs: Sequence[Run]) -> dict[str, str]:
         f"{traffic.name}: TTFT {_ms(traffic.ttft_slo_s)}, TPOT {_ms(traffic.tpot_slo_s)}"
         for traffic in runs[0].records.classes
     )
-    kept = {
-        name: "below the lowest rate" if rate is None else f"{rate:.3g} req/s"
-        for name, rate in tables.goodput(runs).items()
-    }
     return {
         "Server": f"{options.url}, {options.endpoint}",
         "Workload": f"{options.workload or options.trace}, seed {options.seed}",
         "Targets": targets,
-        "Rate up to which attainment stays": ", ".join(
-            f"{float(name):.0%}: {rate}" for name, rate in kept.items()
-        ),
+        "Attainment": tables.kept(runs),
     }
 
 

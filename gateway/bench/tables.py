@@ -1,6 +1,6 @@
 """Runs as tables, for the terminal and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gateway.bench.run import Run
 from gateway.load.page import Table
@@ -10,35 +10,60 @@ TARGETS = (0.9, 0.8)
 """Attainments at which the goodput is read off: DistServe's, BucketServe's."""
 _COUNTS = ("sent", "done", "refused", "failed", "expired")
 _RATES = ("req/s", "out tok/s", "goodput/s", "in SLO")
-_LATENCIES = ("TTFT ms", "TPOT ms", "ITL ms", "E2E s")
 
 
-def overall(runs: Sequence[Run]) -> Table:
-    header = ("offered/s", *_COUNTS, *_RATES, *_LATENCIES, "Jain", "padding")
+def served(runs: Sequence[Run]) -> Table:
+    rows = [(*place, *_counts(figures)) for place, figures in _rows(runs)]
+    return Table("Served", ("offered/s", "class", *_COUNTS, *_RATES), rows)
+
+
+def latencies(runs: Sequence[Run]) -> Table:
     rows = [
         (
-            f"{run.rate:.3g}",
-            *_cells(run.report.total),
-            f"{run.report.fairness:.3f}",
-            _percent(run.report.padding_waste),
+            *place,
+            _spread(figures.ttft_s, 1000.0, 0),
+            _spread(figures.tpot_s, 1000.0, 1),
+            _spread(figures.itl_s, 1000.0, 1),
+            _spread(figures.e2e_s, 1.0, 2),
         )
-        for run in runs
+        for place, figures in _rows(runs)
     ]
-    return Table("By rate (latencies: P50 / P90 / P99)", header, rows)
+    header = ("offered/s", "class", "TTFT ms", "TPOT ms", "ITL ms", "E2E s")
+    return Table("Latencies (P50 / P90 / P99)", header, rows)
 
 
-def by_class(runs: Sequence[Run]) -> Table:
-    header = ("offered/s", "class", *_COUNTS, *_RATES, *_LATENCIES)
-    rows = [
-        (f"{run.rate:.3g}", name, *_cells(figures)) for run in runs for name, figures in run.report.classes.items()
-    ]
-    return Table("By rate and class", header, rows)
+def balance(runs: Sequence[Run]) -> Table:
+    rows = [(f"{run.rate:.3g}", f"{run.report.fairness:.3f}", _percent(run.report.padding_waste)) for run in runs]
+    return Table("Balance", ("offered/s", "Jain", "padding"), rows)
+
+
+def _rows(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], Figures]]:
+    """((rate, class), figures): all together, then each class if there are several."""
+    for run in runs:
+        rate = f"{run.rate:.3g}"
+        yield (rate, "all"), run.report.total
+        if len(run.report.classes) > 1:
+            yield from (((rate, name), figures) for name, figures in run.report.classes.items())
+
+
+def everything(runs: Sequence[Run]) -> list[Table]:
+    return [served(runs), latencies(runs), balance(runs)]
 
 
 def goodput(runs: Sequence[Run]) -> dict[str, float | None]:
     """By target: the largest rate that keeps it, between the lowest and the highest that were measured."""
     curve = [(run.rate, run.report.total.attainment) for run in runs]
     return {f"{target:g}": goodput_at(curve, target) for target in TARGETS}
+
+
+def kept(runs: Sequence[Run]) -> str:
+    """`goodput` in words."""
+    highest = max(run.rate for run in runs)
+    said = []
+    for target, rate in goodput(runs).items():
+        where = "not even at the lowest rate" if rate is None else f"up to {rate:.3g} req/s"
+        said.append(f"{float(target):.0%} {where}" + (" and perhaps beyond" if rate == highest else ""))
+    return ", ".join(said)
 
 
 def notes(runs: Sequence[Run], interrupted: bool) -> list[str]:
@@ -70,7 +95,7 @@ def text(table: Table) -> str:
     )
 
 
-def _cells(figures: Figures) -> tuple[str, ...]:
+def _counts(figures: Figures) -> tuple[str, ...]:
     return (
         str(figures.requests),
         str(figures.finished),
@@ -81,10 +106,6 @@ def _cells(figures: Figures) -> tuple[str, ...]:
         f"{figures.output_tokens_per_s:.1f}",
         f"{figures.goodput_per_s:.2f}",
         _percent(figures.attainment),
-        _spread(figures.ttft_s, 1000.0, 0),
-        _spread(figures.tpot_s, 1000.0, 1),
-        _spread(figures.itl_s, 1000.0, 1),
-        _spread(figures.e2e_s, 1.0, 2),
     )
 
 

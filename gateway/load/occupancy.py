@@ -33,7 +33,8 @@ def of(records: Records) -> Occupancy:
     for low, up in pairwise(edges.tolist()):
         inside = (lengths >= low) & (lengths < up)
         if inside.any():
-            waiting[f"{low} to {up - 1} tokens"] = _waiting(arrivals[inside], firsts[inside], times_s)
+            label = f"{lengths[inside].min()} to {lengths[inside].max()} tokens"
+            waiting[label] = _waiting(arrivals[inside], firsts[inside], times_s)
     return Occupancy(times_s, waiting)
 
 

@@ -179,6 +179,15 @@ def test_a_chat_in_words(served: Served, trace: str) -> None:
     assert "x-slo-ttft-ms" not in served.headers[2]
 
 
+def test_how_far_the_promises_are_kept_is_said_in_words(
+    served: Served, trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench(served, "--trace", trace, "--rates", "50,100", "--requests", "3")
+    assert "Attainment: 90% up to 100 req/s and perhaps beyond, 80% up to" in capsys.readouterr().out
+    bench(served, "--trace", trace, "--rates", "50,100", "--requests", "3", "--slo-ttft-ms", "0.001")
+    assert "Attainment: 90% not even at the lowest rate, 80% not" in capsys.readouterr().out
+
+
 def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     busy = web.json_response({"error": {"message": "too  busy"}}, status=429, headers={"retry-after-ms": "2500"})
     replies: list[list[bytes] | web.Response] = [
@@ -192,8 +201,7 @@ def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.Captu
     served.reply = lambda number, body: stream(body) if number == 0 else replies[number - 1]
     bench(served, "--trace", trace, "--rate", "20", "--requests", "6")
     out = capsys.readouterr().out
-    cells = out.splitlines()[1].split()
-    assert cells[1:6] == ["6", "1", "1", "4", "0"]
+    assert out.splitlines()[2].split()[2:7] == ["6", "1", "1", "4", "0"]
     for words in (
         "1 times: HTTP 429: too busy",
         "1 times: HTTP 500: oops",
@@ -211,7 +219,7 @@ def test_an_answer_that_takes_too_long_has_expired(
     served.reply = lambda number, body: None if number == 2 else stream(body)
     bench(served, "--trace", trace, "--timeout-s", "0.3")
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split()[1:6] == ["3", "2", "0", "0", "1"]
+    assert out.splitlines()[2].split()[2:7] == ["3", "2", "0", "0", "1"]
     assert "1 times: no complete answer within --timeout-s" in out
 
 

@@ -206,7 +206,7 @@ def test_waiting_requests_are_counted_by_length() -> None:
     recorder.end(3, Ending.REJECTED)
     seen = occupancy.of(recorder.records())
     short, long = seen.waiting.values()
-    assert list(seen.waiting) == ["10 to 21 tokens", "465 to 1000 tokens"]
+    assert list(seen.waiting) == ["10 to 10 tokens", "1000 to 1000 tokens"]
     at = dict(
         zip(np.round(seen.times_s, 2).tolist(), zip(short.tolist(), long.tolist(), strict=True), strict=True)
     )
