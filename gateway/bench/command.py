@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Mapping
 
 from gateway.bench import folder, options, run, tables
@@ -19,7 +20,11 @@ def start(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         _require_plots()
         folder.make(wanted.out)
     # Not on uvloop, whose clock goes in milliseconds: gaps between tokens are a few of these.
-    result = asyncio.run(run.measure(wanted, workloads, options.api_key(environ)))
+    try:
+        result = asyncio.run(run.measure(wanted, workloads, options.api_key(environ)))
+    except KeyboardInterrupt:
+        print("bucketserve: interrupted while nothing was measured", file=sys.stderr)
+        return 1
     _show(result)
     if wanted.out:
         folder.write(wanted.out, wanted, result)

@@ -287,6 +287,17 @@ def test_ctrl_c_leaves_the_report_of_what_came(
     assert run["report"]["total"]["requests"] + run["client"]["unanswered"] == 2
 
 
+def test_ctrl_c_before_anything_is_one_line(
+    served: Served, trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reply(number: int, body: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    served.reply = reply
+    bench(served, "--trace", trace, status=1)
+    assert capsys.readouterr() == ("", "bucketserve: interrupted while nothing was measured\n")
+
+
 def test_help_has_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["bench", "--help"], {})
