@@ -5,7 +5,7 @@ import asyncio
 import sys
 from collections.abc import Mapping
 
-from gateway.bench import folder, options, run, tables
+from gateway.bench import demand, folder, options, run, tables
 from gateway.bench.run import Result
 from gateway.load import plots
 from gateway.load.arrivals import LoadError
@@ -15,7 +15,7 @@ from gateway.options import SettingsError
 def start(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """0 if every rate was measured and something finished at each, else 1.  Raises SettingsError."""
     wanted = options.check(given)
-    workloads = options.workloads(wanted)
+    workloads = demand.workloads(wanted)
     if wanted.out:
         _require_plots()
         folder.make(wanted.out)
