@@ -178,7 +178,9 @@ def test_how_far_the_promises_are_kept_is_said_in_words(
     assert "Attainment: 90% not even at the lowest rate, 80% not" in capsys.readouterr().out
 
 
-def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_endings_are_told_apart(
+    served: Served, trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     busy = web.json_response({"error": {"message": "too  busy"}}, status=429, headers={"retry-after-ms": "2500"})
     replies: list[list[bytes] | web.Response] = [
         busy,
@@ -189,7 +191,7 @@ def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.Captu
         [event({"choices": [{"text": "a"}]}), b"data: [DONE]\n\n"],
     ]
     served.reply = lambda number, body: stream(body) if number == 0 else replies[number - 1]
-    bench(served, "--trace", trace, "--rate", "20", "--requests", "6")
+    bench(served, "--trace", trace, "--rate", "20", "--requests", "6", "--out", str(tmp_path))
     out = capsys.readouterr().out
     assert out.splitlines()[2].split()[2:7] == ["6", "1", "1", "4", "0"]
     for words in (
@@ -201,6 +203,11 @@ def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.Captu
         "refused clients were told to wait 2.5 s (median)",
     ):
         assert words in out
+    with (tmp_path / "requests.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ending"] for row in rows] == ["rejected", *["failed"] * 4, "finished"]
+    assert [bool(row["ttft_s"]) for row in rows] == [False, False, True, True, False, True]
+    assert json.loads((tmp_path / "report.json").read_text())["runs"][0]["client"]["short_answers"] == 0
 
 
 def test_an_answer_that_takes_too_long_has_expired(
