@@ -9,6 +9,10 @@ import msgspec
 from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
+MAX_SAMPLES = 8192
+"""Finished requests that the store keeps to learn from."""
+MAX_SNAPSHOT_BYTES = 1 << 20
+
 
 class Limits(msgspec.Struct, frozen=True):
     """Bounds on everything queued (not running) for one model."""
@@ -103,6 +107,21 @@ class Store(Protocol):
 
     async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
         """Queued work per class and deadline slot (score // slot width)."""
+
+    async def append_samples(self, samples: Sequence[bytes]) -> None:
+        """Add finished requests (opaque to the store) to those to learn from; the latest MAX_SAMPLES are kept.
+        Not idempotent."""
+
+    async def samples(self, after: str, limit: int) -> list[tuple[str, bytes]]:
+        """Up to `limit` (id, sample)s in the order of their arrival, from the one after the id `after` on; from
+        the oldest if that is empty."""
+
+    async def publish(self, snapshot: bytes, version: int) -> bool:
+        """Replace the learned model (opaque to the store) unless one newer than `version` is there; it gets the
+        version max(last + 1, clock in microseconds).  Raises ValueError above MAX_SNAPSHOT_BYTES."""
+
+    async def snapshot(self, version: int) -> tuple[int, bytes] | None:
+        """The published model's version and bytes, if it is newer than `version`."""
 
     async def ping(self) -> None:
         """Raises StoreLost unless the store really answers."""
