@@ -21,6 +21,7 @@ from gateway.fleet import Fleet
 from gateway.metrics import Metrics
 from gateway.origin import Origin
 from gateway.ports import Limits, Store
+from gateway.profiler import Profiler
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.store import link
 from gateway.store.redis import RedisStore
@@ -59,6 +60,7 @@ class Gateway:
         self._metrics = metrics
         self._fleet = Fleet(settings.scheduling.safety_factor)
         self._drivers: list[Driver] = []
+        self._profiler = Profiler(self._name, store)
         queue = settings.queue
         self.origin = Origin(
             gateway=self._name,
@@ -66,6 +68,7 @@ class Gateway:
             store=store,
             tokenizer=tokenizer,
             fleet=self._fleet,
+            profiler=self._profiler,
             config=origins.Config(
                 limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
                 slack_s={name: targets.ttft_s for name, targets in settings.classes.targets().items()},
@@ -81,6 +84,7 @@ class Gateway:
         """Serve the queue for ever; ends only by cancellation or a bug."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.origin.run())
+            group.create_task(self._profiler.run())
             for address in self._settings.triton:
                 group.create_task(self._drive(address))
 

@@ -10,8 +10,8 @@ from gateway.choice import Choice
 from gateway.errors import BadRequest, Unavailable
 from gateway.fleet import Fleet
 from gateway.policy import admission, bucket
-from gateway.policy.length import LengthHistory
 from gateway.ports import Tokenizer
+from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass, Ticket, Work
 
 
@@ -23,13 +23,13 @@ class Intake:
         gateway: str,
         tokenizer: Tokenizer,
         fleet: Fleet,
-        lengths: LengthHistory,
+        profiler: Profiler,
         slack_s: Mapping[ServiceClass, float],
     ) -> None:
         self._gateway = gateway
         self._tokenizer = tokenizer
         self._fleet = fleet
-        self._lengths = lengths
+        self._profiler = profiler
         self._slack_s = slack_s
 
     async def call(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
@@ -81,6 +81,8 @@ class Intake:
     def _add(self, request: Request, call: OpenCall, work: Work, max_tokens: int) -> None:
         number = len(call.live)
         tokens = len(work.prompt)
+        features = self._profiler.features(work.prompt, max_tokens, request.service_class, request.user)
+        profile = self._profiler.predict(features, max_tokens, request.ignore_eos)
         rate = self._fleet.prefill_tokens_per_s
         seconds = tokens / rate if rate else 0.0
         ticket = Ticket(
@@ -89,7 +91,7 @@ class Intake:
             service_class=request.service_class,
             prompt_tokens=tokens,
             max_tokens=max_tokens,
-            profile=self._lengths.predict(max_tokens, request.ignore_eos),
+            profile=profile,
             bin=bucket.bin_of(tokens),
             slack_s=self._slack_s[request.service_class],
             cost_s=seconds,
@@ -99,7 +101,7 @@ class Intake:
         logprobs = request.sampling.logprobs is not None
         detokenizer = self._tokenizer.detokenizer()
         choice = Choice(number, detokenizer, request.stop, request.min_tokens, logprobs)
-        call.live[ticket.id] = Live(call, choice, ticket, work)
+        call.live[ticket.id] = Live(call, choice, ticket, work, None if request.ignore_eos else features)
 
 
 def _answer_tokens(request: Request, prompt_tokens: int, limit_tokens: int) -> int:

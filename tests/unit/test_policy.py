@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy import admission, batch, bucket, length, priority
+from gateway.policy import admission, batch, bucket, priority
 from gateway.request import Head, Profile, ServiceClass, Ticket
 from triton_backend.memory import FuturePeak, Grouped, KVLayout, Paged, Row
 
@@ -124,27 +124,6 @@ def test_an_idle_class_saves_up_no_turns() -> None:
         turns.append(turn)
         served = priority.charge(served, [ServiceClass.DEFAULT, ServiceClass.FLEX], turn, 100, shares)
     assert turns.count(ServiceClass.FLEX) in (4, 5)
-
-
-# Length
-
-
-def test_without_history_all_that_is_allowed_is_reckoned_with() -> None:
-    assert length.LengthHistory().predict(77, ignore_eos=False) == Profile(77, 77)
-
-
-def test_the_recent_past_predicts_and_max_tokens_bounds() -> None:
-    history = length.LengthHistory()
-    for tokens in range(1, 101):
-        history.observe(tokens)
-    assert history.predict(1000, ignore_eos=False) == Profile(50, 90)
-    assert history.predict(20, ignore_eos=False) == Profile(20, 20)
-    assert history.predict(1000, ignore_eos=True) == Profile(1000, 1000)
-
-
-@given(st.integers(1, 500), st.integers(0, 2000), st.integers(1, 2000))
-def test_something_is_left_until_nothing_may_come(upper: int, drawn: int, max_left: int) -> None:
-    assert 1 <= length.left_tokens(Profile(upper, upper), drawn, max_left) <= max_left
 
 
 # Batch
