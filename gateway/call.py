@@ -7,6 +7,7 @@ import msgspec
 from gateway.choice import Choice
 from gateway.errors import ApiError, DeadlineExceeded, Poisoned
 from gateway.policy import bucket
+from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
 from gateway.ports import Entry
 from gateway.request import Delta, Outcome, Profile, Request, Ticket, Work
@@ -17,13 +18,22 @@ _encode = msgspec.msgpack.Encoder().encode
 class Live:
     """A ticket's current attempt, and all that further attempts need."""
 
-    __slots__ = ("call", "choice", "claimed_s", "first_s", "heard_s", "known", "ticket", "work")
+    __slots__ = (
+        *("call", "choice", "ticket", "work", "features", "predicted"),
+        *("claimed_s", "first_s", "heard_s", "known"),
+    )
 
-    def __init__(self, call: "OpenCall", choice: Choice, ticket: Ticket, work: Work) -> None:
+    def __init__(
+        self, call: "OpenCall", choice: Choice, ticket: Ticket, work: Work, features: Features | None
+    ) -> None:
         self.call = call
         self.choice = choice
         self.ticket = ticket
         self.work = work
+        self.features = features
+        """None if the answer has nothing to teach: it was made to run to its limit."""
+        self.predicted = ticket.profile
+        """Of the whole answer; the ticket's is of what this attempt has left."""
         self.claimed_s: float | None = None
         """When a driver took it, whichever attempt was first."""
         self.first_s: float | None = None

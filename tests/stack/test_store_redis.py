@@ -112,6 +112,10 @@ EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "drivers": lambda store: store.drivers(),
     "rebucket": lambda store: store.rebucket((0, 4), 0),
     "backlog": lambda store: store.backlog(DEFAULT, ""),
+    "append_samples": lambda store: store.append_samples([b"sample"]),
+    "samples": lambda store: store.samples("", 9),
+    "publish": lambda store: store.publish(b"model", 0),
+    "snapshot": lambda store: store.snapshot(0),
     "ping": lambda store: store.ping(),
 }
 
@@ -282,6 +286,19 @@ async def test_epochs_rise_even_if_the_clock_does_not(store: RedisStore, client:
     last = await lead(store) + 10**15
     await client.hset(KEYS.drivers, "replica", f"{last} 9999999999999999 gateway-1")
     assert await lead(store) == last + 1
+
+
+@pytest.mark.asyncio
+async def test_what_others_put_beside_the_samples_is_nothing(store: RedisStore, client: Redis) -> None:
+    await client.xadd(KEYS.samples, {b"not": b"ours"})
+    await store.append_samples([b"ours"])
+    assert [sample for _, sample in await store.samples("", 9)] == [b"", b"ours"]
+    await client.hset(KEYS.snapshot, mapping={"version": "nonsense"})
+    assert await store.snapshot(0) is None
+    assert await store.publish(b"model", 0)
+    await client.hdel(KEYS.snapshot, "data")
+    with pytest.raises(StoreLost):
+        await store.snapshot(0)
 
 
 @pytest.mark.asyncio
