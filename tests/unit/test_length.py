@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.policy import features as shown
 from gateway.policy import length
-from gateway.policy.features import NUM_FIGURES, WIDTH, Features
+from gateway.policy.features import FORMAT, NUM_FIGURES, WIDTH, Features
 from gateway.policy.history import LengthHistory, Sample, Seen, whole_lengths
 from gateway.policy.length import Margin, Mode, Predictor
 from gateway.policy.resources import Resources, resources
@@ -189,10 +189,10 @@ def test_quantiles_lie_between_the_lengths_seen() -> None:
     assert unknown.quantile(np.array([0.8, 0.2]), 0.9) == math.inf
 
 
-def wire(classes: object = None, weights: object = None) -> bytes:
+def wire(classes: object = None, weights: object = None, number: int = FORMAT) -> bytes:
     classes = [[class_of(8), 8, 8.0, 8]] if classes is None else classes
     weights = bytes(4 * (WIDTH + 1)) if weights is None else weights
-    return msgspec.msgpack.encode([classes, weights])
+    return msgspec.msgpack.encode([number, classes, weights])
 
 
 def floats(value: float) -> bytes:
@@ -206,6 +206,7 @@ def floats(value: float) -> bytes:
         b"\xc1",
         b"\x91" * 5000,
         msgspec.msgpack.encode({"weights": [1.0]}),
+        wire(number=FORMAT + 1),
         wire(weights=b""),
         wire(weights=bytes(4 * WIDTH)),
         wire(weights=bytes(4 * (WIDTH + 1) + 1)),
