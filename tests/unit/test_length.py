@@ -375,6 +375,16 @@ def test_nine_in_ten_are_covered_where_limits_cut_many() -> None:
 
 
 @pytest.mark.timeout(60)
+def test_answers_sure_to_be_cut_do_not_pay_for_the_others() -> None:
+    stream = Stream(6)
+    limits = (1,) * 9 + (4000,)
+    stream.run(4 * SETTLED, by_text, limits)
+    others = [seen for seen in stream.run(3000, by_text, limits) if seen[0] > 1 or seen[2] > 1]
+    assert len(others) in range(200, 400)
+    assert 0.86 <= coverage(others) <= 0.94
+
+
+@pytest.mark.timeout(60)
 def test_the_text_is_made_use_of_and_expected_lengths_are_about_right() -> None:
     stream = Stream(3)
     stream.run(1000, by_text)
