@@ -13,13 +13,15 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from gateway import chooser, logs, server, triton
 from gateway import driver as driving
-from gateway import logs, server, triton
 from gateway import origin as origins
 from gateway.driver import Driver
 from gateway.fleet import Fleet
+from gateway.intake import Aim
 from gateway.metrics import Metrics
 from gateway.origin import Origin
+from gateway.policy.preset import PRESETS
 from gateway.ports import Limits, Store
 from gateway.profiler import Profiler
 from gateway.settings import DEMO_MODEL, Settings
@@ -61,7 +63,7 @@ class Gateway:
         self._fleet = Fleet(settings.scheduling.safety_factor)
         self._drivers: list[Driver] = []
         self._profiler = Profiler(self._name, store)
-        queue = settings.queue
+        queue, classes = settings.queue, settings.classes.targets()
         self.origin = Origin(
             gateway=self._name,
             model=model_name(settings),
@@ -71,7 +73,9 @@ class Gateway:
             profiler=self._profiler,
             config=origins.Config(
                 limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
-                slack_s={name: targets.ttft_s for name, targets in settings.classes.targets().items()},
+                policy=PRESETS[settings.policy],
+                aims={name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in classes.items()},
+                shares={name: class_.share for name, class_ in classes.items()},
                 audit_s=settings.origin.audit_s,
                 progress_timeout_s=settings.origin.progress_timeout_s,
             ),
@@ -110,16 +114,21 @@ class Gateway:
             config=driving.Config(
                 lease_s=settings.driver.lease_s,
                 renew_s=settings.driver.renew_s,
-                max_rows=settings.scheduling.max_rows,
-                max_batch_rows=settings.scheduling.max_batch_rows,
-                max_prefill_tokens=settings.scheduling.max_prefill_tokens,
-                shares={name: targets.share for name, targets in settings.classes.targets().items()},
+                choice=chooser.Config(
+                    policy=PRESETS[settings.policy],
+                    max_rows=settings.scheduling.max_rows,
+                    max_batch_rows=settings.scheduling.max_batch_rows,
+                    max_prefill_tokens=settings.scheduling.max_prefill_tokens,
+                    shares={name: targets.share for name, targets in settings.classes.targets().items()},
+                ),
             ),
         )
 
     def _wake(self) -> None:
-        for driver in self._drivers:
-            driver.wake()
+        """One driver is enough: the one with the most room.  Without room they look by themselves."""
+        roomy = [driver for driver in self._drivers if driver.has_room]
+        if roomy:
+            min(roomy, key=lambda driver: driver.num_rows).wake()
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)

@@ -5,12 +5,12 @@ import asyncio
 import msgspec
 
 from gateway.choice import Choice
-from gateway.errors import ApiError
+from gateway.errors import ApiError, DeadlineExceeded, Poisoned
 from gateway.policy import bucket
 from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
 from gateway.ports import Entry
-from gateway.request import Delta, Profile, Request, Ticket, Work
+from gateway.request import Delta, Outcome, Profile, Request, Ticket, Work
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -55,7 +55,7 @@ class Live:
         payload = _encode(msgspec.structs.replace(self.work, prompt=prompt))
         return Entry(msgspec.structs.replace(self.ticket, size_bytes=len(payload)), payload)
 
-    def next_attempt(self, died: bool) -> None:
+    def next_attempt(self, died: bool, evicted: bool) -> None:
         """Another attempt, from the token after the last one delivered."""
         ticket = self.ticket
         index = len(self.choice.tokens)
@@ -73,6 +73,7 @@ class Live:
             profile=Profile(expected, upper),
             bin=bucket.bin_of(prompt_tokens),
             deaths=ticket.deaths + died,
+            evictions=ticket.evictions + evicted,
         )
         self.heard_s = None
         self.known = False
@@ -114,3 +115,11 @@ class OpenCall:
         """End the call; what was pushed before is still read."""
         self.error = error
         self._news.set()
+
+
+def outcome_of(error: ApiError) -> Outcome:
+    """The ending of a call that failed after it was queued."""
+    return _OUTCOMES.get(type(error), Outcome.FAILED)
+
+
+_OUTCOMES: dict[type[ApiError], Outcome] = {Poisoned: Outcome.POISONED, DeadlineExceeded: Outcome.EXPIRED}

@@ -69,21 +69,21 @@ class Choice:
         text, stopped = self._stops.feed(piece)
         return self._delta(text, FinishReason.STOP if stopped else None)
 
-    def end(self, reason: FinishReason) -> Delta:
-        """The last delta, after the engine ended the row."""
+    def end(self, reason: FinishReason, detail: str = "") -> Delta:
+        """The last delta, after the row ended."""
         text, stopped = self._stops.feed(self._detokenizer.flush())
         if not stopped:
             text += self._stops.flush()
-        return self._last(text, FinishReason.STOP if stopped else reason)
+        return self._last(text, FinishReason.STOP, "") if stopped else self._last(text, reason, detail)
 
     def _delta(self, text: str, reason: FinishReason | None) -> Delta | None:
         if not text and reason is None and not self._logprobs:
             return None
-        return self._last(text, reason)
+        return self._last(text, reason, "")
 
-    def _last(self, text: str, reason: FinishReason | None) -> Delta:
+    def _last(self, text: str, reason: FinishReason | None, detail: str) -> Delta:
         tokens = self.tokens[len(self.tokens) - self._unsent :]
         self._unsent = 0
         self.num_chars += len(text)
         logprobs, self._logprobs = self._logprobs, None if self._logprobs is None else []
-        return Delta(self.number, text, tokens, logprobs, reason, len(self.tokens), self.num_chars)
+        return Delta(self.number, text, tokens, logprobs, reason, len(self.tokens), self.num_chars, detail)

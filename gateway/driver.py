@@ -13,12 +13,13 @@ from typing import NoReturn, Protocol
 import msgspec
 import structlog
 
+from gateway import chooser
+from gateway.chooser import Chooser
 from gateway.errors import BackendLost, LeaseLost, Outranked, StoreLost
 from gateway.fleet import Fleet, Replica
 from gateway.metrics import Metrics
-from gateway.policy import batch, bucket, priority
 from gateway.ports import Backend, Entry, Session, Store
-from gateway.request import Departed, Drawn, Queue, ServiceClass, Ticket, Work
+from gateway.request import Departed, Drawn, ServiceClass, Ticket, Work
 from gateway.roster import Mail, Mails, Roster
 from triton_backend import contract
 
@@ -42,13 +43,7 @@ class Config(msgspec.Struct, frozen=True):
 
     lease_s: float
     renew_s: float
-    max_rows: int
-    """Rows in the engine at once."""
-    max_batch_rows: int
-    """Rows in one prefill batch."""
-    max_prefill_tokens: int
-    """Prompt tokens sent and not yet prefilled, padding included within a batch."""
-    shares: Mapping[ServiceClass, float]
+    choice: chooser.Config
     poll_s: float = 0.1
     """Wake-ups are hints: with room to spare a driver also looks this often."""
     idle_silence_s: float = 2.0
@@ -93,6 +88,18 @@ class Driver:
         self._refused_free_bytes: int | None = None
         """The engine refused a row when this much was free: wait until there is more."""
         self._heard_s = 0.0
+        self._chooser = Chooser(store, self._roster, config.choice, fleet.safety_factor, metrics)
+        self._evicting: set[int] = set()
+        """Rows that were told to make room and have not left yet."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._roster)
+
+    @property
+    def has_room(self) -> bool:
+        """It drives its replica, and nothing waits for want of room there, as far as is known."""
+        return self._leased and not self._is_short
 
     def wake(self) -> None:
         """There may be something to dispatch."""
@@ -208,12 +215,14 @@ class Driver:
         async for event in session.events():
             self._heard_s = loop.time()
             if isinstance(event, contract.Step):
-                replica.telemetry = event.telemetry
+                is_roomier = bool(event.ended) or event.telemetry.waiting < replica.telemetry.waiting
+                replica.heard(event.telemetry)
                 self._metrics.telemetry(self.replica, event.telemetry)
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
-                if self._is_short:
+                self._evicting = {number for number in self._evicting if number in self._roster}
+                if self._is_short and is_roomier:
                     self._work.set()
         raise BackendLost("the session ended")
 
@@ -242,29 +251,32 @@ class Driver:
     async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
         """Send one batch, if something waits that fits."""
         self._is_short = True
-        max_rows = min(self._config.max_rows - len(self._roster), self._config.max_batch_rows)
-        max_tokens = self._config.max_prefill_tokens - self._roster.unstarted_tokens
-        if not self._leased or max_rows <= 0 or max_tokens <= 0 or self._is_refused(replica):
+        if not self._leased or not self._chooser.has_room(replica) or self._is_refused(replica):
             return False
         queue = await self._store.queue()
         self._metrics.queue_seen(queue)
         if not queue.heads:
             self._is_short = False
+            replica.drain.idle()
             return False
-        turn = priority.next_class(queue.waiting, queue.served)
-        heads = bucket.next_bucket(queue.bounds, [h for h in queue.heads if h.service_class is turn])
-        tickets = await self._store.peek([(head.bin, turn) for head in heads], max_rows)
-        budget_bytes = batch.safe_bytes(replica.telemetry, self._fleet.safety_factor)
-        memory = self._roster.memory
-        chosen = batch.fit(tickets, memory, replica.layout, budget_bytes, max_rows, max_tokens)
+        chosen, victims = await self._chooser.choose(queue, replica)
         if not chosen:
+            replica.drain.saturated(queue.now_s)
+            await self._evict(session, epoch, victims)
             return False
-        tokens = sum(ticket.prompt_tokens for ticket in chosen)
-        served = priority.charge(queue.served, queue.waiting, turn, tokens, self._config.shares)
-        entries = await self._claim(epoch, chosen, served)
-        await self._send(session, epoch, entries)
-        await self._rebucket(queue, replica, budget_bytes)
+        replica.drain.claimed(sum(ticket.seconds for ticket in chosen))
+        entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
+        await self._send(session, replica, epoch, entries)
+        await self._chooser.rebucket(queue, replica)
         return bool(entries)
+
+    async def _evict(self, session: Session, epoch: int, rows: Sequence[int]) -> None:
+        """Have rows make room, unless some are just about to."""
+        if rows and not self._evicting:
+            self._evicting = set(rows)
+            self._seq += 1
+            self._metrics.preempted(len(rows))
+            await session.send(contract.Evict(epoch, self._seq, list(rows)))
 
     async def _claim(
         self, epoch: int, chosen: Sequence[Ticket], served: Mapping[ServiceClass, float]
@@ -292,12 +304,12 @@ class Driver:
             if (receiver := self._receiver(origin)) is not None:
                 receiver.claimed(tickets)
 
-    async def _send(self, session: Session, epoch: int, entries: Sequence[Entry]) -> None:
+    async def _send(self, session: Session, replica: Replica, epoch: int, entries: Sequence[Entry]) -> None:
         rows = [row for entry in entries if (row := self._new_row(entry)) is not None]
         if rows:
             self._seq += 1
             self._metrics.batch_sent(len(rows), len(rows) * max(len(row.prompt) for row in rows))
-            await session.send(contract.Batch(epoch, self._seq, rows))
+            await session.send(contract.Batch(epoch, self._seq, rows, self._chooser.chunk_tokens(replica)))
 
     def _new_row(self, entry: Entry) -> contract.NewRow | None:
         """None if the payload is no Work: whoever can write to the store could have put it there."""
@@ -336,20 +348,6 @@ class Driver:
         """Let the store forget what is leased to this replica and not in its engine."""
         await self._store.sweep(self.replica, epoch, self._roster.tickets)
         self._unsure = False
-
-    async def _rebucket(self, queue: Queue, replica: Replica, budget_bytes: int) -> None:
-        """Let Algorithm 1 look at what waited (PAPERS A2): one level of splits per batch."""
-        queued: dict[int, int] = {}
-        for head in queue.heads:
-            queued[head.bin] = queued.get(head.bin, 0) + head.count
-        mean_tokens = max(1, queue.tokens // max(1, queue.tickets))
-        row_bytes = replica.layout.room_tokens(mean_tokens) * replica.layout.bytes_per_token
-        max_batch = max(1, min(budget_bytes // row_bytes, self._config.max_batch_rows))
-        bounds = bucket.paper(queue.bounds, queued, max_batch, replica.model.context_tokens)
-        if bounds != queue.bounds and await self._store.rebucket(bounds, queue.bounds_version):
-            edges = [bucket.first_tokens(first) for first in bounds]
-            self._metrics.rebucketed(len(queue.bounds), len(bounds))
-            log.info("buckets.changed", edges_tokens=edges, queued=queue.tickets, max_batch=max_batch)
 
     def _is_refused(self, replica: Replica) -> bool:
         """The engine refused a row, and its free memory has not risen since."""

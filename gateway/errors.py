@@ -73,6 +73,12 @@ class Unavailable(ApiError):
     status, type, code = 503, "service_unavailable_error", "service_unavailable"
 
 
+class DeadlineExceeded(ApiError):
+    """The request's own deadline passed before its first token: whoever asked has given up."""
+
+    status, type, code = 429, "rate_limit_error", "deadline_exceeded"
+
+
 class InternalError(ApiError):
     """Ours, and the client's request is lost."""
 
@@ -84,7 +90,7 @@ class Poisoned(ApiError):
 
 
 class QueueFull(Exception):
-    """A put would pass a bound of the queue: nothing was queued.  `reason` is tickets, tokens or bytes."""
+    """A put would pass a bound: nothing was queued.  `reason` names it: tickets, tokens, bytes, seconds."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the queue is full ({reason})")

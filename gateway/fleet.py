@@ -1,8 +1,13 @@
-"""What this gateway knows of the replicas: what they can hold, and what they said last."""
+"""What this gateway knows of the replicas: what they can hold, how fast they are, what they said last."""
 
 from gateway.policy import batch
+from gateway.policy.drain import Drain
+from gateway.policy.pace import Pace, Stopwatch
 from triton_backend.contract import Attached, ModelInfo, Telemetry
 from triton_backend.memory import KVLayout
+
+_BUSY_ROWS = 32
+"""Rows that share a decode step when the cost of a token is reckoned."""
 
 
 class Replica:
@@ -12,6 +17,17 @@ class Replica:
         self.model: ModelInfo = attached.model
         self.layout: KVLayout = attached.layout
         self.telemetry: Telemetry = attached.telemetry
+        self.drain = Drain()
+        self._stopwatch = Stopwatch()
+
+    def heard(self, telemetry: Telemetry) -> None:
+        self.telemetry = telemetry
+        if telemetry.decode_rows:
+            self._stopwatch.note_decode(telemetry.decode_rows, telemetry.step_s)
+
+    @property
+    def pace(self) -> Pace:
+        return self._stopwatch.pace(self.telemetry.prefill_tokens_per_s)
 
     def longest_row_tokens(self, safety_factor: float) -> int:
         """The most tokens of prompt and answer that a request may have here."""
@@ -39,5 +55,16 @@ class Fleet:
         return max((r.longest_row_tokens(self.safety_factor) for r in self.replicas.values()), default=0)
 
     @property
-    def prefill_tokens_per_s(self) -> float:
-        return sum(replica.telemetry.prefill_tokens_per_s for replica in self.replicas.values())
+    def work_rate(self) -> float:
+        """Engine seconds of queued work that all replicas do in a second; 0 until anything was measured."""
+        measured = (r.drain.rate for r in self.replicas.values() if r.telemetry.prefill_tokens_per_s)
+        return sum(measured)
+
+    def seconds(self, prompt_tokens: int, answer_tokens: int) -> tuple[float, float]:
+        """Engine time of a request: of its prompt, and of its answer among other rows; 0 until measured."""
+        paces = [replica.pace for replica in self.replicas.values() if replica.telemetry.prefill_tokens_per_s]
+        if not paces:
+            return 0.0, 0.0
+        prefill_s = sum(prompt_tokens / pace.prefill_tokens_per_s for pace in paces) / len(paces)
+        step_s = sum(pace.decode_s(_BUSY_ROWS) for pace in paces) / len(paces)
+        return prefill_s, answer_tokens * step_s / _BUSY_ROWS

@@ -9,28 +9,36 @@ from gateway.call import Live, OpenCall
 from gateway.choice import Choice
 from gateway.errors import BadRequest, Unavailable
 from gateway.fleet import Fleet
-from gateway.policy import admission, bucket
+from gateway.policy import admission, bucket, priority
+from gateway.policy.preset import Policy
 from gateway.ports import Tokenizer
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass, Ticket, Work
 
 
-class Intake:
-    """`slack_s` is each class's target time to the first token."""
+class Aim(msgspec.Struct, frozen=True):
+    """A class's targets.  Seconds."""
 
+    ttft_s: float
+    tpot_s: float
+
+
+class Intake:
     def __init__(
         self,
         gateway: str,
         tokenizer: Tokenizer,
         fleet: Fleet,
         profiler: Profiler,
-        slack_s: Mapping[ServiceClass, float],
+        policy: Policy,
+        aims: Mapping[ServiceClass, Aim],
     ) -> None:
         self._gateway = gateway
         self._tokenizer = tokenizer
         self._fleet = fleet
         self._profiler = profiler
-        self._slack_s = slack_s
+        self._policy = policy
+        self._aims = aims
 
     async def call(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
         """A call with its tickets, known to nobody yet.  Raises BadRequest, Unavailable."""
@@ -79,12 +87,16 @@ class Intake:
         return "".join(map(detokenizer.step, tokens)) + detokenizer.flush()
 
     def _add(self, request: Request, call: OpenCall, work: Work, max_tokens: int) -> None:
-        number = len(call.live)
-        tokens = len(work.prompt)
+        number, tokens = len(call.live), len(work.prompt)
         features = self._profiler.features(work.prompt, max_tokens, request.service_class, request.user)
-        profile = self._profiler.predict(features, max_tokens, request.ignore_eos)
-        rate = self._fleet.prefill_tokens_per_s
-        seconds = tokens / rate if rate else 0.0
+        predicted = self._profiler.predict(features, max_tokens, request.ignore_eos)
+        profile = self._policy.length.profile(predicted, max_tokens)
+        prefill_s, answer_s = self._fleet.seconds(tokens, profile.expected_tokens)
+        seconds = prefill_s + answer_s
+        aim, asked = self._aims[request.service_class], request.targets
+        ttft_s = priority.ttft_s(asked.ttft_s, aim.ttft_s)
+        slack_s = priority.slack_s(ttft_s, asked.deadline_s, seconds, aim.ttft_s)
+        slack_s, cost_s = self._policy.priority.place(slack_s, seconds / (self._fleet.work_rate or 1.0))
         ticket = Ticket(
             id=f"{call.id}/{number}",
             origin=self._gateway,
@@ -93,9 +105,12 @@ class Intake:
             max_tokens=max_tokens,
             profile=profile,
             bin=bucket.bin_of(tokens),
-            slack_s=self._slack_s[request.service_class],
-            cost_s=seconds,
+            ttft_s=ttft_s,
+            tpot_s=priority.tpot_s(asked.tpot_s, aim.tpot_s),
+            slack_s=slack_s,
+            cost_s=cost_s,
             seconds=seconds,
+            prefill_s=prefill_s,
             size_bytes=0,
         )
         logprobs = request.sampling.logprobs is not None

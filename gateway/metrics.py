@@ -157,6 +157,10 @@ class Metrics:
         self._queue_bytes.set(queue.bytes)
         self._buckets.set(len(queue.bounds))
 
+    def preempted(self, rows: int) -> None:
+        """Flex rows were told to make room for a higher class."""
+        self._preemptions.inc(rows)
+
     def rebucketed(self, before: int, after: int) -> None:
         """The bucket table got `after` buckets instead of `before`."""
         self._splits.inc(max(0, after - before))
@@ -224,6 +228,7 @@ class Metrics:
         self._queue_tokens = self._gauge("shared_queue_tokens", "Prompt tokens in the shared queue.")
         self._queue_bytes = self._gauge("shared_queue_bytes", "Payload bytes in the shared queue.")
         self._buckets = self._gauge("shared_queue_buckets", "Length buckets of the shared queue.")
+        self._preemptions = self._counter("preempted_rows", "Flex rows told to make room for a higher class.")
         self._splits = self._counter("bucket_splits", "Buckets added by this gateway.")
         self._merges = self._counter("bucket_merges", "Buckets removed by this gateway.")
 

@@ -10,29 +10,29 @@ the next is a gap, and the ticket is put back.
 
 import asyncio
 import contextlib
-import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import msgspec
 import structlog
 
-from gateway.call import Live, OpenCall
+from gateway.call import Live, OpenCall, outcome_of
 from gateway.errors import (
     ApiError,
+    DeadlineExceeded,
     InternalError,
     Poisoned,
     QueueFull,
     StoreLost,
-    TooManyRequests,
     Unavailable,
 )
 from gateway.fleet import Fleet
-from gateway.intake import Intake
+from gateway.gatekeeper import Gatekeeper
+from gateway.intake import Aim, Intake
 from gateway.metrics import Metrics
 from gateway.outbox import Outbox
-from gateway.policy import admission
-from gateway.ports import Limits, Store, Tokenizer
+from gateway.policy.preset import Policy
+from gateway.ports import Entry, Limits, Store, Tokenizer
 from gateway.profiler import Profiler
 from gateway.request import (
     Departed,
@@ -48,16 +48,20 @@ log = structlog.get_logger()
 
 _FINISHED = {End.STOP: FinishReason.STOP, End.LENGTH: FinishReason.LENGTH}
 _MAX_DEATHS = 3
+_DIED = "engine died"
 _ANY_ATTEMPT = 2**62
 _IDLE_POLL_S = 0.05
+_MAX_PUTS = 3
+"""So often is admission asked again because others came in between."""
 
 
 class Config(msgspec.Struct, frozen=True):
     """An origin's bounds.  Times in seconds."""
 
     limits: Limits
-    slack_s: dict[ServiceClass, float]
-    """Target time to the first token, per class."""
+    policy: Policy
+    aims: Mapping[ServiceClass, Aim]
+    shares: Mapping[ServiceClass, float]
     audit_s: float = 2.0
     life_s: float = 10.0
     """Without a sign of life for this long, an origin's tickets are forgotten."""
@@ -92,7 +96,8 @@ class Origin:
         self._wake = wake
         self._cancel = cancel
         self._profiler = profiler
-        self._intake = Intake(gateway, tokenizer, fleet, profiler, config.slack_s)
+        self._intake = Intake(gateway, tokenizer, fleet, profiler, config.policy, config.aims)
+        self._gatekeeper = Gatekeeper(config.policy.admission, store, fleet, config.limits, config.shares)
         self.is_draining = False
         """Set once at shutdown: nothing new comes in, and readiness says so."""
         self._live: dict[str, Live] = {}
@@ -139,15 +144,36 @@ class Origin:
             raise
         self._metrics.call_opened(service_class, sum(call.prompt_tokens))
         outcome = Outcome.CANCELLED
+        expiry = self._expire_in(call, request.targets.deadline_s)
         try:
             yield call
             if call.error is None and not call.live:
                 outcome = Outcome.FINISHED
         finally:
+            if expiry:
+                expiry.cancel()
             if call.error is not None:
-                outcome = Outcome.POISONED if isinstance(call.error, Poisoned) else Outcome.FAILED
+                outcome = outcome_of(call.error)
             self._abandon(call)
             self._metrics.call_ended(service_class, outcome, _now_s() - arrival_s)
+
+    def _expire_in(self, call: OpenCall, deadline_s: float | None) -> asyncio.TimerHandle | None:
+        if deadline_s is None:
+            return None
+        return asyncio.get_running_loop().call_at(call.arrival_s + deadline_s, self._expire, call)
+
+    def _expire(self, call: OpenCall) -> None:
+        """The call's deadline has passed: it ends with what it has."""
+        if not call.live:
+            return
+        if not call.has_tokens:
+            self._abandon(call)
+            message = "The deadline passed before the first token; the request was not run to its end."
+            call.fail(DeadlineExceeded(message, should_retry=False))
+            return
+        for live in list(call.live.values()):
+            call.push(live.choice.end(FinishReason.LENGTH, "deadline"))
+            self._drop(live)
 
     async def _enter(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
         """Tokenise, admit, queue.  Raises ApiError."""
@@ -158,36 +184,39 @@ class Origin:
             self._live[live.ticket.id] = live
             self._metrics.ticket_queued(request.service_class)
         try:
-            await self._put(call)
+            await self._put(call, request)
         except BaseException:
             # A put that failed or was cancelled may have happened all the same.
             self._abandon(call)
             raise
         return call
 
-    async def _put(self, call: OpenCall) -> None:
-        entries = [live.entry for live in call.live.values()]
-        try:
-            scores = await self._store.put(entries, self._config.limits)
-        except QueueFull as full:
-            for live in list(call.live.values()):
-                self._remove(live)
-            raise await self._refusal(full) from full
-        except StoreLost as lost:
-            raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
+    async def _put(self, call: OpenCall, request: Request) -> None:
+        for _ in range(_MAX_PUTS):
+            limits = await self._gatekeeper.limits(call, request)
+            entries = [live.entry for live in call.live.values()]
+            try:
+                scores = await self._store.put(entries, limits)
+            except QueueFull as full:
+                reason = full.reason
+                if reason != "seconds":
+                    break
+            except StoreLost as lost:
+                raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
+            else:
+                self._queued(entries, scores)
+                return
+        refusal = await self._gatekeeper.full(call, request, reason)
+        for live in list(call.live.values()):
+            self._remove(live)
+        raise refusal
+
+    def _queued(self, entries: Sequence[Entry], scores: Sequence[float]) -> None:
         for entry, score in zip(entries, scores, strict=True):
             if found := self._live.get(entry.ticket.id):
                 found.ticket = msgspec.structs.replace(found.ticket, score=score)
                 found.known |= found.ticket.attempt == entry.ticket.attempt
         self._wake()
-
-    async def _refusal(self, full: QueueFull) -> TooManyRequests:
-        retry_after_s = 1.0
-        with contextlib.suppress(StoreLost):
-            queued_tokens = (await self._store.queue()).tokens
-            rate = self._fleet.prefill_tokens_per_s
-            retry_after_s = admission.retry_after_s(queued_tokens, rate, random.random())
-        return TooManyRequests(f"Too many requests are waiting ({full.reason}).", retry_after_s=retry_after_s)
 
     def _abandon(self, call: OpenCall) -> None:
         """Free whatever of the call has not ended."""
@@ -288,7 +317,7 @@ class Origin:
             message = f"The engine died {_MAX_DEATHS} times while it ran this request."
             self._fail(live, Poisoned(message, should_retry=False))
         else:
-            self._put_back(live, event.end or "engine died", died=event.end is None)
+            self._put_back(live, event.end or _DIED)
 
     # Endings and put-backs
 
@@ -308,13 +337,13 @@ class Origin:
         self._abandon(live.call)
         live.call.fail(error)
 
-    def _put_back(self, live: Live, reason: str, died: bool = False) -> None:
+    def _put_back(self, live: Live, reason: str) -> None:
         log.info("ticket.put_back", ticket=live.ticket.id, attempt=live.ticket.attempt, reason=reason)
         self._metrics.ticket_put_back(reason)
         if live.heard_s is not None:
             self._metrics.ticket_queued(live.ticket.service_class)
         self._cancel([(live.ticket.id, live.ticket.attempt)])
-        live.next_attempt(died)
+        live.next_attempt(died=reason == _DIED, evicted=reason == End.EVICTED)
         self._outbox.put_back(live)
 
     # Background

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from math import inf
 from typing import Protocol
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
+SLOT_S = 0.5
+"""Width of the slots in which the backlog is counted: a fraction of the tightest target."""
 MAX_SAMPLES = 8192
 """Finished requests that the store keeps to learn from."""
 MAX_SNAPSHOT_BYTES = 1 << 20
@@ -22,6 +25,8 @@ class Limits(msgspec.Struct, frozen=True):
     """Sum of prompt tokens."""
     max_bytes: int
     """Sum of payload sizes."""
+    max_seconds: float = inf
+    """Sum of predicted engine time: what admission relied on."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -105,8 +110,8 @@ class Store(Protocol):
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         """Replace the bucket table if its version is still `version` (the new one is version + 1)."""
 
-    async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
-        """Queued work per class and deadline slot (score // slot width)."""
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        """Queued work per class and deadline slot, and where the tenant stands in the class."""
 
     async def append_samples(self, samples: Sequence[bytes]) -> None:
         """Add finished requests (opaque to the store) to those to learn from; the latest MAX_SAMPLES are kept.

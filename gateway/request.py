@@ -19,6 +19,17 @@ class ServiceClass(StrEnum):
     FLEX = "flex"
 
 
+class Targets(msgspec.Struct, frozen=True):
+    """What a client asks for in time.  None: its class's targets, and no deadline."""
+
+    ttft_s: float | None = None
+    """To the first token."""
+    tpot_s: float | None = None
+    """To each further token."""
+    deadline_s: float | None = None
+    """To the last token, after which nobody waits for the answer."""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for, parsed and checked, before anything is known about its length in tokens."""
 
@@ -46,6 +57,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage: bool = False
     service_class: ServiceClass = ServiceClass.DEFAULT
     user: str = ""
+    targets: Targets = Targets()
+    num_retries: int | None = None
+    """How often the client was refused before and came back; None if it does not say."""
 
     @property
     def is_chat(self) -> bool:
@@ -81,16 +95,24 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     bin: int
     """Length bin of `prompt_tokens`."""
+    ttft_s: float = 3600.0
+    """Target for the time to the first token."""
+    tpot_s: float = 3600.0
+    """Target for the time per further token."""
     slack_s: float
     """Virtual deadline minus virtual start."""
     cost_s: float
     """How far the ticket advances its tenant's fairness tag."""
     seconds: float
     """Predicted engine time, for the backlog sums."""
+    prefill_s: float = 0.0
+    """Of which its prompt takes."""
     size_bytes: int
     """Of the payload that travels beside it."""
     deaths: int = 0
     """Engine deaths it was present at."""
+    evictions: int = 0
+    """How often it had to make room."""
     score: float = 0.0
     """Virtual deadline on the store's clock; the store fixes it at the first put, and it never moves again."""
 
@@ -115,11 +137,29 @@ class Head(msgspec.Struct, frozen=True):
     """Tickets in the set."""
 
 
-class Backlog(msgspec.Struct, frozen=True):
+class Slot(msgspec.Struct, frozen=True):
     """What waits in one (class, deadline slot)."""
 
     tokens: int
+    """Of prompts."""
     seconds: float
+    """Predicted engine time."""
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """All that waits, by class and virtual deadline."""
+
+    now_s: float
+    """The store's clock."""
+    start_s: float
+    """Virtual start of the next ticket of the tenant that was asked for."""
+    slots: Mapping[tuple[ServiceClass, int], Slot]
+    """Slot s: deadlines in [s, s + 1) * SLOT_S."""
+
+    @property
+    def seconds(self) -> float:
+        """Predicted engine time of all of it."""
+        return sum(slot.seconds for slot in self.slots.values())
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -173,6 +213,8 @@ class Delta(msgspec.Struct, frozen=True):
     """Generated so far in this choice, these included."""
     num_chars: int
     """Characters of text sent so far in this choice, these included."""
+    detail: str = ""
+    """What ended the choice, where OpenAI has no word for it."""
 
 
 class Outcome(StrEnum):
@@ -185,6 +227,8 @@ class Outcome(StrEnum):
     FAILED = "failed"
     POISONED = "poisoned"
     """Present at too many engine deaths."""
+    EXPIRED = "expired"
+    """Its own deadline passed before its first token."""
 
 
 class Drawn(msgspec.Struct, frozen=True):

@@ -1,10 +1,12 @@
 """The rows a driver has in its engine: whose they are, what they hold, and their events sorted by origin."""
 
 from collections.abc import Iterable, Sequence
+from math import inf
 
 import msgspec
 
 from gateway.policy.length import left_tokens
+from gateway.policy.preempt import Victim
 from gateway.request import Departed, Drawn, Profile, Ticket, TokenLogprob
 from triton_backend import contract
 from triton_backend.memory import Row
@@ -59,6 +61,16 @@ class Roster:
     def unstarted_tokens(self) -> int:
         """Prompt tokens of rows that have drawn nothing yet."""
         return sum(running.ticket.prompt_tokens for running in self._rows.values() if not running.drawn)
+
+    @property
+    def tpot_s(self) -> float:
+        """The tightest target for the time per token."""
+        return min((running.ticket.tpot_s for running in self._rows.values()), default=inf)
+
+    @property
+    def victims(self) -> list[Victim]:
+        """The rows, as candidates for making room."""
+        return [Victim(row.number, row.ticket, row.drawn, row.memory) for row in self._rows.values()]
 
     @property
     def tickets(self) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from gateway import metrics
 from gateway.errors import BadRequest, NotFound, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from gateway.event_stream import EventStream
 from gateway.middleware import EXCHANGE, Exchange, Middleware
-from gateway.openai import answer, parse
+from gateway.openai import answer, headers, parse
 from gateway.ports import Call, Calls, Tokenizer
 from gateway.request import Delta, Request
 
@@ -130,6 +130,7 @@ class Front:
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         asked = parse_body(await self._body(request), self._tokenizer.vocabulary)
+        asked = headers.applied(asked, request.headers)
         self._check_model(asked.model)
         async with self._calls.open(asked, exchange.call_id, exchange.arrival_s) as call:
             exchange.call = call

@@ -25,7 +25,7 @@ from pydantic import (
 from gateway.request import ServiceClass
 
 DEMO_MODEL = str(Path(__file__).parents[1] / "triton_backend" / "demo" / "model")
-Policy = Literal["bucketserve"]
+Policy = Literal["full", "bucketserve", "uellm", "continuous", "static"]
 
 
 def _split(value: object) -> object:
@@ -103,9 +103,9 @@ class ClassTargets(Section):
 class Classes(Section):
     """The classes are OpenAI's `service_tier`."""
 
-    priority: ClassTargets = ClassTargets(share=0.6, ttft_s=0.5, tpot_s=0.1)
-    default: ClassTargets = ClassTargets(share=0.3, ttft_s=2.0, tpot_s=0.2)
-    flex: ClassTargets = ClassTargets(share=0.1, ttft_s=60.0, tpot_s=1.0)
+    priority: ClassTargets = ClassTargets(share=0.6, ttft_s=1.0, tpot_s=0.1)
+    default: ClassTargets = ClassTargets(share=0.3, ttft_s=5.0, tpot_s=0.2)
+    flex: ClassTargets = ClassTargets(share=0.1, ttft_s=120.0, tpot_s=1.0)
 
     def targets(self) -> dict[ServiceClass, ClassTargets]:
         return {name: getattr(self, name) for name in ServiceClass}
@@ -185,8 +185,9 @@ class Settings(Section):
     """CPU threads of each of those engines; by default the cores divided among them."""
     context_tokens: PositiveInt | None = None
     """Longest prompt and answer together; by default the model's own limit."""
-    policy: Policy = "bucketserve"
-    """How requests are ordered and grouped."""
+    policy: Policy = "full"
+    """How requests are admitted, ordered and grouped: full is ours, the others are the papers' and common ones to
+    compare with."""
     api_keys: Secrets = ()
     """Keys of which clients must send one, with commas between; none: no key is asked for.  Best given in the
     environment or the file: flags show in the process list."""

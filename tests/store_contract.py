@@ -39,6 +39,12 @@ async def put(store: Store, *entries: Entry, limits: Limits = ROOMY) -> list[flo
     return await store.put(entries, limits)
 
 
+async def slots(store: Store) -> dict[tuple[ServiceClass, int], tuple[int, float]]:
+    """Tokens and seconds of the backlog."""
+    backlog = await store.backlog(DEFAULT, "tenant")
+    return {key: (slot.tokens, slot.seconds) for key, slot in backlog.slots.items()}
+
+
 async def lead(store: Store, replica: str = "replica", gateway: str = "gateway-1") -> int:
     epoch = await store.elect(replica, gateway, 60)
     assert epoch is not None
@@ -72,7 +78,7 @@ class StoreContract:
         queue = await store.queue()
         assert (queue.heads, queue.served, queue.tickets, queue.tokens, queue.bytes) == ([], {}, 0, 0, 0)
         assert (queue.bounds, queue.bounds_version) == ((0,), 0)
-        assert await store.backlog() == {}
+        assert await slots(store) == {}
         assert await store.drivers() == {}
         assert await peek_ids(store) == []
         assert await store.peek([], 5) == []
@@ -112,6 +118,7 @@ class StoreContract:
             (Limits(2, 30, 12), "tickets"),
             (Limits(3, 29, 12), "tokens"),
             (Limits(3, 30, 11), "bytes"),
+            (Limits(3, 30, 12, max_seconds=0.29), "seconds"),
         ],
     )
     async def test_a_group_past_a_bound_is_refused_whole(self, store: Store, limits: Limits, reason: str) -> None:
@@ -121,7 +128,7 @@ class StoreContract:
         assert refusal.value.reason == reason
         assert await peek_ids(store) == ["a/0"]
         assert (await store.queue()).tickets == 1
-        second, third = await put(store, entry("b/0", cost_s=1), entry("b/1"), limits=Limits(3, 30, 12))
+        second, third = await put(store, entry("b/0", cost_s=1), entry("b/1"), limits=Limits(3, 30, 12, 0.3))
         assert second - first == pytest.approx(100, abs=1e-5), "a refusal must not advance the tag"
         assert third - second == pytest.approx(1, abs=1e-5)
 
@@ -349,21 +356,28 @@ class StoreContract:
         assert (queue.bounds, queue.bounds_version) == ((0,), 2)
 
     async def test_the_backlog_is_what_is_queued(self, store: Store) -> None:
-        await store.put_back([entry("a/0", score=-0.0, seconds=0.1), entry("a/1", score=4.9, seconds=0.2)])
-        await store.put_back([entry("a/2", score=5.0), entry("a/3", score=-1.0, service_class=FLEX)])
-        backlog = await store.backlog()
-        assert {key: (b.tokens, b.seconds) for key, b in backlog.items()} == {
+        await store.put_back([entry("a/0", score=-0.0, seconds=0.1), entry("a/1", score=0.49, seconds=0.2)])
+        await store.put_back([entry("a/2", score=0.5), entry("a/3", score=-1.0, service_class=FLEX)])
+        assert await slots(store) == {
             (DEFAULT, 0): (20, 0.3),
             (DEFAULT, 1): (10, 0.1),
-            (FLEX, -1): (10, 0.1),
+            (FLEX, -2): (10, 0.1),
         }
         await claim_all(store, "a/0", "a/2")
         await store.cancel(["a/3"])
-        assert {key: (b.tokens, b.seconds) for key, b in (await store.backlog()).items()} == {
-            (DEFAULT, 0): (10, 0.2)
-        }
+        assert await slots(store) == {(DEFAULT, 0): (10, 0.2)}
         await store.finish([("a/1", 0)])
-        assert await store.backlog() == {}
+        assert await slots(store) == {}
+
+    async def test_the_backlog_tells_where_a_tenant_stands(self, store: Store) -> None:
+        (score,) = await put(store, entry("a/0", slack_s=1.0, cost_s=100.0))
+        busy, other, elsewhere = [
+            await store.backlog(service_class, tenant)
+            for service_class, tenant in ((DEFAULT, "tenant"), (DEFAULT, "another"), (FLEX, "tenant"))
+        ]
+        assert busy.start_s == pytest.approx(score - 1.0 + 100.0)
+        assert other.start_s == other.now_s >= score - 1.0
+        assert elsewhere.start_s == elsewhere.now_s
 
     async def test_samples_come_in_the_order_of_their_arrival(self, store: Store) -> None:
         assert await store.samples("", 9) == []

@@ -15,7 +15,7 @@ import msgspec
 
 from triton_backend.memory import Layout
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 
 
 class ContractError(Exception):
@@ -67,6 +67,9 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
     epoch: int
     seq: int
     rows: list[NewRow]
+    chunk_tokens: int = 0
+    """Padded prompt tokens of one step from now on, at most, so that running rows keep their pace; 0: as many as
+    the engine can.  Since version 2."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -144,6 +147,8 @@ class Telemetry(msgspec.Struct, frozen=True):
     decode_tokens_per_s: float
     """Smoothed, over all rows; 0 until measured."""
     out_of_memory_total: int
+    decode_rows: int = 0
+    """Rows of the last step if it drew a further token for each; 0 after any other.  Since version 2."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -125,7 +125,7 @@ class Core:
         self._seq = max(self._seq, control.seq)
         match control:
             case Batch():
-                self._rows.accept(control.rows)
+                self._rows.accept(control.rows, control.chunk_tokens)
             case Cancel():
                 self._rows.end(control.rows, End.CANCELLED)
             case Evict():

@@ -5,10 +5,14 @@ rounding rule.  Lengths are tokens, sizes are bytes.  Pure.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
 
 
 class Row(NamedTuple):
@@ -28,6 +32,9 @@ class KVLayout(Protocol):
     def room_tokens(self, tokens: int) -> int:
         """Tokens of room that a row of `tokens` tokens occupies (0 for 0)."""
 
+    def room_array(self, tokens: Tokens) -> Tokens:
+        """`room_tokens` of each."""
+
 
 class Paged(msgspec.Struct, frozen=True, tag="paged"):
     """Fixed blocks, allocated as a row grows."""
@@ -36,6 +43,9 @@ class Paged(msgspec.Struct, frozen=True, tag="paged"):
     bytes_per_token: int
 
     def room_tokens(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens) * self.block_tokens
+
+    def room_array(self, tokens: Tokens) -> Tokens:
         return -(-tokens // self.block_tokens) * self.block_tokens
 
 
@@ -58,6 +68,12 @@ class Grouped(msgspec.Struct, frozen=True, tag="grouped"):
         top = self.ladder_tokens[-1]
         return -(-tokens // top) * top
 
+    def room_array(self, tokens: Tokens) -> Tokens:
+        top = self.ladder_tokens[-1]
+        ladder = np.array((0, *self.ladder_tokens, 0))
+        at = np.where(tokens == 0, 0, 1 + np.searchsorted(ladder[1:-1], tokens))
+        return np.where(tokens > top, -(-tokens // top) * top, ladder[at])
+
 
 Layout = Paged | Grouped
 
@@ -71,43 +87,42 @@ class FuturePeak:
     """The highest KV use from now until every row has finished, if no further row joins (DESIGN.md 6).
 
     All rows grow by one token a step and leave when they have none left, so use only falls at a departure and
-    the peak stands just before one.  Hence it is enough to know the use at each row's last step: this keeps
-    that one number per distinct `left_tokens` and adds a row in O(rows).
+    the peak stands just before one.  Hence it is enough to know the use at each row's last step: one number
+    per distinct `left_tokens`.  A value: `joined` is another one.
     """
 
-    def __init__(self, layout: KVLayout, rows: Iterable[Row] = ()) -> None:
+    __slots__ = ("_held", "_layout", "_left", "_room_at", "_steps")
+
+    def __init__(self, layout: KVLayout, rows: Sequence[Row] = ()) -> None:
         self._layout = layout
-        self._rows: list[Row] = []
-        self._room_at: dict[int, int] = {}
-        for row in rows:
-            self.add(row)
+        table = np.array(rows, np.int64).reshape(-1, 2)
+        self._held, self._left = table[:, 0], table[:, 1]
+        self._steps = np.unique(self._left)
+        """From now until some row leaves, ascending."""
+        alive = self._left >= self._steps[:, None]
+        self._room_at = (layout.room_array(self._held + self._steps[:, None]) * alive).sum(axis=1)
+        """Tokens of room in use after so many steps."""
 
     @property
     def bytes(self) -> int:
-        return max(self._room_at.values(), default=0) * self._layout.bytes_per_token
+        return int(self._room_at.max(initial=0)) * self._layout.bytes_per_token
 
-    def bytes_with(self, row: Row) -> int:
-        """The peak if `row` joined, without adding it."""
-        room = self._layout.room_tokens
+    def joined(self, row: Row) -> "FuturePeak":
+        """The same with one more row, in O(rows)."""
         held, left = row
-        own = [total + room(held + at) if at <= left else total for at, total in self._room_at.items()]
-        own.append(self._room_after(left) + room(held + left))
-        return max(own) * self._layout.bytes_per_token
-
-    def add(self, row: Row) -> None:
-        held, left = row
-        room = self._layout.room_tokens
-        if left not in self._room_at:
-            self._room_at[left] = self._room_after(left)
-        for at in self._room_at:
-            if at <= left:
-                self._room_at[at] += room(held + at)
-        self._rows.append(row)
-
-    def _room_after(self, steps: int) -> int:
-        """Tokens of room in use `steps` steps from now."""
-        room = self._layout.room_tokens
-        return sum(room(held + steps) for held, left in self._rows if left >= steps)
+        steps, room_at = self._steps, self._room_at
+        at = int(steps.searchsorted(left))
+        if at == len(steps) or steps[at] != left:
+            others = self._held[self._left >= left]
+            room = int(self._layout.room_array(others + left).sum())
+            steps = np.concatenate((steps[:at], (left,), steps[at:]))
+            room_at = np.concatenate((room_at[:at], (room,), room_at[at:]))
+        new = FuturePeak.__new__(FuturePeak)
+        new._layout = self._layout
+        new._held, new._left = np.append(self._held, held), np.append(self._left, left)
+        new._steps = steps
+        new._room_at = room_at + self._layout.room_array(held + steps) * (steps <= left)
+        return new
 
 
 class OverBudget(Exception):

@@ -43,7 +43,7 @@ Plan = Prefill | Decode | Idle
 class State:
     """The live rows as the planner sees them."""
 
-    max_prefill_tokens: int
+    chunk_tokens: int
     """Padded tokens in one chunk, at most (but never less than one token of one row)."""
     batches: deque[list[Sequence]] = field(default_factory=deque)
     """Rows whose prompts are not all run yet, by batch, in order of arrival."""
@@ -62,7 +62,7 @@ class State:
 def plan_step(state: State) -> Plan:
     """The next step of a settled state."""
     if state.batches and not (state.running and state.prefilled_last):
-        return _next_chunk(state.batches[0], state.max_prefill_tokens)
+        return _next_chunk(state.batches[0], state.chunk_tokens)
     if state.running:
         return Decode(state.running)
     return Idle()

@@ -40,20 +40,21 @@ class Meter:
         self._process_bytes = 0
         self._process_read_at = -inf
         self._step_s = 0.0
+        self._decode_rows = 0
         self._prefill_tokens_per_s = 0.0
         self._decode_tokens_per_s = 0.0
 
     def note_prefill(self, padded_tokens: int, step_s: float) -> None:
         """Count a chunk.  Padding is counted too: it is what a batch's time goes by."""
-        self._step_s = step_s
+        self._step_s, self._decode_rows = step_s, 0
         self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, padded_tokens / step_s)
 
     def note_decode(self, rows: int, step_s: float) -> None:
-        self._step_s = step_s
+        self._step_s, self._decode_rows = step_s, rows
         self._decode_tokens_per_s = _smooth(self._decode_tokens_per_s, rows / step_s)
 
     def rest(self) -> None:
-        self._step_s = 0.0
+        self._step_s, self._decode_rows = 0.0, 0
 
     def read(self, ledger: Ledger, gauges: Gauges, running: int, waiting: int) -> Telemetry:
         allocated_bytes = gauges.allocated_bytes
@@ -75,6 +76,7 @@ class Meter:
             prefill_tokens_per_s=self._prefill_tokens_per_s,
             decode_tokens_per_s=self._decode_tokens_per_s,
             out_of_memory_total=gauges.out_of_memory_total,
+            decode_rows=self._decode_rows,
         )
 
     def _resident_bytes(self) -> int:

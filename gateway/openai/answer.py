@@ -127,10 +127,11 @@ class Stream(Answer):
 
     def _full_end(self, delta: Delta) -> bytes:
         logprobs = self._logprobs.part(delta.choice, delta.logprobs) if delta.logprobs else None
-        end = b'%b,"logprobs":%b,"finish_reason":%b}' % (
+        end = b'%b,"logprobs":%b,"finish_reason":%b%b}' % (
             self._after_text,
             _encode(logprobs),
             _encode(delta.finish_reason),
+            b',"finish_details":' + _encode(_details(delta.detail)) if delta.detail else b"",
         )
         return end + (b"]" + self._with_usage() if self._continuous_usage else self._after_choices)
 
@@ -145,6 +146,7 @@ class Whole(Answer):
         super().__init__(request, call, created, token_text)
         self._texts: list[list[str]] = [[text] for text in self._echo] or [[] for _ in self._num_tokens]
         self._finish_reasons: list[str | None] = [None] * len(self._texts)
+        self._details: list[str] = [""] * len(self._texts)
         self._entries: list[list[TokenLogprob]] = [[] for _ in self._texts]
         self._has_logprobs = request.sampling.logprobs is not None
 
@@ -153,6 +155,7 @@ class Whole(Answer):
             self._count(delta)
             self._texts[delta.choice].append(delta.text)
             self._finish_reasons[delta.choice] = delta.finish_reason
+            self._details[delta.choice] = delta.detail
             if delta.logprobs:
                 self._entries[delta.choice] += delta.logprobs
 
@@ -173,6 +176,7 @@ class Whole(Answer):
             **said,
             "logprobs": self._logprobs.part(index, self._entries[index]) if self._has_logprobs else None,
             "finish_reason": self._finish_reasons[index],
+            **({"finish_details": _details(self._details[index])} if self._details[index] else {}),
         }
 
 
@@ -220,6 +224,11 @@ class _CompletionLogprobs:
         for token, logprob in [*entry.alternatives, (entry.token, entry.logprob)]:
             top.setdefault(self._text(token), max(logprob, MIN_LOGPROB))
         return top
+
+
+def _details(detail: str) -> dict[str, str]:
+    """Beside the standard finish reason, what really ended the choice."""
+    return {"type": detail}
 
 
 def error(error: ApiError) -> bytes:

@@ -1,9 +1,21 @@
-"""May a request come in, and if not, when should it come back?"""
+"""May a request come in, and if not, when should it come back?
 
-from typing import NamedTuple
+A request is let in if its class can still keep every target it has given: with the work that waits, in order of
+virtual deadlines, over the rate at which such work is measured to be done (earliest-deadline-first
+schedulability).  So a refusal comes at once, before anything was spent, and an admission is a promise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from gateway.request import ServiceClass, Slot
 
 MAX_RETRY_S = 120.0
 """Clients of the OpenAI libraries do not retry at all when told to wait longer."""
+MIN_RETRY_S = 1.0
+MARGIN = 0.8
+"""Part of the time until a target that is planned for; the rest absorbs what was estimated wrongly."""
 
 
 class TooLong(NamedTuple):
@@ -21,8 +33,93 @@ def answer_tokens(prompt_tokens: int, max_tokens: int | None, limit_tokens: int)
     return max_tokens or left
 
 
-def retry_after_s(queued_tokens: int, prefill_tokens_per_s: float, jitter: float) -> float:
-    """When to try again: once half of the queue has drained, spread over that much again by `jitter` in [0, 1)
-    so that refused clients do not return together.  Between 1 and 120 s."""
-    drain_s = queued_tokens / prefill_tokens_per_s if prefill_tokens_per_s > 0 else 2.0
-    return min(max(1.0, drain_s * (0.5 + 0.5 * jitter)), MAX_RETRY_S)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call, as admission sees it.  Times in seconds."""
+
+    service_class: ServiceClass
+    ttft_s: float
+    """Its target for the time to the first token."""
+    place_s: float
+    """Its virtual deadline, from now: its target, or later if its tenant has much work waiting already."""
+    seconds: float
+    """Engine time it is predicted to take, all its tickets together."""
+    first_s: float
+    """Of which this passes before its first token: its own prefill."""
+
+
+class Load(NamedTuple):
+    """What waits, and how fast it is done."""
+
+    backlog: Mapping[tuple[ServiceClass, int], Slot]
+    """By class and deadline slot; slot s holds deadlines in [s, s + 1) * slot_s on the store's clock."""
+    slot_s: float
+    now_s: float
+    """The store's clock."""
+    rate: float
+    """Engine seconds of work done in a second, by all replicas."""
+    shares: Mapping[ServiceClass, float]
+    promised: Sequence[tuple[float, float]] = ()
+    """Work of refused clients that were told to come back: seconds from now until then, engine seconds."""
+
+
+class Late(NamedTuple):
+    """By how much the promises would be missed."""
+
+    late_s: float
+
+
+class AdmissionRule(Protocol):
+    def decide(self, asked: Asked, load: Load) -> Late | None:
+        """None: it may come in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Everybody:
+    """The queue's bounds are the only ones."""
+
+    def decide(self, asked: Asked, load: Load) -> Late | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ByTarget:
+    """As long as the class can keep its targets, this one's and those it has admitted."""
+
+    margin: float = MARGIN
+
+    def decide(self, asked: Asked, load: Load) -> Late | None:
+        rate = class_rate(asked.service_class, load)
+        if rate <= 0:
+            return None
+        before_s, later = _work(asked, load)
+        late_s = before_s / rate + asked.first_s - self.margin * asked.ttft_s
+        for due_s, work_s in later:
+            late_s = max(late_s, (work_s + asked.seconds) / rate - due_s)
+        return Late(late_s) if late_s > 0 else None
+
+
+def class_rate(service_class: ServiceClass, load: Load) -> float:
+    """The rate that a class can count on: its share among the classes that have work."""
+    busy = {name for name, _ in load.backlog} | {service_class}
+    return load.rate * load.shares[service_class] / sum(load.shares[name] for name in busy)
+
+
+def _work(asked: Asked, load: Load) -> tuple[float, list[tuple[float, float]]]:
+    """Engine seconds of the class's work that goes before the request; and for each later deadline, which the
+    request must not break, the seconds until then and all work due by then."""
+    queued = [
+        (slot * load.slot_s - load.now_s, load.slot_s, waiting.seconds)
+        for (name, slot), waiting in load.backlog.items()
+        if name is asked.service_class
+    ]
+    promised = [(due_s, 0.0, seconds) for due_s, seconds in load.promised]
+    before_s = work_s = 0.0
+    later: list[tuple[float, float]] = []
+    for begins_s, lasts_s, seconds in sorted(queued + promised):
+        work_s += seconds
+        if begins_s <= asked.place_s:
+            before_s = work_s
+        elif lasts_s:
+            later.append((begins_s + lasts_s, work_s))
+    return before_s, later

@@ -1,11 +1,45 @@
-"""How many sequences may run: as many as the live memory figures carry to their predicted ends."""
+"""Which of the waiting tickets start now: as many as the live memory figures carry to their predicted ends.
 
-from collections.abc import Iterable, Sequence
+A rule sees the tickets best first, and a replica's room as a value.  All the tickets it is shown have similar
+lengths: they lie in one bucket.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar, Protocol
 
 from gateway.policy.length import left_tokens
+from gateway.policy.pace import UNKNOWN, Pace
 from gateway.request import Ticket
 from triton_backend.contract import Telemetry
 from triton_backend.memory import FuturePeak, KVLayout, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a replica has and may still take."""
+
+    running: Sequence[Row]
+    """The rows it has, started or not."""
+    layout: KVLayout
+    budget_bytes: int
+    """M_safe (see `safe_bytes`)."""
+    max_rows: int
+    """Rows that may come now."""
+    max_prefill_tokens: int
+    """Prompt tokens, padding included, that may come now."""
+    pace: Pace = UNKNOWN
+    tpot_s: float = inf
+    """The tightest target for the time per token among the running rows."""
+
+
+class BatchRule(Protocol):
+    runs_to_completion: ClassVar[bool]
+    """No row joins until the whole batch has ended."""
+
+    def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
+        """Those of the tickets (best first) that start now, in order."""
 
 
 def safe_bytes(telemetry: Telemetry, factor: float) -> int:
@@ -33,33 +67,114 @@ def longest_row_tokens(layout: KVLayout, budget_bytes: int) -> int:
     return low
 
 
-def fit(
-    tickets: Sequence[Ticket],
-    running: Iterable[Row],
-    layout: KVLayout,
-    budget_bytes: int,
-    max_rows: int,
-    max_prefill_tokens: int,
-) -> list[Ticket]:
-    """The longest prefix of `tickets` (best first) that may start now.
+@dataclass(frozen=True, slots=True)
+class ToTheEnd:
+    """Ours: the future peak of KV memory, running rows and new ones, stays within M_safe, and the decode steps
+    of all of them within the tightest target for the time per token (DESIGN.md 6).
 
-    Its future KV peak together with the running rows stays within `budget_bytes`, its padded prefill within
-    `max_prefill_tokens`, its size within `max_rows`.  The first that does not fit ends the batch, so nothing
-    overtakes a head for being smaller.  On an idle engine the first always goes: admission saw to it that it fits
-    alone, and no later moment would suit it better.
+    What does not fit is skipped, not waited for; the driver's guard sees to it that nobody is passed for long.
+    On an idle engine the first always goes: admission saw to it that it fits alone, and no later moment would
+    suit it better.
     """
-    peak = FuturePeak(layout, running)
-    idle = peak.bytes == 0
-    chosen: list[Ticket] = []
-    longest = 0
-    for ticket in tickets[:max_rows]:
-        row = row_of(ticket)
-        longest = max(longest, ticket.prompt_tokens)
-        fits = (longest * (len(chosen) + 1) <= max_prefill_tokens or not chosen) and peak.bytes_with(
-            row
-        ) <= budget_bytes
-        if not fits and not (idle and not chosen):
-            break
-        peak.add(row)
-        chosen.append(ticket)
-    return chosen
+
+    runs_to_completion: ClassVar[bool] = False
+
+    def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
+        peak = FuturePeak(room.layout, room.running)
+        chosen: list[Ticket] = []
+        longest, tpot_s = 0, room.tpot_s
+        for ticket in tickets:
+            if len(chosen) >= room.max_rows:
+                break
+            num_rows = len(room.running) + len(chosen) + 1
+            if chosen and max(longest, ticket.prompt_tokens) * (len(chosen) + 1) > room.max_prefill_tokens:
+                continue
+            if not room.pace.keeps(min(tpot_s, ticket.tpot_s), num_rows):
+                continue
+            with_it = peak.joined(row_of(ticket))
+            if with_it.bytes <= room.budget_bytes or num_rows == 1:
+                peak = with_it
+                longest, tpot_s = max(longest, ticket.prompt_tokens), min(tpot_s, ticket.tpot_s)
+                chosen.append(ticket)
+        return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class ByPrompt:
+    """BucketServe's rule as published (Eqs. 5 and 6, PAPERS A4): as many in order as the free memory holds
+    prompts, all counted as long as the longest.  Answers are left to the engine, which evicts what outgrows it.
+    """
+
+    runs_to_completion: ClassVar[bool] = False
+
+    def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
+        free_tokens = _free_tokens(room)
+        chosen: list[Ticket] = []
+        longest = 0
+        for ticket in tickets[: room.max_rows]:
+            longest = max(longest, room.layout.room_tokens(ticket.prompt_tokens + 1))
+            if longest * (len(chosen) + 1) > free_tokens and (chosen or room.running):
+                break
+            chosen.append(ticket)
+        return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder:
+    """First come, first served, as vLLM and DistServe's prefill: prompts join in order while a token cap and the
+    free memory allow; the first that does not fit ends it.  Rows join a running batch."""
+
+    max_tokens: int = 8192
+    """Prompt tokens of one batch; a longer prompt goes alone."""
+    max_running: int = 256
+    runs_to_completion: ClassVar[bool] = False
+
+    def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
+        free_tokens = _free_tokens(room)
+        chosen: list[Ticket] = []
+        total = 0
+        for ticket in tickets[: min(room.max_rows, self.max_running - len(room.running))]:
+            total += ticket.prompt_tokens
+            free_tokens -= room.layout.room_tokens(ticket.prompt_tokens + 1)
+            if (chosen and total > self.max_tokens) or (free_tokens < 0 and (chosen or room.running)):
+                break
+            chosen.append(ticket)
+        return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A fixed number of rows, run to the end before the next batch starts."""
+
+    size: int = 8
+    runs_to_completion: ClassVar[bool] = True
+
+    def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
+        return [] if room.running else list(tickets[: min(self.size, room.max_rows)])
+
+
+@dataclass(frozen=True, slots=True)
+class SloOdbs:
+    """UELLM's batch scheduler as its code runs it (PAPERS B2): in the order of the composite key, a batch takes
+    the next ticket while it is below the cap and the step up in length costs less than the threshold."""
+
+    cap: int = 10
+    threshold: float = 15_000.0
+    runs_to_completion: ClassVar[bool] = True
+
+    def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
+        chosen: list[Ticket] = []
+        longest = 0
+        for ticket in [] if room.running else tickets[: min(self.cap, room.max_rows)]:
+            length = ticket.profile.expected_tokens
+            if chosen and (length - longest) * (len(chosen) + 1) * 1.2 > self.threshold:
+                break
+            chosen.append(ticket)
+            longest = max(longest, length)
+        return chosen
+
+
+def _free_tokens(room: Room) -> int:
+    """Tokens of KV room left within the budget by what the rows hold now."""
+    held = sum(room.layout.room_tokens(row.held_tokens) for row in room.running)
+    return room.budget_bytes // room.layout.bytes_per_token - held

@@ -6,12 +6,19 @@ tickets by bin, so that splitting and merging buckets changes a short table and 
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from gateway.request import Head
 
 _BITS = 3
 _PER_OCTAVE = 1 << _BITS
+
+Bounds = tuple[int, ...]
+"""A bucket table: ascending first bins of the buckets, the first of them 0."""
+WHOLE: Bounds = (0,)
+"""One bucket of all lengths."""
 
 
 def bin_of(tokens: int) -> int:
@@ -31,47 +38,74 @@ def first_tokens(bin: int) -> int:
 
 
 def bucket_of(bounds: Sequence[int], bin: int) -> int:
-    """Index of the bucket that holds the bin; `bounds` are the buckets' first bins."""
+    """Index of the bucket that holds the bin."""
     return bisect_right(bounds, bin) - 1
 
 
-def paper(
-    bounds: tuple[int, ...],
-    queued: Mapping[int, int],
-    max_batch: int,
-    longest_tokens: int,
-    theta: float = 0.5,
-) -> tuple[int, ...]:
-    """BucketServe's Algorithm 1 (PAPERS A2): the new bounds.
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a bucket rule goes by."""
 
-    `queued` counts waiting tickets per bin, `max_batch` is N_max, the batch that memory allows, and lengths go
-    up to `longest_tokens`.  Fewer waiting than N_max: everything merges into one bucket.  Else a bucket that
-    holds more than N_max, of which more than `theta` lie below the middle of its range, is cut there; one level
-    per call, as published.  The cut is moved to the bin's edge.
+    bounds: Bounds
+    queued: Mapping[int, int]
+    """Waiting tickets per bin."""
+    recent: Mapping[int, float]
+    """Tickets of the recent past per bin, the older the lighter."""
+    max_batch: int
+    """N_max: rows that memory and settings allow in one batch."""
+    longest_tokens: int
+    """Lengths go up to this."""
+    batch_cost_tokens: float
+    """What starting one more batch costs, in prompt tokens that could be run meanwhile."""
+
+
+class BucketRule(Protocol):
+    def bounds(self, traffic: Traffic) -> Bounds:
+        """The bucket table from now on; `traffic.bounds` if nothing is to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """No buckets."""
+
+    def bounds(self, traffic: Traffic) -> Bounds:
+        return WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """BucketServe's Algorithm 1 (PAPERS A2).
+
+    Fewer waiting than N_max: everything merges into one bucket.  Else a bucket that holds more than N_max, of
+    which more than `theta` lie below the middle of its range, is cut there; one level per call, as published.
+    The cut is moved to the bin's edge.
     """
-    if sum(queued.values()) < max_batch:
-        return (0,)
-    edges = [*map(first_tokens, bounds), longest_tokens + 1]
-    cuts = [_cut(low, up, queued, max_batch, theta) for low, up in pairwise(edges)]
-    return tuple(sorted({*bounds, *(cut for cut in cuts if cut is not None)}))
+
+    theta: float = 0.5
+
+    def bounds(self, traffic: Traffic) -> Bounds:
+        if sum(traffic.queued.values()) < traffic.max_batch:
+            return WHOLE
+        edges = [*map(first_tokens, traffic.bounds), traffic.longest_tokens + 1]
+        cuts = [self._cut(low, up, traffic) for low, up in pairwise(edges)]
+        return tuple(sorted({*traffic.bounds, *(cut for cut in cuts if cut is not None)}))
+
+    def _cut(self, low: int, up: int, traffic: Traffic) -> int | None:
+        """The bin at which the bucket of lengths [low, up) splits, if it does."""
+        first, last, middle = bin_of(low), bin_of(up - 1), bin_of((low + up) // 2)
+        if not first < middle <= last:
+            return None
+        size = sum(count for bin, count in traffic.queued.items() if first <= bin <= last)
+        small = sum(count for bin, count in traffic.queued.items() if first <= bin < middle)
+        return middle if size > traffic.max_batch and small > self.theta * size else None
 
 
-def _cut(low: int, up: int, queued: Mapping[int, int], max_batch: int, theta: float) -> int | None:
-    """The bin at which the bucket of lengths [low, up) splits, if it does."""
-    first, last, middle = bin_of(low), bin_of(up - 1), bin_of((low + up) // 2)
-    if not first < middle <= last:
-        return None
-    size = sum(count for bin, count in queued.items() if first <= bin <= last)
-    small = sum(count for bin, count in queued.items() if first <= bin < middle)
-    return middle if size > max_batch and small > theta * size else None
-
-
-def next_bucket(bounds: Sequence[int], heads: Iterable[Head]) -> list[Head]:
-    """The heads of the bucket whose earliest ticket comes first; `heads` are of one class, at least one.
+def groups(bounds: Sequence[int], heads: Iterable[Head]) -> list[list[Head]]:
+    """The heads by bucket, the bucket whose earliest ticket comes first in front.
 
     The papers leave open which bucket goes next; the earliest virtual deadline keeps the class's promise.
     """
     buckets: dict[int, list[Head]] = {}
     for head in heads:
         buckets.setdefault(bucket_of(bounds, head.bin), []).append(head)
-    return min(buckets.values(), key=lambda heads: min((head.score, head.ticket) for head in heads))
+    return sorted(buckets.values(), key=lambda heads: min((head.score, head.ticket) for head in heads))

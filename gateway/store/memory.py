@@ -22,14 +22,12 @@ from gateway.store.wire import check_snapshot, check_times
 class MemoryStore:
     """`grace_s` is how long an origin that has put but not yet audited counts as alive."""
 
-    def __init__(
-        self, clock: Callable[[], float] = time.time, *, slot_s: float = 5.0, grace_s: float = 10.0
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, *, grace_s: float = 10.0) -> None:
         self._clock = clock
         self._grace_s = grace_s
         self._arrivals = itertools.count()
         self._held: dict[str, Held] = {}
-        self._waiting = Waiting(slot_s)
+        self._waiting = Waiting()
         self._leased: dict[str, dict[str, None]] = {}
         self._put_by: dict[str, dict[str, None]] = {}
         self._origins: dict[str, float] = {}
@@ -150,8 +148,9 @@ class MemoryStore:
         self._bounds, self._bounds_version = bounds, version + 1
         return True
 
-    async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
-        return self._waiting.backlog()
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        now_s = self._clock()
+        return Backlog(now_s, max(now_s, self._tags.get((tenant, service_class), 0.0)), self._waiting.slots())
 
     async def append_samples(self, samples: Sequence[bytes]) -> None:
         self._lessons.append(samples, self._clock())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis, RedisCluster
 
 from gateway.errors import LeaseLost, QueueFull, StoreLost
-from gateway.ports import MAX_SAMPLES, Entry, Limits
+from gateway.ports import MAX_SAMPLES, SLOT_S, Entry, Limits
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
 from gateway.store.keys import queue_keys
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 VERBS = (
     *("put", "put_back", "queue", "peek", "claim", "finish", "cancel", "audit", "reap", "sweep"),
-    *("elect", "renew", "resign", "drivers", "rebucket", "ping"),
+    *("elect", "renew", "resign", "drivers", "rebucket", "backlog", "ping"),
     *("append_samples", "samples", "publish", "snapshot"),
 )
 MAX_PER_SCRIPT = 512
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 class RedisStore:
     """`client` comes from `link.connect`, or is a Sentinel's or a Cluster's client made likewise; the store
-    closes it.  `grace_s` is how long an origin that has put but not yet audited counts as alive.  All
-    gateways must agree on `slot_s`.  `observe` hears each verb's seconds and whether it was answered."""
+    closes it.  `grace_s` is how long an origin that has put but not yet audited counts as alive.
+    `observe` hears each verb's seconds and whether it was answered."""
 
     def __init__(
         self,
@@ -41,14 +41,12 @@ class RedisStore:
         model: str,
         *,
         shard: int = 0,
-        slot_s: float = 5.0,
         grace_s: float = 10.0,
         timeout_s: float = 0.5,
         observe: Callable[[str, float, bool], None] = lambda verb, seconds, ok: None,
     ) -> None:
         self._client = client
         self._keys = queue_keys(model, shard)
-        self._slot_s = slot_s
         self._grace_s = grace_s
         self._link = Link(timeout_s)
         self._observe = observe
@@ -58,8 +56,9 @@ class RedisStore:
         """Tickets forgotten because they did not decode."""
 
     async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
-        bounds = (limits.max_tickets, limits.max_tokens, limits.max_bytes)
-        args = [*bounds, self._slot_s, self._grace_s, *_entries_args(entries)]
+        max_us = wire.microseconds(min(limits.max_seconds, wire.MAX_TIME_S))
+        bounds = (limits.max_tickets, limits.max_tokens, limits.max_bytes, max_us)
+        args = [*bounds, SLOT_S, self._grace_s, *_entries_args(entries)]
         result = await self._run("put", args, _scores_or_reason)
         if isinstance(result, str):
             raise QueueFull(result)
@@ -67,7 +66,7 @@ class RedisStore:
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
         for part in _parts(entries):
-            await self._run("put_back", [self._slot_s, self._grace_s, *_entries_args(part)], bool)
+            await self._run("put_back", [SLOT_S, self._grace_s, *_entries_args(part)], bool)
 
     async def queue(self) -> Queue:
         return await self._run("queue", [], wire.queue)
@@ -126,9 +125,8 @@ class RedisStore:
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)
 
-    async def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
-        reply = await self._link.ask(lambda: self._client.hgetall(self._keys.sums))
-        return wire.parsed(wire.backlog, reply)
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        return await self._run("backlog", [service_class.value, tenant], wire.backlog)
 
     async def append_samples(self, samples: Sequence[bytes]) -> None:
         for part in _parts(samples):

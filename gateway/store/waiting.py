@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gateway.errors import QueueFull
-from gateway.ports import Entry, Limits
-from gateway.request import Backlog, Head, ServiceClass, Ticket
+from gateway.ports import SLOT_S, Entry, Limits
+from gateway.request import Head, ServiceClass, Slot, Ticket
+from gateway.store.wire import microseconds
 
 Set = tuple[int, ServiceClass]
 Rank = tuple[float, int, str]
@@ -38,8 +39,7 @@ class Held:
 
 
 class Waiting:
-    def __init__(self, slot_s: float) -> None:
-        self._slot_s = slot_s
+    def __init__(self) -> None:
         self._sets: dict[Set, list[Rank]] = {}
         self._slots: Counter[tuple[ServiceClass, int]] = Counter()
         self._slot_tokens: Counter[tuple[ServiceClass, int]] = Counter()
@@ -48,6 +48,7 @@ class Waiting:
         self.tickets = 0
         self.tokens = 0
         self.bytes = 0
+        self.us = 0
 
     def check(self, tickets: list[Ticket], limits: Limits) -> None:
         """Raises QueueFull if these may not come in together."""
@@ -57,6 +58,8 @@ class Waiting:
             raise QueueFull("tokens")
         if self.bytes + sum(ticket.size_bytes for ticket in tickets) > limits.max_bytes:
             raise QueueFull("bytes")
+        if self.us + sum(microseconds(ticket.seconds) for ticket in tickets) > limits.max_seconds * 1e6:
+            raise QueueFull("seconds")
 
     def enter(self, held: Held) -> None:
         bisect.insort(self._sets.setdefault(held.set, []), held.rank)
@@ -79,16 +82,17 @@ class Waiting:
         """Ids, best score first."""
         return (id for _, _, id in heapq.merge(*(self._sets.get(name, []) for name in sets)))
 
-    def backlog(self) -> dict[tuple[ServiceClass, int], Backlog]:
-        return {slot: Backlog(self._slot_tokens[slot], self._slot_us[slot] / 1e6) for slot in self._slots}
+    def slots(self) -> dict[tuple[ServiceClass, int], Slot]:
+        return {slot: Slot(self._slot_tokens[slot], self._slot_us[slot] / 1e6) for slot in self._slots}
 
     def _account(self, ticket: Ticket, sign: int) -> None:
         self.tickets += sign
         self.tokens += sign * ticket.prompt_tokens
         self.bytes += sign * ticket.size_bytes
-        slot = ticket.service_class, math.floor(ticket.score / self._slot_s)
+        self.us += sign * microseconds(ticket.seconds)
+        slot = ticket.service_class, math.floor(ticket.score / SLOT_S)
         self._slots[slot] += sign
         self._slot_tokens[slot] += sign * ticket.prompt_tokens
-        self._slot_us[slot] += sign * round(ticket.seconds * 1e6)
+        self._slot_us[slot] += sign * microseconds(ticket.seconds)
         if not self._slots[slot]:
             del self._slots[slot], self._slot_tokens[slot], self._slot_us[slot]

@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.errors import StoreLost
 from gateway.ports import MAX_SNAPSHOT_BYTES, Entry
-from gateway.request import Backlog, Head, Queue, ServiceClass, Ticket
+from gateway.request import Backlog, Head, Queue, ServiceClass, Slot, Ticket
 
 T = TypeVar("T")
 Arg = str | bytes | int | float
@@ -139,14 +139,16 @@ def _head(name: bytes, value: bytes) -> Head:
     return Head(int(bin), ServiceClass(service_class), text(id), float(score), int(count))
 
 
-def backlog(reply: dict[bytes, bytes]) -> dict[tuple[ServiceClass, int], Backlog]:
+def backlog(reply: Sequence[Any]) -> Backlog:
+    now, tag, sums_by_name = reply
     sums: dict[tuple[ServiceClass, int], dict[str, int]] = {}
-    for name, value in reply.items():
+    for name, value in pairs(sums_by_name):
         if b":" not in name:
             continue  # a sum over all of the queue
         service_class, slot, unit = text(name).split(":")
         sums.setdefault((ServiceClass(service_class), int(slot)), {})[unit] = int(value)
-    return {key: Backlog(sum.get("tokens", 0), sum.get("us", 0) / 1e6) for key, sum in sums.items()}
+    slots = {key: Slot(sum.get("tokens", 0), sum.get("us", 0) / 1e6) for key, sum in sums.items()}
+    return Backlog(float(now), max(float(now), float(tag or 0)), slots)
 
 
 def samples(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[tuple[str, bytes]]:

@@ -24,6 +24,7 @@ def api(serving: Serving) -> Any:
 
 
 def test_the_line_that_up_prints_streams_an_answer(serving: Serving) -> None:
+    serving.wait_for(r"(?m)^  curl .*\n", 5.0)
     command = serving.match(r"(?m)^  (curl .*)$")
     printed = subprocess.run(["bash", "-c", f"{command} -s"], capture_output=True, text=True, check=True).stdout
     events = [line.removeprefix("data: ") for line in printed.splitlines() if line.startswith("data: ")]

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused_and_what_can_never_run_has_failed() -> Non
 
 def test_a_row_number_in_use_is_refused_and_its_owner_goes_on() -> None:
     rows = Rows(Executor.layout, 200, Executor.context_tokens, VOCABULARY, max_prefill_tokens=16)
-    rows.accept([new_row(0, [1], 5), new_row(1, [2], 5)])
+    rows.accept([new_row(0, [1], 5), new_row(1, [2], 5)], chunk_tokens=0)
     (ended,) = rows.take_ended()
     assert ended.ending == Ended(0, End.FAILED, "row number 0 is in use")
     assert [row.new.prompt for row in rows.live] == [[1]]
@@ -228,7 +228,7 @@ def test_another_contract_version_is_told_which_one_is_spoken() -> None:
     peer.num_finished, peer.last, peer.is_gone = 0, None, False
     rig.engine.attach(Attach(9, "later", version=99), peer)
     rig.engine.step()
-    assert peer.last == AttachRefused(1, "contract version 99 is not spoken here, use 1")
+    assert peer.last == AttachRefused(2, "contract version 99 is not spoken here, use 2")
     assert peer.num_finished == 1
     assert rig.peer(epoch=1).attached is not None
 

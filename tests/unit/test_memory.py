@@ -1,5 +1,6 @@
 """KV memory counted one way: room, future peak, ledger.  What the engine allocates is in test_cache."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,14 +24,20 @@ def test_future_peak_is_what_playing_every_step_finds(layout: KVLayout, rows: li
     assert FuturePeak(layout, rows).bytes == brute_force_peak(layout, rows)
 
 
-@given(layouts, rows, st.builds(Row, st.integers(0, 30), st.integers(0, 30)))
-def test_asking_what_a_row_would_add_is_adding_it(layout: KVLayout, rows: list[Row], row: Row) -> None:
-    peak = FuturePeak(layout, rows)
-    before = peak.bytes
-    asked = peak.bytes_with(row)
-    assert peak.bytes == before
-    peak.add(row)
-    assert asked == peak.bytes >= before
+@given(layouts, rows, rows)
+def test_rows_may_join_one_by_one(layout: KVLayout, first: list[Row], later: list[Row]) -> None:
+    peak = FuturePeak(layout, first)
+    for row in later:
+        before = peak.bytes
+        with_it = peak.joined(row)
+        assert with_it.bytes >= before == peak.bytes
+        peak = with_it
+    assert peak.bytes == brute_force_peak(layout, first + later)
+
+
+@given(layouts, st.lists(st.integers(0, 300)))
+def test_room_of_many_is_room_of_each(layout: KVLayout, tokens: list[int]) -> None:
+    assert layout.room_array(np.array(tokens, int)).tolist() == [layout.room_tokens(t) for t in tokens]
 
 
 @given(layouts, st.integers(1, 200))

@@ -1,12 +1,18 @@
 """The pure decisions, against brute force where there is a truth to compare with."""
 
+from math import inf
+from typing import Any
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy import admission, batch, bucket, priority
+from gateway.policy import batch, bucket, priority
+from gateway.policy.batch import Room, ToTheEnd
+from gateway.policy.pace import Pace
 from gateway.request import Head, Profile, ServiceClass, Ticket
-from triton_backend.memory import FuturePeak, Grouped, KVLayout, Paged, Row
+from triton_backend.memory import Grouped, KVLayout, Paged, Row
 
 PAGED = Paged(16, 10)
 GROUPED = Grouped((64, 96, 128, 192, 256, 384, 512), 10)
@@ -52,38 +58,38 @@ def histogram(lengths: list[int]) -> dict[int, int]:
     return queued
 
 
+def paper(bounds: bucket.Bounds, lengths: list[int], max_batch: int, longest_tokens: int = 4096) -> bucket.Bounds:
+    queued = histogram(lengths)
+    return bucket.Paper().bounds(bucket.Traffic(bounds, queued, queued, max_batch, longest_tokens, 0.0))
+
+
 def test_few_waiting_merge_into_one_bucket() -> None:
-    assert bucket.paper((0, 20, 40), histogram([5, 300]), max_batch=3, longest_tokens=4096) == (0,)
+    assert paper((0, 20, 40), [5, 300], max_batch=3) == (0,)
 
 
 def test_a_crowded_bucket_of_mostly_short_prompts_splits_at_its_middle() -> None:
-    bounds = bucket.paper((0,), histogram([100] * 30 + [3000] * 10), max_batch=16, longest_tokens=4096)
+    bounds = paper((0,), [100] * 30 + [3000] * 10, max_batch=16)
     assert [bucket.first_tokens(bin) for bin in bounds] == [0, 2048]
 
 
 def test_a_bucket_of_mostly_long_prompts_does_not_split_as_published() -> None:
-    assert bucket.paper((0,), histogram([3000] * 40), max_batch=16, longest_tokens=4096) == (0,)
+    assert paper((0,), [3000] * 40, max_batch=16) == (0,)
 
 
 def test_one_level_of_splits_per_call_as_published() -> None:
-    queued = histogram([70] * 400)
     bounds: tuple[int, ...] = (0,)
     counts = []
     for _ in range(6):
-        bounds = bucket.paper(bounds, queued, max_batch=32, longest_tokens=4096)
+        bounds = paper(bounds, [70] * 400, max_batch=32)
         counts.append(len(bounds))
     assert counts == [2, 3, 4, 5, 6, 6]
 
 
-@given(
-    st.lists(st.integers(1, 5000), max_size=200),
-    st.integers(1, 50),
-    st.integers(0, 8),
-)
+@given(st.lists(st.integers(1, 5000), max_size=200), st.integers(1, 50), st.integers(0, 8))
 def test_bounds_stay_a_table_of_buckets(lengths: list[int], max_batch: int, calls: int) -> None:
     bounds: tuple[int, ...] = (0,)
     for _ in range(calls):
-        bounds = bucket.paper(bounds, histogram(lengths), max_batch, 5000)
+        bounds = paper(bounds, lengths, max_batch, 5000)
         assert bounds[0] == 0
         assert list(bounds) == sorted(set(bounds))
         assert bounds[-1] <= bucket.bin_of(5000)
@@ -95,35 +101,64 @@ def test_the_bucket_with_the_earliest_head_goes_next() -> None:
         Head(12, ServiceClass.DEFAULT, "b", 4.0, 1),
         Head(13, ServiceClass.DEFAULT, "c", 9.0, 1),
     ]
-    assert [head.ticket for head in bucket.next_bucket((0, 10), heads)] == ["b", "c"]
+    order = bucket.groups((0, 10), heads)
+    assert [[head.ticket for head in group] for group in order] == [["b", "c"], ["a"]]
 
 
 # Priorities
 
+SHARES = {ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1}
+
 
 def test_classes_get_their_shares_of_the_tokens() -> None:
-    shares = {ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1}
     served: dict[ServiceClass, float] = {}
     claimed = dict.fromkeys(ServiceClass, 0)
     for _ in range(1000):
-        turn = priority.next_class(list(ServiceClass), served)
+        (turn,) = priority.Fair().turns(list(ServiceClass), served)[0]
         claimed[turn] += 100
-        served = priority.charge(served, list(ServiceClass), turn, 100, shares)
+        served = priority.charge(served, list(ServiceClass), {turn: 100}, SHARES)
     total = sum(claimed.values())
-    assert {name: round(tokens / total, 2) for name, tokens in claimed.items()} == shares
+    assert {name: round(tokens / total, 2) for name, tokens in claimed.items()} == SHARES
 
 
 def test_an_idle_class_saves_up_no_turns() -> None:
     shares = dict.fromkeys(ServiceClass, 1.0)
     served: dict[ServiceClass, float] = {}
     for _ in range(100):
-        served = priority.charge(served, [ServiceClass.FLEX], ServiceClass.FLEX, 100, shares)
+        served = priority.charge(served, [ServiceClass.FLEX], {ServiceClass.FLEX: 100}, shares)
     turns = []
+    waiting = [ServiceClass.DEFAULT, ServiceClass.FLEX]
     for _ in range(10):
-        turn = priority.next_class([ServiceClass.DEFAULT, ServiceClass.FLEX], served)
+        (turn,) = priority.Fair().turns(waiting, served)[0]
         turns.append(turn)
-        served = priority.charge(served, [ServiceClass.DEFAULT, ServiceClass.FLEX], turn, 100, shares)
+        served = priority.charge(served, waiting, {turn: 100}, shares)
     assert turns.count(ServiceClass.FLEX) in (4, 5)
+
+
+def test_a_class_without_room_passes_its_turn_on() -> None:
+    served = {ServiceClass.DEFAULT: 10.0, ServiceClass.FLEX: 5.0}
+    turns = priority.Fair().turns([ServiceClass.DEFAULT, ServiceClass.FLEX], served)
+    assert turns == [(ServiceClass.FLEX,), (ServiceClass.DEFAULT,)]
+
+
+def test_bulk_goes_shortest_first_but_never_late() -> None:
+    flex = [
+        msgspec.structs.replace(ticket(length, number=length), service_class=ServiceClass.FLEX, score=score)
+        for length, score in ((300, 1.0), (200, 5.0), (100, 6.0), (400, 7.0))
+    ]
+    assert [t.prompt_tokens for t in priority.Fair().order(flex, now_s=2.0)] == [300, 100, 200, 400]
+    longest = priority.Fair(priority.longest_first)
+    assert [t.prompt_tokens for t in longest.order(flex, now_s=2.0)] == [300, 400, 200, 100]
+    default = [msgspec.structs.replace(t, service_class=ServiceClass.DEFAULT) for t in flex]
+    assert priority.Fair().order(default, now_s=2.0) == default
+
+
+@given(st.floats(0, 1e5), st.floats(0.1, 100))
+def test_nobody_is_served_for_a_target_far_below_the_class(asked_s: float, class_s: float) -> None:
+    assert priority.ttft_s(asked_s, class_s) >= class_s / 4
+    assert priority.tpot_s(asked_s, class_s) >= class_s / 2
+    assert priority.slack_s(class_s, asked_s, 10.0, class_s) >= class_s / 4
+    assert priority.ttft_s(None, class_s) == class_s
 
 
 # Batch
@@ -141,38 +176,84 @@ def brute_force_peak(layout: KVLayout, rows: list[Row]) -> int:
 ROWS = st.builds(Row, st.integers(1, 300), st.integers(0, 300))
 
 
+def room(rows: list[Row], layout: KVLayout = PAGED, **overrides: Any) -> Room:
+    fields: dict[str, Any] = {"budget_bytes": 12_000, "max_rows": 8, "max_prefill_tokens": 10**9}
+    return Room(rows, layout, **fields | overrides)
+
+
 @LAYOUTS
 @given(rows=st.lists(ROWS, max_size=6), lengths=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 200))))
-def test_fit_takes_the_longest_prefix_whose_future_peak_fits(
+def test_what_starts_fits_to_its_end_and_what_does_not_is_skipped(
     layout: KVLayout, rows: list[Row], lengths: list[tuple[int, int]]
 ) -> None:
     tickets = [ticket(prompt, left, number) for number, (prompt, left) in enumerate(lengths)]
-    budget_bytes = 12_000
-    chosen = batch.fit(tickets, rows, layout, budget_bytes, 8, 10**9)
-    assert chosen == tickets[: len(chosen)]
-    taken = rows + [batch.row_of(ticket) for ticket in chosen]
-    is_lone_head = not rows and len(chosen) == 1
-    assert brute_force_peak(layout, taken) <= budget_bytes or is_lone_head or not chosen
-    if len(chosen) < min(len(tickets), 8):
-        more = [*taken, batch.row_of(tickets[len(chosen)])]
-        assert brute_force_peak(layout, more) > budget_bytes
-
-
-@LAYOUTS
-@given(rows=st.lists(ROWS, max_size=8), row=ROWS)
-def test_the_future_peak_is_exact(layout: KVLayout, rows: list[Row], row: Row) -> None:
-    peak = FuturePeak(layout, rows)
-    assert peak.bytes == brute_force_peak(layout, rows)
-    assert peak.bytes_with(row) == brute_force_peak(layout, [*rows, row])
-    peak.add(row)
-    assert peak.bytes == brute_force_peak(layout, [*rows, row])
+    chosen = ToTheEnd().choose(tickets, room(rows, layout))
+    ids = {t.id for t in chosen}
+    assert [t for t in tickets if t.id in ids] == chosen
+    taken = list(rows)
+    for t in tickets:
+        with_it = [*taken, batch.row_of(t)]
+        fits = brute_force_peak(layout, with_it) <= 12_000 or len(with_it) == 1
+        assert (t.id in ids) == (fits and len(taken) - len(rows) < 8)
+        taken = with_it if t.id in ids else taken
 
 
 def test_padding_counts_towards_the_prefill_bound() -> None:
-    tickets = [ticket(prompt, 1) for prompt in (10, 30, 10)]
-    assert len(batch.fit(tickets, [], PAGED, 10**9, 8, max_prefill_tokens=60)) == 2
-    assert len(batch.fit(tickets, [], PAGED, 10**9, 8, max_prefill_tokens=90)) == 3
-    assert len(batch.fit(tickets, [], PAGED, 10**9, 8, max_prefill_tokens=5)) == 1
+    tickets = [ticket(prompt, 1, number) for number, prompt in enumerate((10, 30, 10))]
+
+    def sizes(max_prefill_tokens: int) -> list[int]:
+        chosen = ToTheEnd().choose(tickets, room([], budget_bytes=10**9, max_prefill_tokens=max_prefill_tokens))
+        return [t.prompt_tokens for t in chosen]
+
+    assert sizes(59) == [10, 10]
+    assert sizes(60) == [10, 30]
+    assert sizes(90) == [10, 30, 10]
+    assert sizes(5) == [10]
+
+
+def test_rows_are_bounded_by_the_tightest_target() -> None:
+    tickets = [ticket(10, 1, number) for number in range(8)]
+    tight = msgspec.structs.replace(ticket(10, 1, 99), tpot_s=0.05)
+    pace = Pace(fixed_s=0.005, per_row_s=0.01)
+    running = [Row(10, 10)] * 2
+
+    def started(tickets: list[Ticket], tpot_s: float) -> int:
+        wide = room(running, budget_bytes=10**9, pace=pace, tpot_s=tpot_s)
+        return len(ToTheEnd().choose(tickets, wide))
+
+    # 0.6 of 100 ms carry 5 rows; of 50 ms, the running two.
+    assert started(tickets, 0.1) == 3
+    assert started(tickets, 0.05) == 0
+    assert started([tight], 0.1) == 0
+    assert started(tickets, inf) == 8
+
+
+def test_published_rule_counts_prompts_as_long_as_the_longest() -> None:
+    tickets = [ticket(prompt, 500, number) for number, prompt in enumerate((15, 15, 31, 15))]
+    # 96 tokens of room: three rows of 32, and answers do not count.
+    chosen = batch.ByPrompt().choose(tickets, room([], budget_bytes=960))
+    assert [t.prompt_tokens for t in chosen] == [15, 15, 31]
+
+
+def test_first_come_first_served_stops_at_what_does_not_fit() -> None:
+    tickets = [ticket(prompt, 1, number) for number, prompt in enumerate((100, 5000, 10))]
+    assert len(batch.InOrder(max_tokens=8192).choose(tickets, room([], budget_bytes=10**9))) == 3
+    assert len(batch.InOrder(max_tokens=4096).choose(tickets, room([], budget_bytes=10**9))) == 1
+    assert len(batch.InOrder(max_tokens=4096).choose(tickets[1:], room([], budget_bytes=10**9))) == 1
+    assert len(batch.InOrder().choose(tickets, room([Row(90, 10)], budget_bytes=2000))) == 0
+
+
+@pytest.mark.parametrize("rule", [batch.Fixed(2), batch.SloOdbs(cap=2)])
+def test_some_rules_run_a_batch_to_its_end(rule: batch.BatchRule) -> None:
+    tickets = [ticket(10, 1, number) for number in range(5)]
+    assert rule.choose(tickets, room([])) == tickets[:2]
+    assert rule.choose(tickets, room([Row(1, 1)])) == []
+
+
+def test_slo_odbs_cuts_where_the_length_jumps() -> None:
+    tickets = [ticket(10, expected, number) for number, expected in enumerate((100, 200, 9000))]
+    assert len(batch.SloOdbs().choose(tickets, room([]))) == 2
+    assert [priority.slo_odbs_key(t) for t in tickets] == [3600 + 50, 3600 + 100, 3600 + 4500]
 
 
 @LAYOUTS
@@ -181,18 +262,3 @@ def test_the_longest_row_just_fits(layout: KVLayout, budget_bytes: int) -> None:
     tokens = batch.longest_row_tokens(layout, budget_bytes)
     assert layout.room_tokens(tokens) * layout.bytes_per_token <= budget_bytes
     assert layout.room_tokens(tokens + 1) * layout.bytes_per_token > budget_bytes
-
-
-# Admission
-
-
-def test_without_a_limit_the_answer_may_fill_the_context() -> None:
-    assert admission.answer_tokens(10, None, 100) == 90
-    assert admission.answer_tokens(10, 90, 100) == 90
-    assert admission.answer_tokens(10, 91, 100) == admission.TooLong(100, 101)
-    assert admission.answer_tokens(100, None, 100) == admission.TooLong(100, 101)
-
-
-@given(st.integers(0, 10**9), st.floats(0, 10**6), st.floats(0, 1, exclude_max=True))
-def test_refused_clients_return_within_two_minutes(tokens: int, rate: float, jitter: float) -> None:
-    assert 1.0 <= admission.retry_after_s(tokens, rate, jitter) <= 120.0

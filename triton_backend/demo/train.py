@@ -32,7 +32,7 @@ from triton_backend.demo.vocabulary import END, MAX_POSITIONS, PAD, token, train
 class Plan:
     """How long and how fast to learn."""
 
-    num_steps: int = 2_200
+    num_steps: int = 2_050
     """Optimizer steps."""
     rows: int = 4
     """Rows of one step."""

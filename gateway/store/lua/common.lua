@@ -75,6 +75,7 @@ local function account(ticket, sign)
   add('tickets', sign)
   add('tokens', tokens)
   add('bytes', sign * (tonumber(ticket.bytes) or 0))
+  add('us', sign * (tonumber(ticket.us) or 0))
   add(slot .. ':tokens', tokens)
   add(slot .. ':us', sign * (tonumber(ticket.us) or 0))
 end

@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
 
+from gateway import chooser
 from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
 from gateway.fleet import Fleet
+from gateway.intake import Aim
 from gateway.metrics import Metrics
 from gateway.origin import Origin
+from gateway.policy.admission import Everybody
 from gateway.policy.history import Sample
+from gateway.policy.preset import FULL
 from gateway.policy.snapshot import Snapshot
 from gateway.ports import Limits
 from gateway.profiler import Profiler
@@ -23,15 +28,18 @@ from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.tokenizer import CharTokenizer
 from triton_backend.contract import Sampling
 
+SHARES = {ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1}
 DRIVER = driving.Config(
     lease_s=3.0,
     renew_s=1.0,
-    max_rows=64,
-    max_batch_rows=16,
-    max_prefill_tokens=512,
-    shares={ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1},
+    choice=chooser.Config(policy=FULL, max_rows=64, max_batch_rows=16, max_prefill_tokens=512, shares=SHARES),
 )
-ORIGIN = origins.Config(limits=Limits(1000, 10**6, 10**8), slack_s=dict.fromkeys(ServiceClass, 1.0))
+ORIGIN = origins.Config(
+    limits=Limits(1000, 10**6, 10**8),
+    policy=dataclasses.replace(FULL, admission=Everybody()),
+    aims=dict.fromkeys(ServiceClass, Aim(1.0, 1.0)),
+    shares=SHARES,
+)
 
 
 async def train_in_place(samples: Sequence[Sample]) -> Snapshot | None:

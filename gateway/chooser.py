@@ -1,0 +1,130 @@
+"""What starts next on one replica: the policy's five choices, asked of one queue and one replica's room."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import structlog
+
+from gateway.fleet import Replica
+from gateway.metrics import Metrics
+from gateway.policy import batch, bucket, guard, preempt, priority
+from gateway.policy.batch import Room
+from gateway.policy.guard import Guard
+from gateway.policy.preset import Policy
+from gateway.policy.replan import Replanner
+from gateway.ports import Store
+from gateway.request import Head, Queue, ServiceClass, Ticket
+from gateway.roster import Roster
+
+log = structlog.get_logger()
+
+_MAX_PEEKS = 3
+"""Buckets looked into before giving up for now: when so many heads do not fit, hardly anything does."""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Bounds on what a replica is given."""
+
+    policy: Policy
+    max_rows: int
+    """Rows in the engine at once."""
+    max_batch_rows: int
+    """Rows in one prefill batch."""
+    max_prefill_tokens: int
+    """Prompt tokens sent and not yet prefilled, padding included within a batch."""
+    shares: Mapping[ServiceClass, float]
+
+
+class Chooser:
+    def __init__(
+        self, store: Store, roster: Roster, config: Config, safety_factor: float, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._roster = roster
+        self._config = config
+        self._safety_factor = safety_factor
+        self._metrics = metrics
+        self._guard = Guard()
+        self._replanner = Replanner(config.policy.bucket)
+
+    def has_room(self, replica: Replica) -> bool:
+        """Whether it is worth looking at the queue."""
+        if self._config.policy.batch.runs_to_completion and len(self._roster):
+            return False
+        return len(self._roster) < self._config.max_rows and self._max_prefill_tokens > 0
+
+    async def choose(self, queue: Queue, replica: Replica) -> tuple[list[Ticket], list[int]]:
+        """The tickets that start now, from the first bucket in the order of turns in which something fits; or if
+        there are none, the rows (by number) that should make room."""
+        policy = self._config.policy
+        window = max(policy.priority.window, self._config.max_batch_rows)
+        heads: list[Ticket] = []
+        for group in self._groups(queue)[:_MAX_PEEKS]:
+            waiting = await self._store.peek([(head.bin, head.service_class) for head in group], window)
+            tickets = policy.priority.order(waiting, queue.now_s)
+            chosen = self._guard.select(policy.batch, tickets, self._room(replica), queue.now_s)
+            if chosen:
+                self._guard.note([*heads, *guard.passed(tickets, chosen)], chosen, queue.now_s)
+                return chosen, []
+            heads += tickets[:1]
+        return [], self._victims(heads[:1], replica, queue.now_s)
+
+    def charge(self, queue: Queue, chosen: Sequence[Ticket]) -> dict[ServiceClass, float]:
+        """The classes' figures once these are claimed."""
+        claimed: dict[ServiceClass, int] = {}
+        for ticket in chosen:
+            claimed[ticket.service_class] = claimed.get(ticket.service_class, 0) + ticket.prompt_tokens
+            self._replanner.note(ticket.bin, queue.now_s)
+        return priority.charge(queue.served, queue.waiting, claimed, self._config.shares)
+
+    def chunk_tokens(self, replica: Replica) -> int:
+        """How much of a prompt one step may run without slowing the rows there are below their targets."""
+        rows = len(self._roster)
+        return replica.pace.chunk_tokens(self._roster.tpot_s, rows, self._config.max_prefill_tokens)
+
+    async def rebucket(self, queue: Queue, replica: Replica) -> None:
+        """Let the policy think the buckets over, for what waited."""
+        queued: dict[int, int] = {}
+        for head in queue.heads:
+            queued[head.bin] = queued.get(head.bin, 0) + head.count
+        mean_tokens = max(1, queue.tokens // max(1, queue.tickets))
+        row_bytes = replica.layout.room_tokens(mean_tokens) * replica.layout.bytes_per_token
+        max_batch = max(1, min(self._budget_bytes(replica) // row_bytes, self._config.max_batch_rows))
+        bounds = self._replanner.bounds(
+            queue.bounds, queued, max_batch, replica.model.context_tokens, replica.pace.step_tokens, queue.now_s
+        )
+        if bounds != queue.bounds and await self._store.rebucket(bounds, queue.bounds_version):
+            edges = [bucket.first_tokens(first) for first in bounds]
+            self._metrics.rebucketed(len(queue.bounds), len(bounds))
+            log.info("buckets.changed", edges_tokens=edges, queued=queue.tickets, max_batch=max_batch)
+
+    def _groups(self, queue: Queue) -> list[list[Head]]:
+        """The heads by turn and bucket, in the order in which they are offered room."""
+        return [
+            group
+            for turn in self._config.policy.priority.turns(queue.waiting, queue.served)
+            for group in bucket.groups(queue.bounds, [head for head in queue.heads if head.service_class in turn])
+        ]
+
+    def _victims(self, heads: Sequence[Ticket], replica: Replica, now_s: float) -> list[int]:
+        rule, room = self._config.policy.batch, self._room(replica)
+        victims = (preempt.victims(rule, head, self._roster.victims, room, now_s) for head in heads)
+        return [victim.number for found in victims for victim in found]
+
+    def _room(self, replica: Replica) -> Room:
+        return Room(
+            running=self._roster.memory,
+            layout=replica.layout,
+            budget_bytes=self._budget_bytes(replica),
+            max_rows=min(self._config.max_rows - len(self._roster), self._config.max_batch_rows),
+            max_prefill_tokens=self._max_prefill_tokens,
+            pace=replica.pace,
+            tpot_s=self._roster.tpot_s,
+        )
+
+    def _budget_bytes(self, replica: Replica) -> int:
+        return batch.safe_bytes(replica.telemetry, self._safety_factor)
+
+    @property
+    def _max_prefill_tokens(self) -> int:
+        return self._config.max_prefill_tokens - self._roster.unstarted_tokens

@@ -1,0 +1,41 @@
+"""What a request's headers say of it: targets, and whether it has been refused before."""
+
+from collections.abc import Mapping
+from math import isfinite
+
+import msgspec
+
+from gateway.errors import BadRequest
+from gateway.request import Request, Targets
+
+TTFT = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
+TPOT = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
+DEADLINE = ("x-deadline-ms",)
+RETRY_COUNT = "x-stainless-retry-count"
+"""Sent by OpenAI's own clients: 0 at first."""
+MAX_MS = 86_400_000.0
+
+
+def applied(request: Request, headers: Mapping[str, str]) -> Request:
+    """The request with what its headers add.  Lookup in `headers` must ignore case.  Raises BadRequest."""
+    targets = Targets(_seconds(headers, TTFT), _seconds(headers, TPOT), _seconds(headers, DEADLINE))
+    count = headers.get(RETRY_COUNT, "")
+    num_retries = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else None
+    return msgspec.structs.replace(request, targets=targets, num_retries=num_retries)
+
+
+def _seconds(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None:
+    for name in names:
+        if (text := headers.get(name)) is not None:
+            return _milliseconds(name, text) / 1000
+    return None
+
+
+def _milliseconds(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (isfinite(value) and 0 < value <= MAX_MS):
+        raise BadRequest(f"The header '{name}' must be milliseconds, above 0 and up to {MAX_MS:.0f}.", param=name)
+    return value

@@ -1,0 +1,75 @@
+"""How fast a replica's running rows get their tokens, and how much work that leaves room for.
+
+A decode step takes `fixed_s + rows * per_row_s`, as measured.  While prompts are being run, every decode step
+is followed by one chunk of a prompt, so a running row's time per token is the step and the chunk together.
+"""
+
+from dataclasses import dataclass
+
+DECODE_SHARE = 0.6
+"""Part of the tightest time per token that decode steps may take; the rest is for chunks of prompts."""
+CHUNK_SHARE = 0.9
+"""Part of the tightest time per token that a decode step and a chunk together are planned for."""
+MIN_CHUNK_TOKENS = 32
+"""Smaller chunks cost a step each for hardly any progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What was measured; all zero: nothing yet, and no bound."""
+
+    fixed_s: float = 0.0
+    per_row_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+
+    def decode_s(self, rows: int) -> float:
+        """A decode step of so many rows."""
+        return self.fixed_s + rows * self.per_row_s
+
+    def keeps(self, tpot_s: float, rows: int) -> bool:
+        """Whether so many rows can each have a token every `tpot_s`, with prompts run in between.  One row
+        alone cannot be helped."""
+        return rows <= 1 or self.decode_s(rows) <= DECODE_SHARE * tpot_s
+
+    def chunk_tokens(self, tpot_s: float, rows: int, max_tokens: int) -> int:
+        """How much of a prompt may be run between two decode steps of so many rows."""
+        if not rows or not self.prefill_tokens_per_s or tpot_s == float("inf"):
+            return max_tokens
+        left_s = CHUNK_SHARE * tpot_s - self.decode_s(rows)
+        return max(MIN_CHUNK_TOKENS, min(max_tokens, int(left_s * self.prefill_tokens_per_s)))
+
+    @property
+    def step_tokens(self) -> float:
+        """What a step costs however little it does, in prompt tokens that could be run meanwhile."""
+        return self.fixed_s * self.prefill_tokens_per_s
+
+
+UNKNOWN = Pace()
+
+
+class Stopwatch:
+    """Fits `fixed_s` and `per_row_s` to decode steps by least squares, the older the lighter."""
+
+    _KEEP = 0.98
+    """Weight that is left of a step after the next: some fifty steps count."""
+
+    def __init__(self) -> None:
+        self._weight = self._rows = self._rows2 = self._s = self._rows_s = 0.0
+
+    def note_decode(self, rows: int, step_s: float) -> None:
+        keep = self._KEEP
+        self._weight = keep * self._weight + 1
+        self._rows = keep * self._rows + rows
+        self._rows2 = keep * self._rows2 + rows * rows
+        self._s = keep * self._s + step_s
+        self._rows_s = keep * self._rows_s + rows * step_s
+
+    def pace(self, prefill_tokens_per_s: float) -> Pace:
+        if not self._weight:
+            return Pace(prefill_tokens_per_s=prefill_tokens_per_s)
+        rows, s = self._rows / self._weight, self._s / self._weight
+        variance = self._rows2 / self._weight - rows * rows
+        covariance = self._rows_s / self._weight - rows * s
+        # Neither may be negative; steps of one size tell nothing of the slope, and all counts as fixed.
+        per_row_s = min(max(0.0, covariance / variance), s / rows) if variance > 0.01 else 0.0
+        return Pace(s - per_row_s * rows, per_row_s, prefill_tokens_per_s)

@@ -1,0 +1,52 @@
+"""Making room: whom a ticket of a higher class may put back into the queue."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from typing import NamedTuple
+
+from gateway.policy.batch import BatchRule, Room
+from gateway.request import ServiceClass, Ticket
+from triton_backend.memory import Row
+
+MAX_EVICTIONS = 2
+"""So often may a ticket have to make room: its tokens are kept, but its prompt is run again each time."""
+MAX_SLACK_LEFT = 0.5
+"""Nobody is put back for a ticket that has more than this part of its slack left."""
+
+
+class Victim(NamedTuple):
+    number: int
+    """The row's."""
+    ticket: Ticket
+    drawn: int
+    """Tokens drawn; 0: not started."""
+    memory: Row
+
+
+def victims(rule: BatchRule, ticket: Ticket, running: Sequence[Victim], room: Room, now_s: float) -> list[Victim]:
+    """The fewest flex rows, those not started first and then the youngest, without which the ticket can start;
+    none if all of them are not enough."""
+    if ticket.service_class is ServiceClass.FLEX or ticket.score - now_s > MAX_SLACK_LEFT * ticket.slack_s:
+        return []
+    willing = [
+        victim
+        for victim in running
+        if victim.ticket.service_class is ServiceClass.FLEX and victim.ticket.evictions < MAX_EVICTIONS
+    ]
+    willing.sort(key=lambda victim: (victim.drawn, -victim.number))
+    for count in range(1, len(willing) + 1):
+        if rule.choose([ticket], _without(willing[:count], running, room)):
+            return willing[:count]
+    return []
+
+
+def _without(gone: Sequence[Victim], running: Sequence[Victim], room: Room) -> Room:
+    numbers = {victim.number for victim in gone}
+    left = [victim for victim in running if victim.number not in numbers]
+    return replace(
+        room,
+        running=[victim.memory for victim in left],
+        max_rows=room.max_rows + len(gone),
+        tpot_s=min((victim.ticket.tpot_s for victim in left), default=inf),
+    )

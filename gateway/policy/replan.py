@@ -1,0 +1,75 @@
+"""When the bucket table is thought over: not at every batch, but when the traffic has changed."""
+
+from collections.abc import Mapping
+
+from gateway.policy import boundaries
+from gateway.policy.bucket import Bounds, BucketRule, Paper, Traffic
+
+HALF_LIFE_S = 30.0
+"""After so long a ticket counts half in the recent traffic."""
+PAUSE_S = 1.0
+"""Between two looks at the traffic."""
+MIN_DRIFT = 0.1
+"""Change of the traffic since the last look that is worth another: a tenth of all tickets lie elsewhere."""
+
+
+class Recent:
+    """A histogram of the bins of recent tickets, the older the lighter."""
+
+    _MAX_WEIGHT = 1e9
+
+    def __init__(self) -> None:
+        self._weights: dict[int, float] = {}
+        self._since_s = 0.0
+
+    def note(self, bin: int, now_s: float) -> None:
+        # A newer ticket weighs more, which comes to the same as all older ones weighing less.
+        weight = 2.0 ** min(64.0, (now_s - self._since_s) / HALF_LIFE_S)
+        if weight > self._MAX_WEIGHT:
+            floor = weight * 1e-4
+            self._weights = {b: old / weight for b, old in self._weights.items() if old > floor}
+            self._since_s, weight = now_s, 1.0
+        self._weights[bin] = self._weights.get(bin, 0.0) + weight
+
+    def read(self) -> Mapping[int, float]:
+        return dict(self._weights)
+
+
+class Replanner:
+    """Applies a bucket rule to what one driver sees."""
+
+    def __init__(self, rule: BucketRule) -> None:
+        self._rule = rule
+        self._recent = Recent()
+        self._looked: Mapping[int, float] = {}
+        self._looked_depth = 0
+        self._next_s = 0.0
+
+    def note(self, bin: int, now_s: float) -> None:
+        """A ticket of this bin was started."""
+        self._recent.note(bin, now_s)
+
+    def bounds(
+        self,
+        bounds: Bounds,
+        queued: Mapping[int, int],
+        max_batch: int,
+        longest_tokens: int,
+        batch_cost_tokens: float,
+        now_s: float,
+    ) -> Bounds:
+        """The table from now on.  The published rule is applied at every batch, as published."""
+        if not isinstance(self._rule, Paper) and not self._is_due(sum(queued.values()), now_s):
+            return bounds
+        traffic = Traffic(bounds, queued, self._recent.read(), max_batch, longest_tokens, batch_cost_tokens)
+        return self._rule.bounds(traffic)
+
+    def _is_due(self, waiting: int, now_s: float) -> bool:
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + PAUSE_S
+        recent, depth = self._recent.read(), waiting.bit_length()
+        if depth == self._looked_depth and boundaries.drift(recent, self._looked) < MIN_DRIFT:
+            return False
+        self._looked, self._looked_depth = recent, depth
+        return True
