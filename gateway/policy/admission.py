@@ -14,7 +14,7 @@ from gateway.request import ServiceClass, Slot
 MAX_RETRY_S = 120.0
 """Clients of the OpenAI libraries do not retry at all when told to wait longer."""
 MIN_RETRY_S = 1.0
-MARGIN = 0.8
+MARGIN = 0.85
 """Part of the time until a target that is planned for; the rest absorbs what was estimated wrongly."""
 
 
