@@ -161,10 +161,10 @@ class Metrics:
         """Flex rows were told to make room for a higher class."""
         self._preemptions.inc(rows)
 
-    def rebucketed(self, before: int, after: int) -> None:
-        """The bucket table got `after` buckets instead of `before`."""
-        self._splits.inc(max(0, after - before))
-        self._merges.inc(max(0, before - after))
+    def rebucketed(self, before: int, after: int, reason: str) -> None:
+        """The bucket table got `after` buckets instead of `before`; `reason` is one of a fixed few."""
+        self._splits.labels(reason).inc(max(0, after - before))
+        self._merges.labels(reason).inc(max(0, before - after))
 
     # The process
 
@@ -229,8 +229,8 @@ class Metrics:
         self._queue_bytes = self._gauge("shared_queue_bytes", "Payload bytes in the shared queue.")
         self._buckets = self._gauge("shared_queue_buckets", "Length buckets of the shared queue.")
         self._preemptions = self._counter("preempted_rows", "Flex rows told to make room for a higher class.")
-        self._splits = self._counter("bucket_splits", "Buckets added by this gateway.")
-        self._merges = self._counter("bucket_merges", "Buckets removed by this gateway.")
+        self._splits = self._counter("bucket_splits", "Buckets added by this gateway.", "reason")
+        self._merges = self._counter("bucket_merges", "Buckets removed by this gateway.", "reason")
 
     def _gauges_of(self, replica: str) -> list[Gauge]:
         gauges = self._gauges.get(replica)
