@@ -32,6 +32,9 @@ _REPLICA_GAUGES = {
 }
 
 
+_MET = {(True, True): "both", (True, False): "ttft", (False, True): "tpot", (False, False): "none"}
+
+
 class Metrics:
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         """`model` is the label `model_name` of the `vllm:*` names."""
@@ -122,6 +125,10 @@ class Metrics:
         self._prefill_time.observe(prefill_s)
         self._decode_time.observe(decode_s)
 
+    def targets_met(self, service_class: ServiceClass, *, ttft: bool, tpot: bool) -> None:
+        """Whether a complete choice kept its targets; those of refused calls are counted among the rejected."""
+        self._targets[service_class, ttft, tpot].inc()
+
     def call_ended(self, service_class: ServiceClass, outcome: Outcome, duration_s: float) -> None:
         self._live[service_class].dec()
         self._calls[service_class, outcome].inc()
@@ -199,6 +206,8 @@ class Metrics:
         self._queued = {c: queued.labels(c) for c in each}
         self._ttft = {c: ttft.labels(c) for c in each}
         self._duration = {c: duration.labels(c) for c in each}
+        targets = self._counter("targets", "Complete choices by the targets they met.", "service_class", "met")
+        self._targets = {(c, ttft, tpot): targets.labels(c, _MET[ttft, tpot]) for c in each for ttft, tpot in _MET}
         self._finished = {reason: finished.labels(reason) for reason in FinishReason}
         self._put_backs = self._counter("put_backs", "Tickets queued again.", "reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls.")

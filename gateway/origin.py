@@ -294,6 +294,12 @@ class Origin:
             prefill_s=first_s - claimed_s,
             decode_s=now_s - first_s,
         )
+        ticket, later_tokens = live.ticket, len(live.choice.tokens) - 1
+        self._metrics.targets_met(
+            ticket.service_class,
+            ttft=first_s - arrival_s <= ticket.ttft_s,
+            tpot=now_s - first_s <= later_tokens * ticket.tpot_s,
+        )
 
     def _learn(self, live: Live, reason: FinishReason) -> None:
         """The profiler sees how long the answer became."""
