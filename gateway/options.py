@@ -15,8 +15,9 @@ from gateway.settings import RedisUrl, Settings
 
 ENV_PREFIX = "BUCKETSERVE_"
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
-NO_SETTINGS = {CONFIG_ENV, ENV_PREFIX + "RUN"}
-"""Variables of ours that are none: the config file, and the mark by which `up` finds its processes."""
+NO_SETTINGS = {CONFIG_ENV, ENV_PREFIX + "RUN", ENV_PREFIX + "API_KEY"}
+"""Variables of ours that are none: the config file, the mark by which `up` finds its processes, and the key that
+`bench` sends."""
 UNITS = {
     "s": "SECONDS",
     "bytes": "BYTES",
