@@ -23,6 +23,7 @@ from gateway.metrics import Metrics
 from gateway.origin import Origin
 from gateway.policy.preset import PRESETS
 from gateway.ports import Limits, Store
+from gateway.profiler import Profiler
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.store import link
 from gateway.store.redis import RedisStore
@@ -61,6 +62,7 @@ class Gateway:
         self._metrics = metrics
         self._fleet = Fleet(settings.scheduling.safety_factor)
         self._drivers: list[Driver] = []
+        self._profiler = Profiler(self._name, store)
         queue, classes = settings.queue, settings.classes.targets()
         self.origin = Origin(
             gateway=self._name,
@@ -68,6 +70,7 @@ class Gateway:
             store=store,
             tokenizer=tokenizer,
             fleet=self._fleet,
+            profiler=self._profiler,
             config=origins.Config(
                 limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
                 policy=PRESETS[settings.policy],
@@ -85,6 +88,7 @@ class Gateway:
         """Serve the queue for ever; ends only by cancellation or a bug."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.origin.run())
+            group.create_task(self._profiler.run())
             for address in self._settings.triton:
                 group.create_task(self._drive(address))
 

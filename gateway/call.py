@@ -5,11 +5,12 @@ import asyncio
 import msgspec
 
 from gateway.choice import Choice
-from gateway.errors import ApiError
+from gateway.errors import ApiError, DeadlineExceeded, Poisoned
 from gateway.policy import bucket
+from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
 from gateway.ports import Entry
-from gateway.request import Delta, Profile, Request, Ticket, Work
+from gateway.request import Delta, Outcome, Profile, Request, Ticket, Work
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -17,13 +18,22 @@ _encode = msgspec.msgpack.Encoder().encode
 class Live:
     """A ticket's current attempt, and all that further attempts need."""
 
-    __slots__ = ("call", "choice", "claimed_s", "first_s", "heard_s", "known", "ticket", "work")
+    __slots__ = (
+        *("call", "choice", "ticket", "work", "features", "predicted"),
+        *("claimed_s", "first_s", "heard_s", "known"),
+    )
 
-    def __init__(self, call: "OpenCall", choice: Choice, ticket: Ticket, work: Work) -> None:
+    def __init__(
+        self, call: "OpenCall", choice: Choice, ticket: Ticket, work: Work, features: Features | None
+    ) -> None:
         self.call = call
         self.choice = choice
         self.ticket = ticket
         self.work = work
+        self.features = features
+        """None if the answer has nothing to teach: it was made to run to its limit."""
+        self.predicted = ticket.profile
+        """Of the whole answer; the ticket's is of what this attempt has left."""
         self.claimed_s: float | None = None
         """When a driver took it, whichever attempt was first."""
         self.first_s: float | None = None
@@ -105,3 +115,11 @@ class OpenCall:
         """End the call; what was pushed before is still read."""
         self.error = error
         self._news.set()
+
+
+def outcome_of(error: ApiError) -> Outcome:
+    """The ending of a call that failed after it was queued."""
+    return _OUTCOMES.get(type(error), Outcome.FAILED)
+
+
+_OUTCOMES: dict[type[ApiError], Outcome] = {Poisoned: Outcome.POISONED, DeadlineExceeded: Outcome.EXPIRED}

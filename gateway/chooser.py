@@ -62,9 +62,7 @@ class Chooser:
         for group in self._groups(queue)[:_MAX_PEEKS]:
             waiting = await self._store.peek([(head.bin, head.service_class) for head in group], window)
             tickets = policy.priority.order(waiting, queue.now_s)
-            # Taken now: rows may have ended while the store answered.
-            room = self._room(replica)
-            chosen = guard.select(policy.batch, tickets, room, self._guard.held(room, queue.now_s))
+            chosen = self._guard.select(policy.batch, tickets, self._room(replica), queue.now_s)
             if chosen:
                 self._guard.note([*heads, *guard.passed(tickets, chosen)], chosen, queue.now_s)
                 return chosen, []

@@ -215,13 +215,14 @@ class Driver:
         async for event in session.events():
             self._heard_s = loop.time()
             if isinstance(event, contract.Step):
+                is_roomier = bool(event.ended) or event.telemetry.waiting < replica.telemetry.waiting
                 replica.heard(event.telemetry)
                 self._metrics.telemetry(self.replica, event.telemetry)
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
                 self._evicting = {number for number in self._evicting if number in self._roster}
-                if self._is_short:
+                if self._is_short and is_roomier:
                     self._work.set()
         raise BackendLost("the session ended")
 

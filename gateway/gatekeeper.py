@@ -13,7 +13,7 @@ from gateway.policy import admission
 from gateway.policy.admission import AdmissionRule, Asked, Everybody, Late, Load
 from gateway.policy.line import Line
 from gateway.ports import SLOT_S, Limits, Store
-from gateway.request import Request, ServiceClass
+from gateway.request import Backlog, Request, ServiceClass
 
 
 class Gatekeeper:
@@ -40,7 +40,7 @@ class Gatekeeper:
         if isinstance(self._rule, Everybody):
             return self._limits
         try:
-            backlog = await self._store.backlog()
+            backlog = await self._backlog(call)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
         line, now_s = self._lines[request.service_class], asyncio.get_running_loop().time()
@@ -48,7 +48,7 @@ class Gatekeeper:
             line.returned(now_s)
         promised = [] if request.is_return else line.promised(now_s)
         load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._shares, promised)
-        asked = _asked(call)
+        asked = _asked(call, backlog)
         if late := self._rule.decide(asked, load):
             raise self._refusal(asked, load, late, now_s)
         return msgspec.structs.replace(self._limits, max_seconds=backlog.seconds + _slip_s(asked, load))
@@ -56,13 +56,17 @@ class Gatekeeper:
     async def full(self, call: OpenCall, reason: str) -> TooManyRequests:
         """The refusal of a call that passes a bound of the queue."""
         try:
-            backlog = await self._store.backlog()
+            backlog = await self._backlog(call)
         except StoreLost:
             return TooManyRequests(f"Too many requests are waiting ({reason}).", retry_after_s=1.0)
         load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._shares)
         # Half of what waits should have gone by then.
         late_s = 0.5 * backlog.seconds / load.rate if load.rate else 1.0
-        return self._refusal(_asked(call), load, Late(late_s), asyncio.get_running_loop().time(), reason)
+        return self._refusal(_asked(call, backlog), load, Late(late_s), asyncio.get_running_loop().time(), reason)
+
+    async def _backlog(self, call: OpenCall) -> Backlog:
+        first = next(iter(call.live.values())).ticket
+        return await self._store.backlog(first.service_class, first.tenant)
 
     def _refusal(self, asked: Asked, load: Load, late: Late, now_s: float, reason: str = "") -> TooManyRequests:
         rate = admission.class_rate(asked.service_class, load) or 1.0
@@ -74,12 +78,13 @@ class Gatekeeper:
         return TooManyRequests(f"Too many requests are waiting ({why}).", retry_after_s=retry_after_s)
 
 
-def _asked(call: OpenCall) -> Asked:
+def _asked(call: OpenCall, backlog: Backlog) -> Asked:
     tickets = [live.ticket for live in call.live.values()]
     first = tickets[0]
     return Asked(
         service_class=first.service_class,
         ttft_s=first.slack_s,
+        place_s=backlog.start_s - backlog.now_s + first.slack_s,
         seconds=sum(ticket.seconds for ticket in tickets),
         first_s=min(first.seconds, sum(ticket.prefill_s for ticket in tickets)),
     )

@@ -10,9 +10,9 @@ from gateway.choice import Choice
 from gateway.errors import BadRequest, Unavailable
 from gateway.fleet import Fleet
 from gateway.policy import admission, bucket, priority
-from gateway.policy.length import LengthHistory
 from gateway.policy.preset import Policy
 from gateway.ports import Tokenizer
+from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass, Ticket, Work
 
 
@@ -29,14 +29,14 @@ class Intake:
         gateway: str,
         tokenizer: Tokenizer,
         fleet: Fleet,
-        lengths: LengthHistory,
+        profiler: Profiler,
         policy: Policy,
         aims: Mapping[ServiceClass, Aim],
     ) -> None:
         self._gateway = gateway
         self._tokenizer = tokenizer
         self._fleet = fleet
-        self._lengths = lengths
+        self._profiler = profiler
         self._policy = policy
         self._aims = aims
 
@@ -88,7 +88,8 @@ class Intake:
 
     def _add(self, request: Request, call: OpenCall, work: Work, max_tokens: int) -> None:
         number, tokens = len(call.live), len(work.prompt)
-        predicted = self._lengths.predict(max_tokens, request.ignore_eos)
+        features = self._profiler.features(work.prompt, max_tokens, request.service_class, request.user)
+        predicted = self._profiler.predict(features, max_tokens, request.ignore_eos)
         profile = self._policy.length.profile(predicted, max_tokens)
         prefill_s, answer_s = self._fleet.seconds(tokens, profile.expected_tokens)
         seconds = prefill_s + answer_s
@@ -115,7 +116,7 @@ class Intake:
         logprobs = request.sampling.logprobs is not None
         detokenizer = self._tokenizer.detokenizer()
         choice = Choice(number, detokenizer, request.stop, request.min_tokens, logprobs)
-        call.live[ticket.id] = Live(call, choice, ticket, work)
+        call.live[ticket.id] = Live(call, choice, ticket, work, None if request.ignore_eos else features)
 
 
 def _answer_tokens(request: Request, prompt_tokens: int, limit_tokens: int) -> int:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from gateway.policy.length import Mode
 from gateway.request import FinishReason, Outcome, Queue, ServiceClass
 from gateway.vllm_names import INTERVAL_BUCKETS, LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmNames
 from triton_backend.contract import Telemetry
@@ -39,6 +40,7 @@ class Metrics:
         """By name."""
         self._define_front()
         self._define_requests()
+        self._define_lengths()
         self._define_engines()
         registry.register(VllmNames(model, self._ours))
 
@@ -95,6 +97,12 @@ class Metrics:
         if interval_s is not None:
             for _ in range(count):
                 self._interval.observe(interval_s / count)
+
+    def length_seen(self, is_covered: bool, mode: Mode) -> None:
+        """An answer stayed within its predicted upper length, or not; `mode` predicts the next."""
+        self._lengths[is_covered].inc()
+        for name, gauge in self._predictors.items():
+            gauge.set(name is mode)
 
     def choice_finished(
         self,
@@ -201,6 +209,12 @@ class Metrics:
         self._decode_time = self._histogram("decode_seconds", "First token to last.", _WAITS)
         self._choice_prompt_tokens = self._histogram("choice_prompt_tokens", "Prompt lengths.", TOKEN_BUCKETS)
         self._choice_tokens = self._histogram("choice_tokens", "Answer lengths.", TOKEN_BUCKETS)
+
+    def _define_lengths(self) -> None:
+        lengths = self._counter("predicted_lengths", "Answers within their predicted upper length.", "covered")
+        predictor = self._gauge("length_predictor", "1 for the predictor in use.", "mode")
+        self._lengths = {True: lengths.labels("yes"), False: lengths.labels("no")}
+        self._predictors = {mode: predictor.labels(mode) for mode in Mode}
 
     def _define_engines(self) -> None:
         self._batch_rows = self._histogram("batch_rows", "Rows of the batches sent.", _ROWS)

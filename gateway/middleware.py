@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from aiohttp import web
 
+from gateway.call import outcome_of
 from gateway.errors import (
     ApiError,
     InternalError,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
-    Poisoned,
     Unauthorized,
 )
 from gateway.event_stream import ClientGone, EventStream
@@ -149,7 +149,7 @@ def _as_api_error(error: Exception, exchange: Exchange) -> ApiError:
 def _outcome(error: ApiError, exchange: Exchange) -> Outcome:
     if exchange.call is None and not isinstance(error, InternalError):
         return Outcome.REJECTED
-    return Outcome.POISONED if isinstance(error, Poisoned) else Outcome.FAILED
+    return outcome_of(error)
 
 
 def _error_response(error: ApiError) -> web.Response:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import msgspec
 import structlog
 
-from gateway.call import Live, OpenCall
+from gateway.call import Live, OpenCall, outcome_of
 from gateway.errors import (
     ApiError,
     DeadlineExceeded,
@@ -31,9 +31,9 @@ from gateway.gatekeeper import Gatekeeper
 from gateway.intake import Aim, Intake
 from gateway.metrics import Metrics
 from gateway.outbox import Outbox
-from gateway.policy.length import LengthHistory
 from gateway.policy.preset import Policy
 from gateway.ports import Entry, Limits, Store, Tokenizer
+from gateway.profiler import Profiler
 from gateway.request import (
     Departed,
     Drawn,
@@ -53,7 +53,6 @@ _ANY_ATTEMPT = 2**62
 _IDLE_POLL_S = 0.05
 _MAX_PUTS = 3
 """So often is admission asked again because others came in between."""
-_OUTCOMES: dict[type[ApiError], Outcome] = {Poisoned: Outcome.POISONED, DeadlineExceeded: Outcome.EXPIRED}
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -81,6 +80,7 @@ class Origin:
         store: Store,
         tokenizer: Tokenizer,
         fleet: Fleet,
+        profiler: Profiler,
         config: Config,
         metrics: Metrics,
         wake: Callable[[], None],
@@ -95,8 +95,8 @@ class Origin:
         self._metrics = metrics
         self._wake = wake
         self._cancel = cancel
-        self._lengths = LengthHistory()
-        self._intake = Intake(gateway, tokenizer, fleet, self._lengths, config.policy, config.aims)
+        self._profiler = profiler
+        self._intake = Intake(gateway, tokenizer, fleet, profiler, config.policy, config.aims)
         self._gatekeeper = Gatekeeper(config.policy.admission, store, fleet, config.limits, config.shares)
         self.is_draining = False
         """Set once at shutdown: nothing new comes in, and readiness says so."""
@@ -153,7 +153,7 @@ class Origin:
             if expiry:
                 expiry.cancel()
             if call.error is not None:
-                outcome = _OUTCOMES.get(type(call.error), Outcome.FAILED)
+                outcome = outcome_of(call.error)
             self._abandon(call)
             self._metrics.call_ended(service_class, outcome, _now_s() - arrival_s)
 
@@ -282,7 +282,7 @@ class Origin:
 
     def _finished(self, live: Live, reason: FinishReason) -> None:
         """The choice is complete."""
-        self._lengths.observe(len(live.choice.tokens))
+        self._learn(live, reason)
         arrival_s, now_s = live.call.arrival_s, _now_s()
         first_s = live.first_s or now_s
         claimed_s = min(live.claimed_s or first_s, first_s)
@@ -294,6 +294,14 @@ class Origin:
             prefill_s=first_s - claimed_s,
             decode_s=now_s - first_s,
         )
+
+    def _learn(self, live: Live, reason: FinishReason) -> None:
+        """The profiler sees how long the answer became."""
+        if live.features is None:
+            return
+        tokens, max_tokens = len(live.choice.tokens), live.ticket.index + live.ticket.max_tokens
+        self._profiler.observe(live.features, max_tokens, tokens, reason is FinishReason.LENGTH)
+        self._metrics.length_seen(tokens <= live.predicted.upper_tokens, self._profiler.mode)
 
     def _on_departed(self, live: Live, event: Departed) -> None:
         if event.end in _FINISHED:

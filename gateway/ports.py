@@ -12,6 +12,9 @@ from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Eve
 
 SLOT_S = 0.5
 """Width of the slots in which the backlog is counted: a fraction of the tightest target."""
+MAX_SAMPLES = 8192
+"""Finished requests that the store keeps to learn from."""
+MAX_SNAPSHOT_BYTES = 1 << 20
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -107,8 +110,23 @@ class Store(Protocol):
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         """Replace the bucket table if its version is still `version` (the new one is version + 1)."""
 
-    async def backlog(self) -> Backlog:
-        """Queued work per class and deadline slot (score // slot width)."""
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        """Queued work per class and deadline slot, and where the tenant stands in the class."""
+
+    async def append_samples(self, samples: Sequence[bytes]) -> None:
+        """Add finished requests (opaque to the store) to those to learn from; the latest MAX_SAMPLES are kept.
+        Not idempotent."""
+
+    async def samples(self, after: str, limit: int) -> list[tuple[str, bytes]]:
+        """Up to `limit` (id, sample)s in the order of their arrival, from the one after the id `after` on; from
+        the oldest if that is empty."""
+
+    async def publish(self, snapshot: bytes, version: int) -> bool:
+        """Replace the learned model (opaque to the store) unless one newer than `version` is there; it gets the
+        version max(last + 1, clock in microseconds).  Raises ValueError above MAX_SNAPSHOT_BYTES."""
+
+    async def snapshot(self, version: int) -> tuple[int, bytes] | None:
+        """The published model's version and bytes, if it is newer than `version`."""
 
     async def ping(self) -> None:
         """Raises StoreLost unless the store really answers."""

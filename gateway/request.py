@@ -151,6 +151,8 @@ class Backlog(msgspec.Struct, frozen=True):
 
     now_s: float
     """The store's clock."""
+    start_s: float
+    """Virtual start of the next ticket of the tenant that was asked for."""
     slots: Mapping[tuple[ServiceClass, int], Slot]
     """Slot s: deadlines in [s, s + 1) * SLOT_S."""
 

@@ -103,9 +103,9 @@ class ClassTargets(Section):
 class Classes(Section):
     """The classes are OpenAI's `service_tier`."""
 
-    priority: ClassTargets = ClassTargets(share=0.6, ttft_s=0.5, tpot_s=0.1)
-    default: ClassTargets = ClassTargets(share=0.3, ttft_s=2.0, tpot_s=0.2)
-    flex: ClassTargets = ClassTargets(share=0.1, ttft_s=60.0, tpot_s=1.0)
+    priority: ClassTargets = ClassTargets(share=0.6, ttft_s=1.0, tpot_s=0.1)
+    default: ClassTargets = ClassTargets(share=0.3, ttft_s=5.0, tpot_s=0.2)
+    flex: ClassTargets = ClassTargets(share=0.1, ttft_s=120.0, tpot_s=1.0)
 
     def targets(self) -> dict[ServiceClass, ClassTargets]:
         return {name: getattr(self, name) for name in ServiceClass}

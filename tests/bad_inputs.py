@@ -229,6 +229,9 @@ def _framing() -> Iterator[Bad]:
     def with_headers(*headers: tuple[str, str]) -> dict[str, Any]:
         return {"headers": (*JSON_TYPE, *headers), "framed": False}
 
+    for name in ("x-slo-ttft-ms", "x-slo-tpot-ms", "x-deadline-ms", "x-llm-d-slo-ttft-ms"):
+        for value in ("soon", "0", "-5", "nan", "inf", "1e300", ""):
+            yield Bad(f"{name} {value!r}", chat(), param=name, headers=(*JSON_TYPE, (name, value)))
     chunked = with_headers(("Transfer-Encoding", "chunked"))
     huge = b"%x\r\n" % 2**20 + b" " * 2**20 + b"\r\n"
     yield Bad("a terabyte announced", **with_headers(("Content-Length", str(2**40))), status=413)

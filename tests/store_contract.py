@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import LeaseLost, QueueFull
-from gateway.ports import Entry, Limits, Store
+from gateway.ports import MAX_SAMPLES, MAX_SNAPSHOT_BYTES, Entry, Limits, Store
 from gateway.request import Profile, ServiceClass, Ticket
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
@@ -41,7 +41,8 @@ async def put(store: Store, *entries: Entry, limits: Limits = ROOMY) -> list[flo
 
 async def slots(store: Store) -> dict[tuple[ServiceClass, int], tuple[int, float]]:
     """Tokens and seconds of the backlog."""
-    return {key: (slot.tokens, slot.seconds) for key, slot in (await store.backlog()).slots.items()}
+    backlog = await store.backlog(DEFAULT, "tenant")
+    return {key: (slot.tokens, slot.seconds) for key, slot in backlog.slots.items()}
 
 
 async def lead(store: Store, replica: str = "replica", gateway: str = "gateway-1") -> int:
@@ -367,6 +368,59 @@ class StoreContract:
         assert await slots(store) == {(DEFAULT, 0): (10, 0.2)}
         await store.finish([("a/1", 0)])
         assert await slots(store) == {}
+
+    async def test_the_backlog_tells_where_a_tenant_stands(self, store: Store) -> None:
+        (score,) = await put(store, entry("a/0", slack_s=1.0, cost_s=100.0))
+        busy, other, elsewhere = [
+            await store.backlog(service_class, tenant)
+            for service_class, tenant in ((DEFAULT, "tenant"), (DEFAULT, "another"), (FLEX, "tenant"))
+        ]
+        assert busy.start_s == pytest.approx(score - 1.0 + 100.0)
+        assert other.start_s == other.now_s >= score - 1.0
+        assert elsewhere.start_s == elsewhere.now_s
+
+    async def test_samples_come_in_the_order_of_their_arrival(self, store: Store) -> None:
+        assert await store.samples("", 9) == []
+        await store.append_samples([b"one", b"\x00\xff", b""])
+        await store.append_samples([])
+        await store.append_samples([b"four"])
+        everything = await store.samples("", 9)
+        assert [sample for _, sample in everything] == [b"one", b"\x00\xff", b"", b"four"]
+        ids = [id for id, _ in everything]
+        assert len(set(ids)) == 4
+        assert await store.samples("", 2) == everything[:2]
+        assert await store.samples(ids[1], 9) == everything[2:]
+        assert await store.samples(ids[3], 9) == []
+
+    async def test_the_latest_samples_are_kept(self, store: Store) -> None:
+        for start in range(0, MAX_SAMPLES + 700, 700):
+            await store.append_samples([b"%d" % number for number in range(start, start + 700)])
+        found = await store.samples("", 10**6)
+        assert len(found) == MAX_SAMPLES
+        assert [sample for _, sample in found[-2:]] == [b"%d" % (start + 698), b"%d" % (start + 699)]
+
+    async def test_a_published_model_is_replaced_by_whoever_knew_it(self, store: Store) -> None:
+        assert await store.snapshot(0) is None
+        now_us = (await store.queue()).now_s * 1e6
+        assert await store.publish(b"first", 0)
+        first = await store.snapshot(0)
+        assert first is not None
+        assert first[0] >= now_us - 1
+        assert first[1] == b"first"
+        assert not await store.publish(b"late", 0)
+        assert not await store.publish(b"late", first[0] - 1)
+        assert await store.snapshot(first[0]) is None
+        assert await store.publish(b"\x00\xff", first[0])
+        second = await store.snapshot(first[0])
+        assert second is not None
+        assert second[0] > first[0]
+        assert second[1] == b"\x00\xff"
+        assert await store.publish(b"third", second[0] + 10**15), "a store that came back empty is behind"
+
+    async def test_a_model_too_large_is_refused(self, store: Store) -> None:
+        assert await store.publish(bytes(MAX_SNAPSHOT_BYTES), 0)
+        with pytest.raises(ValueError, match="at most"):
+            await store.publish(bytes(MAX_SNAPSHOT_BYTES + 1), 10**18)
 
     async def test_thousands_at_once(self, store: Store) -> None:
         ids = [f"a/{i}" for i in range(1300)]

@@ -199,7 +199,7 @@ class StoreMachine(RuleBasedStateMachine):
             slot = known.ticket.service_class, math.floor(known.ticket.score / SLOT_S)
             tokens, us = sums.get(slot, [0, 0])
             sums[slot] = [tokens + known.ticket.prompt_tokens, us + round(known.ticket.seconds * 1e6)]
-        slots = self.run(self.store.backlog()).slots
+        slots = self.run(self.store.backlog(ServiceClass.DEFAULT, "")).slots
         actual = {slot: [b.tokens, round(b.seconds * 1e6)] for slot, b in slots.items()}
         assert _without_zeros(actual) == _without_zeros(sums)
 

@@ -2,9 +2,10 @@
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Mapping
 
-from gateway.bench import folder, options, run, tables
+from gateway.bench import demand, folder, options, run, tables
 from gateway.bench.run import Result
 from gateway.load import plots
 from gateway.load.arrivals import LoadError
@@ -14,12 +15,16 @@ from gateway.options import SettingsError
 def start(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """0 if every rate was measured and something finished at each, else 1.  Raises SettingsError."""
     wanted = options.check(given)
-    workloads = options.workloads(wanted)
+    workloads = demand.workloads(wanted)
     if wanted.out:
         _require_plots()
         folder.make(wanted.out)
     # Not on uvloop, whose clock goes in milliseconds: gaps between tokens are a few of these.
-    result = asyncio.run(run.measure(wanted, workloads, options.api_key(environ)))
+    try:
+        result = asyncio.run(run.measure(wanted, workloads, options.api_key(environ)))
+    except KeyboardInterrupt:
+        print("bucketserve: interrupted while nothing was measured", file=sys.stderr)
+        return 1
     _show(result)
     if wanted.out:
         folder.write(wanted.out, wanted, result)

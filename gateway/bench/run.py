@@ -3,19 +3,18 @@
 import asyncio
 import signal
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import NamedTuple
 
 import aiohttp
 import msgspec
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from gateway.bench import client
 from gateway.bench.client import Client
 from gateway.bench.load import Load
 from gateway.bench.options import Options
+from gateway.bench.progress import Bar
 from gateway.bench.prompts import IdPrompts, Prompts, TextPrompts, WordPrompts
 from gateway.load import report
 from gateway.load.record import Ending, Records
@@ -102,7 +101,7 @@ async def _run(
 ) -> tuple[Run, bool]:
     """The run, and whether it was interrupted."""
     before = await _prefilled(session, url)
-    with _Bar(len(workload), rate) as bar:
+    with Bar(len(workload), rate) as bar:
         load = Load(workload, asking.ask, bar)
         interrupted = await _interruptible(load)
     after = await _prefilled(session, url)
@@ -156,30 +155,3 @@ async def _prefilled(session: aiohttp.ClientSession, url: str) -> tuple[int, int
         return round(samples[_PADDED]), round(samples[_USEFUL])
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
         return None
-
-
-class _Bar:
-    """Progress on a terminal, with live counts."""
-
-    def __init__(self, total: int, rate: float) -> None:
-        # disable=None: nothing where nobody watches.
-        self._bar: tqdm[None] = tqdm(total=total, unit="req", desc=f"{rate:.3g} req/s", disable=None)
-        self._counts = dict.fromkeys(("running", *Ending), 0)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-    def sent(self) -> None:
-        self._counts["running"] += 1
-
-    def ended(self, how: Ending) -> None:
-        self._counts["running"] -= 1
-        self._counts[how] += 1
-        shown = {name: count for name, count in self._counts.items() if count}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()

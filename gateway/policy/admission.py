@@ -40,6 +40,8 @@ class Asked:
     service_class: ServiceClass
     ttft_s: float
     """Its target for the time to the first token."""
+    place_s: float
+    """Its virtual deadline, from now: its target, or later if its tenant has much work waiting already."""
     seconds: float
     """Engine time it is predicted to take, all its tickets together."""
     first_s: float
@@ -116,7 +118,7 @@ def _work(asked: Asked, load: Load) -> tuple[float, list[tuple[float, float]]]:
     later: list[tuple[float, float]] = []
     for begins_s, lasts_s, seconds in sorted(queued + promised):
         work_s += seconds
-        if begins_s <= asked.ttft_s:
+        if begins_s <= asked.place_s:
             before_s = work_s
         elif lasts_s:
             later.append((begins_s + lasts_s, work_s))

@@ -5,7 +5,7 @@ lengths: they lie in one bucket.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, Protocol
 
@@ -178,9 +178,3 @@ def _free_tokens(room: Room) -> int:
     """Tokens of KV room left within the budget by what the rows hold now."""
     held = sum(room.layout.room_tokens(row.held_tokens) for row in room.running)
     return room.budget_bytes // room.layout.bytes_per_token - held
-
-
-def reserve(room: Room, held: Ticket) -> Room:
-    """The room that is left beside a ticket for which it is being kept free."""
-    running = [*room.running, row_of(held)]
-    return replace(room, running=running, tpot_s=min(room.tpot_s, held.tpot_s))

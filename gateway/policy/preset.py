@@ -6,7 +6,7 @@ from gateway.policy.admission import AdmissionRule, ByTarget, Everybody
 from gateway.policy.batch import BatchRule, ByPrompt, Fixed, InOrder, SloOdbs, ToTheEnd
 from gateway.policy.boundaries import Optimal
 from gateway.policy.bucket import BucketRule, Paper, Whole
-from gateway.policy.length import Allowed, LengthRule, Predicted
+from gateway.policy.length_rule import Allowed, LengthRule, Predicted
 from gateway.policy.priority import Arrival, Fair, PriorityRule, slo_odbs_key
 
 

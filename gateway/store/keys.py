@@ -5,9 +5,9 @@ Every script gets all of these as its KEYS, in this order.  For ticket, set, tag
 a prefix to which the script adds `:` and the rest, since only the script knows which tickets it meets; the
 hash tag is in the prefix, so what it derives is in the same slot by construction.
 
-What is left when every ticket is gone: served, buckets, origins (one member a gateway, pruned by reap) and
-drivers (one field a replica, pruned by elect a day after its lease), all of fixed size, and tags until they
-expire.
+What is left when every ticket is gone: served, buckets, origins (one member a gateway, pruned by reap),
+drivers (one field a replica, pruned by elect a day after its lease), samples and snapshot, all of bounded size,
+and tags until they expire.
 """
 
 from typing import NamedTuple
@@ -41,6 +41,10 @@ class Keys(NamedTuple):
     drivers: str
     """hash replica -> "epoch expiry gateway": the last epoch and, while expiry (microseconds) lies ahead, the
     lease."""
+    samples: str
+    """stream of finished requests, capped; one field, sample."""
+    snapshot: str
+    """hash: version, data."""
 
 
 def queue_keys(model: str, shard: int = 0) -> Keys:

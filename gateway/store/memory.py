@@ -14,8 +14,9 @@ from gateway.errors import LeaseLost
 from gateway.ports import Entry, Limits
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store.leases import Leases
+from gateway.store.lessons import Lessons
 from gateway.store.waiting import Held, Set, Waiting
-from gateway.store.wire import check_times
+from gateway.store.wire import check_snapshot, check_times
 
 
 class MemoryStore:
@@ -31,6 +32,7 @@ class MemoryStore:
         self._put_by: dict[str, dict[str, None]] = {}
         self._origins: dict[str, float] = {}
         self._leases = Leases()
+        self._lessons = Lessons()
         self._tags: dict[tuple[str, ServiceClass], float] = {}
         self._max_tags = 64
         self._served: dict[ServiceClass, float] = {}
@@ -146,8 +148,22 @@ class MemoryStore:
         self._bounds, self._bounds_version = bounds, version + 1
         return True
 
-    async def backlog(self) -> Backlog:
-        return Backlog(self._clock(), self._waiting.slots())
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        now_s = self._clock()
+        return Backlog(now_s, max(now_s, self._tags.get((tenant, service_class), 0.0)), self._waiting.slots())
+
+    async def append_samples(self, samples: Sequence[bytes]) -> None:
+        self._lessons.append(samples, self._clock())
+
+    async def samples(self, after: str, limit: int) -> list[tuple[str, bytes]]:
+        return self._lessons.after(after, limit)
+
+    async def publish(self, snapshot: bytes, version: int) -> bool:
+        check_snapshot(snapshot)
+        return self._lessons.publish(snapshot, version, self._clock())
+
+    async def snapshot(self, version: int) -> tuple[int, bytes] | None:
+        return self._lessons.newer_than(version)
 
     async def ping(self) -> None:
         pass

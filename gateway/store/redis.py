@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis, RedisCluster
 
 from gateway.errors import LeaseLost, QueueFull, StoreLost
-from gateway.ports import SLOT_S, Entry, Limits
+from gateway.ports import MAX_SAMPLES, SLOT_S, Entry, Limits
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
 from gateway.store.keys import queue_keys
@@ -22,6 +22,7 @@ T = TypeVar("T")
 VERBS = (
     *("put", "put_back", "queue", "peek", "claim", "finish", "cancel", "audit", "reap", "sweep"),
     *("elect", "renew", "resign", "drivers", "rebucket", "backlog", "ping"),
+    *("append_samples", "samples", "publish", "snapshot"),
 )
 MAX_PER_SCRIPT = 512
 """A script holds the whole server; what need not be atomic goes in parts."""
@@ -124,8 +125,22 @@ class RedisStore:
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)
 
-    async def backlog(self) -> Backlog:
-        return await self._run("backlog", [], wire.backlog)
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        return await self._run("backlog", [service_class.value, tenant], wire.backlog)
+
+    async def append_samples(self, samples: Sequence[bytes]) -> None:
+        for part in _parts(samples):
+            await self._run("append_samples", [MAX_SAMPLES, *part], bool)
+
+    async def samples(self, after: str, limit: int) -> list[tuple[str, bytes]]:
+        return await self._run("samples", [after, limit], wire.samples)
+
+    async def publish(self, snapshot: bytes, version: int) -> bool:
+        wire.check_snapshot(snapshot)
+        return await self._run("publish", [version, snapshot], bool)
+
+    async def snapshot(self, version: int) -> tuple[int, bytes] | None:
+        return await self._run("snapshot", [version], wire.snapshot)
 
     async def ping(self) -> None:
         # A nonce, so that only the answer to this question will do.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.errors import StoreLost
-from gateway.ports import Entry
+from gateway.ports import MAX_SNAPSHOT_BYTES, Entry
 from gateway.request import Backlog, Head, Queue, ServiceClass, Slot, Ticket
 
 T = TypeVar("T")
@@ -35,6 +35,11 @@ def check_times(entries: Iterable[Entry]) -> None:
         times = (ticket.score, ticket.slack_s, ticket.cost_s, ticket.seconds)
         if not all(abs(time) < MAX_TIME_S for time in times):
             raise ValueError("a ticket's times must be finite and sane")
+
+
+def check_snapshot(snapshot: bytes) -> None:
+    if len(snapshot) > MAX_SNAPSHOT_BYTES:
+        raise ValueError(f"a snapshot has at most {MAX_SNAPSHOT_BYTES} bytes")
 
 
 def entry_args(entry: Entry) -> tuple[Arg, ...]:
@@ -135,7 +140,7 @@ def _head(name: bytes, value: bytes) -> Head:
 
 
 def backlog(reply: Sequence[Any]) -> Backlog:
-    now, sums_by_name = reply
+    now, tag, sums_by_name = reply
     sums: dict[tuple[ServiceClass, int], dict[str, int]] = {}
     for name, value in pairs(sums_by_name):
         if b":" not in name:
@@ -143,4 +148,17 @@ def backlog(reply: Sequence[Any]) -> Backlog:
         service_class, slot, unit = text(name).split(":")
         sums.setdefault((ServiceClass(service_class), int(slot)), {})[unit] = int(value)
     slots = {key: Slot(sum.get("tokens", 0), sum.get("us", 0) / 1e6) for key, sum in sums.items()}
-    return Backlog(float(now), slots)
+    return Backlog(float(now), max(float(now), float(tag or 0)), slots)
+
+
+def samples(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[tuple[str, bytes]]:
+    return [(text(id), dict(pairs(fields)).get(b"sample", b"")) for id, fields in reply]
+
+
+def snapshot(reply: Sequence[bytes] | None) -> tuple[int, bytes] | None:
+    if reply is None:
+        return None
+    version, data = reply
+    if not isinstance(data, bytes):
+        raise TypeError("a snapshot is bytes")
+    return int(version), data

@@ -30,6 +30,7 @@ from tests.store_contract import (
     lead,
     peek_ids,
     put,
+    slots,
 )
 from tests.store_machine import StoreMachine, run_machine
 
@@ -110,7 +111,11 @@ EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "resign": lambda store: store.resign("replica", 1),
     "drivers": lambda store: store.drivers(),
     "rebucket": lambda store: store.rebucket((0, 4), 0),
-    "backlog": lambda store: store.backlog(),
+    "backlog": lambda store: store.backlog(DEFAULT, ""),
+    "append_samples": lambda store: store.append_samples([b"sample"]),
+    "samples": lambda store: store.samples("", 9),
+    "publish": lambda store: store.publish(b"model", 0),
+    "snapshot": lambda store: store.snapshot(0),
     "ping": lambda store: store.ping(),
 }
 
@@ -134,7 +139,7 @@ async def test_a_server_that_came_back_empty_is_an_empty_queue(
         assert verb in ("claim", "sweep")
     await store.finish([("a/0", 0), ("a/0", 1), ("z/0", 0)])
     queue = await store.queue()
-    assert (queue.heads, queue.tickets, (await store.backlog()).slots) == ([], 0, {})
+    assert (queue.heads, queue.tickets, await slots(store)) == ([], 0, {})
 
 
 @pytest.mark.asyncio
@@ -221,7 +226,12 @@ async def test_a_ticket_that_somebody_destroyed_spoils_nothing(
         claimed += [entry.ticket.id for entry in await store.claim("replica", epoch, tickets, {})]
     assert claimed == [f"a/{i}" for i in range(1, 9)]
     queue = await store.queue()
-    assert (queue.heads, queue.tickets, queue.tokens, (await store.backlog()).slots) == ([], 0, 0, {})
+    assert (queue.heads, queue.tickets, queue.tokens, await slots(store)) == (
+        [],
+        0,
+        0,
+        {},
+    )
 
 
 async def assert_clean(client: Redis) -> None:
@@ -276,6 +286,19 @@ async def test_epochs_rise_even_if_the_clock_does_not(store: RedisStore, client:
     last = await lead(store) + 10**15
     await client.hset(KEYS.drivers, "replica", f"{last} 9999999999999999 gateway-1")
     assert await lead(store) == last + 1
+
+
+@pytest.mark.asyncio
+async def test_what_others_put_beside_the_samples_is_nothing(store: RedisStore, client: Redis) -> None:
+    await client.xadd(KEYS.samples, {b"not": b"ours"})
+    await store.append_samples([b"ours"])
+    assert [sample for _, sample in await store.samples("", 9)] == [b"", b"ours"]
+    await client.hset(KEYS.snapshot, mapping={"version": "nonsense"})
+    assert await store.snapshot(0) is None
+    assert await store.publish(b"model", 0)
+    await client.hdel(KEYS.snapshot, "data")
+    with pytest.raises(StoreLost):
+        await store.snapshot(0)
 
 
 @pytest.mark.asyncio

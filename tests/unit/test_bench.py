@@ -14,16 +14,6 @@ import pytest
 from aiohttp import web
 
 from gateway.__main__ import main
-from gateway.bench import wire
-from gateway.bench.client import Answer, OnTokens
-from gateway.bench.load import Load
-from gateway.bench.prompts import IdPrompts, TextPrompts, WordPrompts
-from gateway.load.arrivals import Arrivals, Process
-from gateway.load.named import WORKLOADS
-from gateway.load.record import Ending
-from gateway.load.workload import Arrival, generate
-from tests.unit.fakes import clock
-from tests.unit.tokenizers_made import byte_level
 
 TRACE = "arrival_s,prompt_tokens,output_tokens\n0,12,3\n0.01,40,5\n0.02,7,1\n"
 Reply = Callable[[int, dict[str, Any]], list[bytes] | web.Response | None]
@@ -188,7 +178,9 @@ def test_how_far_the_promises_are_kept_is_said_in_words(
     assert "Attainment: 90% not even at the lowest rate, 80% not" in capsys.readouterr().out
 
 
-def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_endings_are_told_apart(
+    served: Served, trace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     busy = web.json_response({"error": {"message": "too  busy"}}, status=429, headers={"retry-after-ms": "2500"})
     replies: list[list[bytes] | web.Response] = [
         busy,
@@ -199,7 +191,7 @@ def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.Captu
         [event({"choices": [{"text": "a"}]}), b"data: [DONE]\n\n"],
     ]
     served.reply = lambda number, body: stream(body) if number == 0 else replies[number - 1]
-    bench(served, "--trace", trace, "--rate", "20", "--requests", "6")
+    bench(served, "--trace", trace, "--rate", "20", "--requests", "6", "--out", str(tmp_path))
     out = capsys.readouterr().out
     assert out.splitlines()[2].split()[2:7] == ["6", "1", "1", "4", "0"]
     for words in (
@@ -211,6 +203,11 @@ def test_endings_are_told_apart(served: Served, trace: str, capsys: pytest.Captu
         "refused clients were told to wait 2.5 s (median)",
     ):
         assert words in out
+    with (tmp_path / "requests.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["ending"] for row in rows] == ["rejected", *["failed"] * 4, "finished"]
+    assert [bool(row["ttft_s"]) for row in rows] == [False, False, True, True, False, True]
+    assert json.loads((tmp_path / "report.json").read_text())["runs"][0]["client"]["short_answers"] == 0
 
 
 def test_an_answer_that_takes_too_long_has_expired(
@@ -287,6 +284,17 @@ def test_ctrl_c_leaves_the_report_of_what_came(
     assert run["report"]["total"]["requests"] + run["client"]["unanswered"] == 2
 
 
+def test_ctrl_c_before_anything_is_one_line(
+    served: Served, trace: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def reply(number: int, body: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    served.reply = reply
+    bench(served, "--trace", trace, status=1)
+    assert capsys.readouterr() == ("", "bucketserve: interrupted while nothing was measured\n")
+
+
 def test_help_has_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["bench", "--help"], {})
@@ -300,135 +308,3 @@ def test_help_has_every_option_with_its_default(capsys: pytest.CaptureFixture[st
     ):
         assert words in text
     assert "None" not in text
-
-
-# The wire
-
-
-def tokens(*events: Any) -> list[int]:
-    reader = wire.Stream()
-    return [reader.take(line) for each in events for line in event(each).splitlines()]
-
-
-def test_role_only_chunks_and_comments_are_no_tokens() -> None:
-    reader = wire.Stream()
-    assert reader.take(b": keep-alive\n") == 0
-    assert reader.take(b"id: a:1.1\n") == 0
-    assert [
-        count
-        for count in tokens(
-            {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
-            {"choices": [{"delta": {"content": "a"}}]},
-            {"choices": [{"delta": {"reasoning_content": "hm"}}]},
-            {"choices": [{"delta": {}, "finish_reason": "length"}]},
-        )
-        if count
-    ] == [1, 1]
-
-
-def test_a_servers_own_count_is_believed() -> None:
-    chunks = [({"text": "ab"}, 2), ({"text": ""}, 3), ({"text": "c"}, 3), ({"text": "d"}, 6)]
-    assert [
-        count
-        for count in tokens(
-            *({"choices": [choice], "usage": {"completion_tokens": total}} for choice, total in chunks),
-            {"choices": [], "usage": {"completion_tokens": 6}},
-        )
-        if count
-    ] == [2, 1, 3]
-
-
-def test_a_final_count_is_no_token() -> None:
-    reader = wire.Stream()
-    assert reader.take(b'data: {"choices":[{"text":"a"}],"usage":null}') == 1
-    assert reader.take(b'data: {"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":9}}') == 0
-    assert reader.usage == wire.Usage(4, 9)
-    assert not reader.done
-    assert reader.take(b"data: [DONE]\n") == 0
-    assert reader.done
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (b'{"error": {"message": "no"}}', "no"),
-        (b'{"error": "no"}', "no"),
-        (b'{"object": "error", "message": "no"}', "no"),
-        (b"<h1>\n  Bad   Gateway</h1>\xff", "<h1> Bad Gateway</h1>\N{REPLACEMENT CHARACTER}"),
-        (b"x" * 999, "x" * 200),
-    ],
-)
-def test_what_a_refusal_says(body: bytes, said: str) -> None:
-    assert wire.refusal(body) == said
-
-
-# Prompts
-
-
-def test_prompts_differ_and_repeat_with_the_seed() -> None:
-    ids = IdPrompts(1000, seed=1)
-    assert ids.prompt(1, 9) == IdPrompts(1000, seed=1).prompt(1, 9)
-    assert ids.prompt(1, 9) != ids.prompt(2, 9)
-    assert ids.prompt(1, 9) != IdPrompts(1000, seed=2).prompt(1, 9)
-    assert len(WordPrompts(1).prompt(3, 17).split()) == 17
-
-
-def test_a_tokenizer_gives_chat_prompts_their_length(tmp_path: Path) -> None:
-    tokenizer = byte_level()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    prompts = TextPrompts(tmp_path, seed=1)
-    for wanted in (1, 7, 50, 400):
-        assert len(tokenizer.encode(prompts.prompt(wanted, wanted), add_special_tokens=False).ids) == wanted
-
-
-# The open loop, on virtual time
-
-
-class Silent:
-    def sent(self) -> None: ...
-
-    def ended(self, how: Ending) -> None: ...
-
-
-def test_arrivals_wait_for_no_answer() -> None:
-    workload = generate(WORKLOADS["alpaca"], 20, Arrivals(Process.POISSON, 2.0), seed=1)
-    sent_s: list[float] = []
-
-    async def ask(request: int, arrival: Arrival, on_tokens: OnTokens) -> Answer:
-        sent_s.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(100.0)
-        on_tokens(1)
-        await asyncio.sleep(1.0)
-        on_tokens(arrival.output_tokens - 1)
-        return Answer(Ending.FINISHED)
-
-    load = Load(workload, ask, Silent())
-    clock.run(load.run())
-    assert sent_s == pytest.approx(workload.arrival_s.tolist())
-    records = load.recorder.records()
-    assert records.ttft_s.tolist() == pytest.approx([100.0] * 20)
-    assert records.e2e_s.tolist() == pytest.approx([101.0] * 20)
-    assert records.output_tokens.tolist() == workload.output_tokens.tolist()
-
-
-def test_a_client_that_falls_behind_knows_it() -> None:
-    workload = generate(WORKLOADS["alpaca"], 50, Arrivals(Process.POISSON, 10.0), seed=1)
-
-    async def ask(request: int, arrival: Arrival, on_tokens: OnTokens) -> Answer:
-        return Answer(Ending.FINISHED)
-
-    class Slow(Silent):
-        """Keeps the event loop busy for a second at a time."""
-
-        def __init__(self) -> None:
-            self.loop: Any = None
-
-        def sent(self) -> None:
-            loop = asyncio.get_running_loop()
-            assert isinstance(loop, clock.VirtualLoop)
-            loop._jumping.now_s += 1.0
-
-    load = Load(workload, ask, Slow())
-    clock.run(load.run())
-    assert max(load.late_s) > 40.0
-    assert max(load.lag_s) > 0.9

@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.metrics import Metrics
+from gateway.policy.length import Mode
 from gateway.request import FinishReason, Head, Outcome, Queue, ServiceClass
 from gateway.vllm_names import INTERVAL_BUCKETS, LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS
 from triton_backend.contract import Telemetry
@@ -86,6 +87,15 @@ def test_only_finished_calls_have_a_duration(metrics: Metrics) -> None:
     assert page("bucketserve_calls_total", service_class="flex", outcome="cancelled") == 1
     assert page("bucketserve_calls_total", service_class="flex", outcome="rejected") == 1
     assert page("bucketserve_live_calls", service_class="flex") == 0
+
+
+def test_predicted_lengths_are_counted_and_the_predictor_is_named(metrics: Metrics) -> None:
+    for is_covered, mode in ((True, Mode.COLD), (True, Mode.GLOBAL), (False, Mode.LEARNED)):
+        metrics.length_seen(is_covered, mode)
+    page = Page(metrics)
+    assert page("bucketserve_predicted_lengths_total", covered="yes") == 2
+    assert page("bucketserve_predicted_lengths_total", covered="no") == 1
+    assert [page("bucketserve_length_predictor", mode=mode) for mode in Mode] == [0, 0, 1]
 
 
 def test_the_same_figures_under_vllms_names(metrics: Metrics) -> None:

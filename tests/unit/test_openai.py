@@ -4,13 +4,14 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, TooManyRequests
-from gateway.openai import answer, parse
-from gateway.request import FinishReason, Request, ServiceClass, TokenLogprob
+from gateway.openai import answer, headers, parse
+from gateway.request import FinishReason, Request, ServiceClass, Targets, TokenLogprob
 from tests.unit.fakes.calls import ScriptedCall, delta
 from triton_backend.contract import Sampling
 
@@ -399,3 +400,32 @@ def test_a_stream_says_what_a_whole_answer_says(pieces: list[str]) -> None:
     assert datas.pop() == b"[DONE]"
     streamed = "".join(json.loads(data)["choices"][0]["delta"]["content"] for data in datas)
     assert streamed == json.loads(answered.body())["choices"][0]["message"]["content"] == "".join(pieces)
+
+
+# Headers
+
+
+def test_headers_set_targets_in_milliseconds() -> None:
+    given = {"x-slo-ttft-ms": "250", "x-slo-tpot-ms": "12.5", "x-deadline-ms": "60000"}
+    assert headers.applied(chat(), given).targets == Targets(0.25, 0.0125, 60.0)
+    assert headers.applied(chat(), {"x-llm-d-slo-ttft-ms": "100"}).targets == Targets(0.1)
+    both = {"x-llm-d-slo-tpot-ms": "9", "x-slo-tpot-ms": "5"}
+    assert headers.applied(chat(), both).targets == Targets(tpot_s=0.005)
+    assert headers.applied(chat(), {"x-other": "1"}) == chat()
+
+
+@pytest.mark.parametrize(("count", "is_return"), [("0", False), ("", False), ("1", True), ("2", True)])
+def test_a_client_that_was_refused_is_known_by_its_count(count: str, is_return: bool) -> None:
+    assert headers.applied(chat(), {"x-stainless-retry-count": count}).is_return is is_return
+
+
+def test_an_end_that_openai_has_no_word_for_is_told_beside_the_standard_one() -> None:
+    last = msgspec.structs.replace(delta("!", end=FinishReason.LENGTH), detail="deadline")
+    call = ScriptedCall("c", [[last]])
+    stream = answer.Stream(chat(stream=True), call, 0, str).take([last])
+    event = json.loads(stream.split(b"\n")[1].removeprefix(b"data: "))
+    whole = answer.Whole(chat(), call, 0, str)
+    whole.take([last])
+    for choice in (event["choices"][0], json.loads(whole.body())["choices"][0]):
+        assert choice["finish_reason"] == "length"
+        assert choice["finish_details"] == {"type": "deadline"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy import admission, batch, bucket, length, priority
+from gateway.policy import batch, bucket, priority
 from gateway.policy.batch import Room, ToTheEnd
 from gateway.policy.pace import Pace
 from gateway.request import Head, Profile, ServiceClass, Ticket
@@ -161,27 +161,6 @@ def test_nobody_is_served_for_a_target_far_below_the_class(asked_s: float, class
     assert priority.ttft_s(None, class_s) == class_s
 
 
-# Length
-
-
-def test_without_history_all_that_is_allowed_is_reckoned_with() -> None:
-    assert length.LengthHistory().predict(77, ignore_eos=False) == Profile(77, 77)
-
-
-def test_the_recent_past_predicts_and_max_tokens_bounds() -> None:
-    history = length.LengthHistory()
-    for tokens in range(1, 101):
-        history.observe(tokens)
-    assert history.predict(1000, ignore_eos=False) == Profile(50, 90)
-    assert history.predict(20, ignore_eos=False) == Profile(20, 20)
-    assert history.predict(1000, ignore_eos=True) == Profile(1000, 1000)
-
-
-@given(st.integers(1, 500), st.integers(0, 2000), st.integers(1, 2000))
-def test_something_is_left_until_nothing_may_come(upper: int, drawn: int, max_left: int) -> None:
-    assert 1 <= length.left_tokens(Profile(upper, upper), drawn, max_left) <= max_left
-
-
 # Batch
 
 
@@ -283,13 +262,3 @@ def test_the_longest_row_just_fits(layout: KVLayout, budget_bytes: int) -> None:
     tokens = batch.longest_row_tokens(layout, budget_bytes)
     assert layout.room_tokens(tokens) * layout.bytes_per_token <= budget_bytes
     assert layout.room_tokens(tokens + 1) * layout.bytes_per_token > budget_bytes
-
-
-# Admission
-
-
-def test_without_a_limit_the_answer_may_fill_the_context() -> None:
-    assert admission.answer_tokens(10, None, 100) == 90
-    assert admission.answer_tokens(10, 90, 100) == 90
-    assert admission.answer_tokens(10, 91, 100) == admission.TooLong(100, 101)
-    assert admission.answer_tokens(100, None, 100) == admission.TooLong(100, 101)

@@ -9,23 +9,33 @@ import msgspec
 import pytest
 
 from gateway.errors import BadRequest, Poisoned, TooManyRequests, Unavailable
-from gateway.ports import Limits
-from gateway.request import FinishReason, Request
+from gateway.policy.features import Features
+from gateway.policy.length import MIN_HISTORY, Mode
+from gateway.ports import Limits, Store
+from gateway.profiler import Profiler
+from gateway.request import FinishReason, Profile, Request, ServiceClass
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend, token_at
 from tests.unit.fakes.world import ORIGIN, World
-from triton_backend.contract import Attach, Sampling
+from triton_backend.contract import Attach
 
 Scenario = Callable[[World], Awaitable[None]]
 
 
-def play(scenario: Scenario, replicas: int = 1, config: Any = ORIGIN, **engine: int) -> None:
+def play(
+    scenario: Scenario,
+    replicas: int = 1,
+    config: Any = ORIGIN,
+    profiler: Callable[[str, Store], Profiler] = Profiler,
+    **engine: int,
+) -> None:
     """Run the scenario in a fresh world; afterwards nothing may be left anywhere."""
 
     async def main() -> None:
         store = MemoryStore(clock=asyncio.get_running_loop().time)
-        world = World(store, [FakeBackend(f"r{number}", **engine) for number in range(replicas)], config)
+        backends = [FakeBackend(f"r{number}", **engine) for number in range(replicas)]
+        world = World(store, backends, config, profiler("g", store))
         async with world.running():
             async with asyncio.timeout(600):
                 await scenario(world)
@@ -84,23 +94,44 @@ def test_memory_for_a_tenth_of_the_load_serves_everybody() -> None:
     play(scenario, kv_budget_bytes=5000)
 
 
-def test_answers_longer_than_predicted_are_evicted_and_go_on_exactly() -> None:
+class Half(Profiler):
+    """Predicts half of what every answer will be."""
+
+    def predict(self, features: Features, max_tokens: int, ignore_eos: bool) -> Profile:
+        return Profile(max(1, max_tokens // 2), max(1, max_tokens // 2))
+
+
+@pytest.mark.parametrize("budget_bytes", [3200, 5000, 20_000])
+def test_answers_twice_as_long_as_predicted_are_exact_and_memory_holds(budget_bytes: int) -> None:
     async def scenario(world: World) -> None:
-        for _ in range(40):
-            await world.answer([1], 1)
-        request = Request(model="fake", prompts=[[7] * 20], max_tokens=200, sampling=Sampling(0.0))
+        await all_exact(world, prompts(100))
+        used_bytes = world.backends[0].arranged_bytes
+        assert 0.6 * budget_bytes < max(used_bytes) <= budget_bytes
+        page = world.metrics.render().decode()
+        assert 'bucketserve_put_backs_total{reason="evicted"}' in page, "the engine had nothing to make good"
 
-        async def long_answer(number: int) -> list[int]:
-            tokens: list[int] = []
-            async with world.origin.open(request, f"long{number}", 0.0) as call:
-                while deltas := await call.next():
-                    tokens += [token for delta in deltas for token in delta.tokens]
-            return tokens
+    play(scenario, profiler=Half, kv_budget_bytes=budget_bytes)
 
-        answers = await asyncio.gather(*(long_answer(number) for number in range(6)))
-        assert all(answer == expected([7] * 20, 200) for answer in answers)
 
-    play(scenario, kv_budget_bytes=6400)
+def test_answers_are_learned_from_unless_made_to_ignore_their_end() -> None:
+    async def scenario(world: World) -> None:
+        for at in range(MIN_HISTORY):
+            await world.answer([9], 30, f"made{at}")
+        modes = [world.profiler.mode]
+        request = Request(model="fake", prompts=[[9]], max_tokens=30, stop=[chr(expected([9], 30)[5])])
+        for at in range(MIN_HISTORY):
+            async with world.origin.open(request, f"call{at}", 0.0) as call:
+                while await call.next():
+                    pass
+        modes.append(world.profiler.mode)
+        assert modes == [Mode.COLD, Mode.GLOBAL]
+        features = world.profiler.features([9], 30, ServiceClass.DEFAULT, "")
+        assert world.profiler.predict(features, 30, ignore_eos=False) == Profile(6, 6)
+        page = world.metrics.render().decode()
+        assert f'bucketserve_predicted_lengths_total{{covered="yes"}} {MIN_HISTORY}.0' in page
+        assert 'bucketserve_length_predictor{mode="global"} 1.0' in page
+
+    play(scenario)
 
 
 @pytest.mark.parametrize("when_s", [0.0, 0.02, 0.1, 0.3])

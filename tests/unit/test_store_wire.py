@@ -55,7 +55,10 @@ replies = st.recursive(
 
 @pytest.mark.parametrize(
     "parse",
-    [wire.queue, wire.backlog, wire.texts, wire.text_pairs, wire.text_dict, wire.peeked, wire.claimed],
+    [
+        *(wire.queue, wire.backlog, wire.texts, wire.text_pairs, wire.text_dict, wire.peeked, wire.claimed),
+        *(wire.samples, wire.snapshot),
+    ],
     ids=lambda parse: parse.__name__,
 )
 @given(reply=replies)

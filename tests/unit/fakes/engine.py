@@ -37,8 +37,9 @@ class _Clock:
 class _Executor:
     """Draws a function of (original prompt, index), as a real model's greedy answer is."""
 
-    def __init__(self, config: EngineConfig, clock: "_Clock") -> None:
+    def __init__(self, config: EngineConfig, clock: "_Clock", arranged_bytes: list[int]) -> None:
         self._clock = clock
+        self._arranged_bytes = arranged_bytes
         self.layout = Grouped((16, 32, 64, 128, 256, 512, 1024), BYTES_PER_TOKEN)
         self.kv_budget_bytes = config.kv_budget_bytes or 1000 * BYTES_PER_TOKEN
         self.context_tokens = config.context_tokens or 1000
@@ -49,7 +50,7 @@ class _Executor:
         self.allocated_bytes = 0
 
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
-        pass
+        self._arranged_bytes.append(sum(rooms.values()) * BYTES_PER_TOKEN)
 
     def prefill(self, rows: list[Row], start: int, length: int) -> tuple[list[Row], Draws]:
         return self.decode([row for row in rows if start < row.prompt_tokens <= start + length])
@@ -111,15 +112,20 @@ class FakeBackend:
         self.is_dead = False
         self.is_hung = False
         self.revivals = 0
+        self.arranged_bytes: list[int] = []
+        """KV memory in use, step by step."""
         self._config = EngineConfig(model="fake", name="fake", **config)  # type: ignore[arg-type]
         self._sinks: list[_Sink] = []
         self._start()
 
     def _start(self) -> None:
         self._clock = _Clock()
-        self.engine = Engine(self._config, load=lambda config: _Executor(config, self._clock), clock=self._clock)
+        self.engine = Engine(self._config, load=self._load, clock=self._clock)
         self._crank = asyncio.create_task(self._run())
         self._crank.add_done_callback(lambda crank: crank.cancelled() or crank.result())
+
+    def _load(self, config: EngineConfig) -> _Executor:
+        return _Executor(config, self._clock, self.arranged_bytes)
 
     async def _run(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from gateway.origin import Origin
 from gateway.policy.admission import Everybody
 from gateway.policy.preset import FULL
 from gateway.ports import Limits
+from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes.engine import FakeBackend
@@ -39,17 +40,25 @@ ORIGIN = origins.Config(
 
 
 class World:
-    def __init__(self, store: MemoryStore, backends: list[FakeBackend], config: origins.Config = ORIGIN) -> None:
+    def __init__(
+        self,
+        store: MemoryStore,
+        backends: list[FakeBackend],
+        config: origins.Config = ORIGIN,
+        profiler: Profiler | None = None,
+    ) -> None:
         self.store = store
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
         self.metrics = Metrics(CollectorRegistry(), "fake")
+        self.profiler = profiler or Profiler("g", store)
         self.origin = Origin(
             gateway="g",
             model="fake",
             store=store,
             tokenizer=CharTokenizer(),
             fleet=self.fleet,
+            profiler=self.profiler,
             config=config,
             metrics=self.metrics,
             wake=self._wake,
@@ -81,6 +90,7 @@ class World:
     async def running(self) -> AsyncIterator["World"]:
         tasks = [asyncio.create_task(driver.run()) for driver in self.drivers]
         tasks.append(asyncio.create_task(self.origin.run()))
+        tasks.append(asyncio.create_task(self.profiler.run()))
         try:
             while len(self.fleet.replicas) < len(self.backends):
                 await asyncio.sleep(0.01)

@@ -1,0 +1,87 @@
+"""Finished answers: what is learned from, and what the recent ones say of the next.
+
+An answer that its limit cut says only that it would have been longer.  It counts as long as one of the longer
+answers, whole or cut in turn, and as endless if there is none (redistribution to the right, as Kaplan and Meier's
+estimate does).
+"""
+
+import math
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from gateway.policy.features import Features
+from gateway.policy.snapshot import MAX_TOKENS
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_REFRESH = 64
+"""The quantiles are taken anew after every such part of the history."""
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """An answer's length."""
+
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
+    is_cut: bool
+    """It ended at its limit."""
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """A finished request, as gateways tell each other."""
+
+    features: Features
+    seen: Seen
+
+
+def whole_lengths(seen: Sequence[Seen]) -> list[float]:
+    """How long the answers, given in ascending order, would have been uncut; inf if nobody knows."""
+    whole = [math.inf] * len(seen)
+    for at in range(len(seen) - 1, -1, -1):
+        longer = len(seen) - at - 1
+        if not seen[at].is_cut:
+            whole[at] = seen[at].tokens
+        elif longer:
+            # Multiples of the golden ratio spread evenly over the longer ones.
+            whole[at] = whole[at + 1 + int(at * _GOLDEN % 1 * longer)]
+    return whole
+
+
+class LengthHistory:
+    """The lengths of the last `size` finished answers."""
+
+    def __init__(self, size: int = 512) -> None:
+        self._size = size
+        self._arrived: deque[Seen] = deque()
+        self._sorted: list[Seen] = []
+        self._whole = np.empty(0)
+        self._num_new = 0
+
+    def __len__(self) -> int:
+        return len(self._arrived)
+
+    def observe(self, tokens: int, is_cut: bool = False) -> None:
+        if len(self._arrived) == self._size:
+            self._sorted.remove(self._arrived.popleft())
+        seen = Seen(tokens, is_cut)
+        self._arrived.append(seen)
+        insort(self._sorted, seen)
+        self._num_new += 1
+
+    def quantile(self, level: float) -> float:
+        """The length that this part of the answers stays within, in tokens; inf if nobody knows."""
+        self._refresh()
+        return float(self._whole[int(level * (len(self._whole) - 1))])
+
+    def expected(self, max_tokens: int) -> float:
+        """Mean length of an answer that is cut at `max_tokens`, in tokens."""
+        self._refresh()
+        return float(np.minimum(self._whole, max_tokens).mean())
+
+    def _refresh(self) -> None:
+        if self._num_new > len(self) // _REFRESH:
+            self._whole = np.sort(whole_lengths(self._sorted))
+            self._num_new = 0

@@ -1,0 +1,166 @@
+"""Letting in what can be kept, and telling the others honestly when to come back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.policy import admission
+from gateway.policy.admission import Asked, ByTarget, Everybody, Load
+from gateway.policy.drain import Drain
+from gateway.policy.line import Line
+from gateway.request import ServiceClass, Slot
+
+PRIORITY, DEFAULT, FLEX = ServiceClass
+SHARES = {PRIORITY: 0.6, DEFAULT: 0.3, FLEX: 0.1}
+
+
+def load(*slots: tuple[ServiceClass, int, float], rate: float = 1.0, now_s: float = 100.0, **more: object) -> Load:
+    """Slots of half a second, counted from now."""
+    waiting = {(name, 200 + slot): Slot(10, seconds) for name, slot, seconds in slots}
+    return Load(waiting, 0.5, now_s, rate, SHARES, **more)  # type: ignore[arg-type]
+
+
+def asked(ttft_s: float = 2.0, seconds: float = 0.4, first_s: float = 0.1) -> Asked:
+    return Asked(DEFAULT, ttft_s, ttft_s, seconds, first_s)
+
+
+def late_s(asked: Asked, load: Load, margin: float = 1.0) -> float:
+    """0 if it is let in."""
+    late = ByTarget(margin).decide(asked, load)
+    return late.late_s if late else 0.0
+
+
+def test_without_a_limit_the_answer_may_fill_the_context() -> None:
+    assert admission.answer_tokens(10, None, 100) == 90
+    assert admission.answer_tokens(10, 90, 100) == 90
+    assert admission.answer_tokens(10, 91, 100) == admission.TooLong(100, 101)
+    assert admission.answer_tokens(100, None, 100) == admission.TooLong(100, 101)
+
+
+def test_an_empty_queue_lets_everybody_in_who_can_make_it_alone() -> None:
+    assert late_s(asked(), load()) == 0
+    assert late_s(asked(ttft_s=0.05), load()) == pytest.approx(0.05)
+
+
+def test_work_before_it_counts_and_work_after_it_does_not() -> None:
+    before = load((DEFAULT, 1, 1.5), (DEFAULT, 3, 1.0))
+    assert late_s(asked(), before) == pytest.approx(2.5 + 0.1 - 2.0)
+    assert late_s(asked(), load((DEFAULT, 1, 1.5), (DEFAULT, 30, 1.0))) == 0
+
+
+def test_a_promise_given_to_somebody_else_is_not_broken() -> None:
+    """Work due in the sixth second fills the time until then; a tighter request would push it out."""
+    assert late_s(asked(), load((DEFAULT, 11, 5.9))) == pytest.approx(5.9 + 0.4 - 6.0)
+    assert late_s(asked(), load((DEFAULT, 11, 5.5))) == 0
+
+
+def test_a_tenant_with_much_work_waiting_stands_behind_it() -> None:
+    """Its work is due later than its next request's target, and goes before it all the same."""
+    mine = (DEFAULT, 5, 2.5)
+    assert late_s(asked(), load(mine)) == 0
+    behind = Asked(DEFAULT, 2.0, 4.0, 0.4, 0.1)
+    assert late_s(behind, load(mine)) == pytest.approx(2.5 + 0.1 - 2.0)
+
+
+def test_more_replicas_do_more() -> None:
+    work = [(DEFAULT, 1, 6.0)]
+    assert late_s(asked(), load(*work, rate=1.0)) > 4
+    assert late_s(asked(), load(*work, rate=4.0)) == 0
+
+
+def test_a_class_counts_on_its_share_only_while_others_have_work() -> None:
+    mine = (DEFAULT, 1, 1.5)
+    assert late_s(asked(), load(mine)) == 0
+    assert late_s(asked(), load(mine, (PRIORITY, 0, 0.1))) == pytest.approx(1.5 * 3 + 0.1 - 2.0)
+
+
+def test_nothing_measured_refuses_nobody() -> None:
+    assert late_s(asked(), load((DEFAULT, 1, 100.0), rate=0.0)) == 0
+    assert Everybody().decide(asked(), load((DEFAULT, 1, 100.0))) is None
+
+
+def test_part_of_the_target_is_kept_in_reserve() -> None:
+    assert late_s(asked(), load((DEFAULT, 1, 1.6)), margin=1.0) == 0
+    assert late_s(asked(), load((DEFAULT, 1, 1.6)), margin=0.8) == pytest.approx(1.7 - 1.6)
+
+
+def test_promised_places_keep_newcomers_out() -> None:
+    assert late_s(asked(), load(promised=[(0.5, 1.5), (1.5, 1.5)])) == pytest.approx(1.1)
+    assert late_s(asked(), load(promised=[(0.5, 1.5), (5.0, 1.5)])) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.floats(0.01, 3)), max_size=20), st.floats(0.1, 10))
+def test_who_is_let_in_could_be_served_in_deadline_order(work: list[tuple[int, float]], ttft_s: float) -> None:
+    """Played out: earliest deadline first at the measured rate, nobody's deadline slot is overrun."""
+    due = dict(work)
+    given = load(*((DEFAULT, slot, seconds) for slot, seconds in due.items()))
+    mine = asked(ttft_s=ttft_s)
+    if ByTarget(1.0).decide(mine, given) is not None:
+        return
+    clock_s = 0.0
+    for slot in sorted(due):
+        if slot * 0.5 <= ttft_s:
+            clock_s += due[slot]
+    assert clock_s + mine.first_s <= ttft_s + 1e-9
+    clock_s += mine.seconds
+    for slot in sorted(due):
+        if slot * 0.5 > ttft_s:
+            clock_s += due[slot]
+            assert clock_s <= (slot + 1) * 0.5 + 1e-9
+
+
+# The line of the refused
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0.01, 5), st.floats(0, 0.999)), max_size=60))
+def test_refused_clients_return_within_two_minutes(bookings: list[tuple[float, float, float]]) -> None:
+    line = Line()
+    for late, seconds, jitter in bookings:
+        assert 1.0 <= line.book(0.0, late, seconds, 1.0, jitter) <= 120.0
+
+
+def test_the_line_advances_as_fast_as_work_is_done() -> None:
+    line = Line()
+    told = [line.book(0.0, 3.0, seconds=2.0, rate=0.5, jitter=0.0) for _ in range(4)]
+    assert told == [3.0, 7.0, 11.0, 15.0]
+
+
+def test_places_are_work_to_be_expected_until_they_are_taken_or_lost() -> None:
+    line = Line()
+    for _ in range(3):
+        line.book(0.0, 3.0, seconds=2.0, rate=0.5, jitter=0.0)
+    assert line.promised(1.0) == [(2.0, 2.0), (6.0, 2.0), (10.0, 2.0)]
+    line.returned(3.0)
+    assert line.promised(3.0) == [(4.0, 2.0), (8.0, 2.0)]
+    (place,) = line.promised(17.5)
+    assert place[0] == -6.5
+    assert place[1] == pytest.approx(2.0 * 0.98)
+
+
+def test_places_of_clients_that_never_return_stop_counting() -> None:
+    line = Line()
+    now_s = 0.0
+    for _ in range(300):
+        now_s += 1.0
+        line.book(now_s, 1.0, seconds=1.0, rate=1.0, jitter=0.0)
+    assert sum(seconds for _, seconds in line.promised(now_s)) < 1.0
+
+
+# The measured rate
+
+
+def test_the_rate_is_what_leaves_the_queue_while_more_waits() -> None:
+    drain = Drain()
+    for half_second in range(200):
+        drain.claimed(1.5)
+        drain.saturated(half_second / 2)
+    assert drain.rate == pytest.approx(3.0, rel=0.01)
+
+
+def test_an_idle_queue_measures_nothing() -> None:
+    drain = Drain()
+    for second in range(100):
+        drain.claimed(0.01)
+        drain.idle()
+        drain.saturated(float(second))
+    assert drain.rate == 1.0

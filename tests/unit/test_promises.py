@@ -1,0 +1,284 @@
+"""Deadlines, priorities and evictions through the whole gateway, on virtual time."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.chooser import Chooser
+from gateway.errors import DeadlineExceeded, TooManyRequests
+from gateway.fleet import Replica
+from gateway.metrics import Metrics
+from gateway.policy import bucket
+from gateway.policy.preset import FULL
+from gateway.ports import Entry, Limits
+from gateway.request import FinishReason, Profile, Request, ServiceClass, Targets, Ticket
+from gateway.roster import Roster
+from gateway.store.memory import MemoryStore
+from tests.unit.fakes import clock
+from tests.unit.fakes.engine import STEP_S, FakeBackend, token_at
+from tests.unit.fakes.world import DRIVER, ORIGIN, World
+from triton_backend.contract import Attached, ModelInfo, Sampling, Telemetry
+from triton_backend.memory import Paged
+
+PRIORITY, DEFAULT, FLEX = ServiceClass
+
+
+def play(scenario: Callable[[World], Coroutine[Any, Any, None]], config: Any = ORIGIN, **engine: int) -> None:
+    async def main() -> None:
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        world = World(store, [FakeBackend("r0", **engine)], config)
+        async with world.running(), asyncio.timeout(3600):
+            await scenario(world)
+            await asyncio.sleep(1.0)
+            assert await world.is_idle()
+
+    clock.run(main())
+
+
+def request(tokens: int, service_class: ServiceClass = DEFAULT, prompt: int = 10, **targets: float) -> Request:
+    return Request(
+        model="fake",
+        prompts=[[7] * prompt],
+        max_tokens=tokens,
+        ignore_eos=True,
+        sampling=Sampling(0.0),
+        service_class=service_class,
+        targets=Targets(**targets),
+    )
+
+
+async def ask(world: World, request: Request, call_id: str) -> tuple[list[int], FinishReason | None, str]:
+    """Tokens, finish reason and detail."""
+    tokens: list[int] = []
+    last = None
+    async with world.origin.open(request, call_id, asyncio.get_running_loop().time()) as call:
+        while deltas := await call.next():
+            tokens += [token for delta in deltas for token in delta.tokens]
+            last = deltas[-1]
+    assert last is not None
+    return tokens, last.finish_reason, last.detail
+
+
+def answer(request: Request) -> list[int]:
+    (prompt,) = request.prompts
+    return [token_at(prompt, index) for index in range(request.max_tokens or 0)]  # type: ignore[arg-type]
+
+
+# Deadlines
+
+
+def test_a_deadline_ends_a_running_answer_with_what_it_has() -> None:
+    async def scenario(world: World) -> None:
+        asked = request(300, deadline_s=1.0)
+        begun_s = asyncio.get_running_loop().time()
+        tokens, reason, detail = await ask(world, asked, "c")
+        assert asyncio.get_running_loop().time() - begun_s == pytest.approx(1.0)
+        assert (reason, detail) == (FinishReason.LENGTH, "deadline")
+        assert 0.7 / STEP_S < len(tokens) <= 1.0 / STEP_S
+        assert tokens == answer(asked)[: len(tokens)]
+
+    play(scenario)
+
+
+def test_a_deadline_that_is_kept_changes_nothing() -> None:
+    async def scenario(world: World) -> None:
+        asked = request(20, deadline_s=30.0)
+        assert await ask(world, asked, "c") == (answer(asked), FinishReason.LENGTH, "")
+        await asyncio.sleep(60)
+
+    play(scenario)
+
+
+def test_a_queued_request_past_its_deadline_is_told_not_to_come_back() -> None:
+    async def scenario(world: World) -> None:
+        blocker = asyncio.create_task(ask(world, request(400, prompt=100), "blocker"))
+        await asyncio.sleep(0.5)
+        begun_s = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlineExceeded) as caught:
+            await ask(world, request(400, prompt=100, deadline_s=2.0), "late")
+        assert asyncio.get_running_loop().time() - begun_s == pytest.approx(2.0)
+        assert caught.value.should_retry is False
+        assert (await world.store.queue()).tickets == 0
+        await blocker
+
+    play(scenario)
+
+
+# Admission
+
+
+def test_what_cannot_be_kept_is_refused_at_once_with_a_time_to_return() -> None:
+    config = msgspec.structs.replace(ORIGIN, policy=FULL)
+
+    async def scenario(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+
+        async def one(number: int) -> float | None:
+            """When to come back, or None if it was served."""
+            try:
+                await ask(world, request(300, prompt=200), f"c{number}")
+            except TooManyRequests as refused:
+                assert loop.time() - begun_s < 30.0
+                return refused.retry_after_s
+            return None
+
+        warm = [await one(number) for number in range(3)]
+        begun_s = loop.time()
+        told = await asyncio.gather(*(one(number) for number in range(10, 60)))
+        assert warm == [None] * 3
+        refused = [at for at in told if at is not None]
+        assert 0 < len(refused) < 50
+        assert all(1.0 <= at <= 120.0 for at in refused)
+        assert len(set(refused)) == len(refused)
+
+    play(scenario, config)
+
+
+def test_without_capacity_measured_nobody_is_refused() -> None:
+    async def scenario(world: World) -> None:
+        asked = request(20, ttft_s=0.001)
+        assert (await ask(world, asked, "c"))[0] == answer(asked)
+
+    play(scenario, msgspec.structs.replace(ORIGIN, policy=FULL))
+
+
+# Classes
+
+
+def test_flex_rows_make_room_at_most_twice_and_lose_nothing() -> None:
+    """Each flex row takes the whole memory to its end; urgent calls come in between."""
+
+    async def scenario(world: World) -> None:
+        bulk = [request(350, FLEX, prompt=100 + number) for number in range(2)]
+        running = [asyncio.create_task(ask(world, asked, f"bulk{at}")) for at, asked in enumerate(bulk)]
+        for number in range(6):
+            await asyncio.sleep(0.7)
+            urgent = request(30, PRIORITY, prompt=400)
+            begun_s = asyncio.get_running_loop().time()
+            assert (await ask(world, urgent, f"urgent{number}"))[0] == answer(urgent)
+            if number < 2:
+                assert asyncio.get_running_loop().time() - begun_s < 1.5
+        for task, asked in zip(running, bulk, strict=True):
+            assert (await task)[0] == answer(asked)
+        evicted = world.metrics.render().decode()
+        (count,) = [
+            float(line.split()[1])
+            for line in evicted.splitlines()
+            if line.startswith("bucketserve_preempted_rows_total ")
+        ]
+        assert 1 <= count <= 4
+
+    play(scenario)
+
+
+def test_default_work_is_not_made_room_of() -> None:
+    async def scenario(world: World) -> None:
+        first = asyncio.create_task(ask(world, request(300, DEFAULT, prompt=200), "first"))
+        await asyncio.sleep(0.5)
+        await ask(world, request(30, PRIORITY, prompt=400), "urgent")
+        assert first.done()
+        await first
+
+    play(scenario)
+
+
+def telemetry() -> Telemetry:
+    return Telemetry(
+        pool_capacity_bytes=10**9,
+        pool_used_bytes=0,
+        pool_growable_bytes=0,
+        device_free_bytes=10**9,
+        device_total_bytes=10**9,
+        process_bytes=0,
+        running=0,
+        waiting=0,
+        step_s=0.01,
+        prefill_tokens_per_s=1000.0,
+        decode_tokens_per_s=1000.0,
+        out_of_memory_total=0,
+    )
+
+
+def entry(number: int, service_class: ServiceClass, slack_s: float) -> Entry:
+    ticket = Ticket(
+        id=f"{service_class}{number}/0",
+        origin="g",
+        service_class=service_class,
+        prompt_tokens=100 + number % 50,
+        max_tokens=10,
+        profile=Profile(10, 10),
+        bin=bucket.bin_of(100 + number % 50),
+        slack_s=slack_s,
+        cost_s=0.0,
+        seconds=0.1,
+        size_bytes=4,
+    )
+    return Entry(ticket, b"work")
+
+
+@pytest.mark.timeout(60)
+def test_a_hundred_thousand_bulk_requests_delay_others_by_their_share_only() -> None:
+    """Whatever waits in flex, a default request is among the next batches; and flex goes on with its tenth."""
+
+    async def main() -> None:
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        limits = Limits(10**6, 10**9, 10**9)
+        for start in range(0, 100_000, 1000):
+            await store.put([entry(start + number, FLEX, 60.0) for number in range(1000)], limits)
+        model = ModelInfo("m", 4096, 100, "none", "none")
+        replica = Replica(Attached(1, 2, model, Paged(16, 1), [], telemetry()))
+        chooser = Chooser(store, Roster(), DRIVER.choice, 0.9, Metrics(CollectorRegistry(), "m"))
+        epoch = await store.elect("r", "g", 1e9)
+        assert epoch is not None
+
+        async def batch() -> list[ServiceClass]:
+            queue = await store.queue()
+            chosen, _ = await chooser.choose(queue, replica)
+            claimed = await store.claim("r", epoch, [(t.id, 0) for t in chosen], chooser.charge(queue, chosen))
+            return [entry.ticket.service_class for entry in claimed]
+
+        for _ in range(20):
+            assert set(await batch()) == {FLEX}
+        # One client asks for a 1 ms target and sends a lot; it cannot keep the others of its class out.
+        await store.put([entry(number, DEFAULT, 0.5) for number in range(300)], limits)
+        assert set(await batch()) | set(await batch()) >= {DEFAULT}
+        counts = {DEFAULT: 0, FLEX: 0}
+        for _ in range(40):
+            for service_class in await batch():
+                counts[service_class] += 1
+        # Shares 0.3 to 0.1 while both have work.
+        assert 0.2 < counts[FLEX] / (counts[FLEX] + counts[DEFAULT]) < 0.3
+
+    clock.run(main())
+
+
+def test_the_wait_of_a_request_is_bounded_by_its_slack_and_the_earlier_work() -> None:
+    """Tight targets of later requests do not push an earlier one back beyond slack + earlier work / rate."""
+
+    async def main() -> None:
+        now = asyncio.get_running_loop().time
+        store = MemoryStore(clock=now)
+        limits = Limits(10**6, 10**9, 10**9)
+        await store.put([entry(0, DEFAULT, 5.0)], limits)
+        served_at = None
+        for second in range(20):
+            # Work for one second comes every second, all of it with a tight target.
+            await store.put([entry(1 + 10 * second + n, DEFAULT, 0.5) for n in range(10)], limits)
+            epoch = await store.elect("r", "g", 1e9)
+            assert epoch is not None
+            queue = await store.queue()
+            heads = [(head.bin, DEFAULT) for head in queue.heads]
+            first = await store.peek(heads, 10)
+            claimed = await store.claim("r", epoch, [(t.id, 0) for t in first], {})
+            if any(c.ticket.id == "default0/0" for c in claimed):
+                served_at = now()
+                break
+            await asyncio.sleep(1.0)
+        assert served_at is not None and served_at <= 5.0 + 1.0
+
+    clock.run(main())
