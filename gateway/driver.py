@@ -63,7 +63,9 @@ class Driver:
         receiver: Callable[[str], Receiver | None],
         config: Config,
         metrics: Metrics,
+        roster: Roster | None = None,
     ) -> None:
+        """`roster` None: it counts the events' tokens itself."""
         self.replica = backend.replica
         self._gateway = gateway
         self._backend = backend
@@ -72,7 +74,7 @@ class Driver:
         self._receiver = receiver
         self._config = config
         self._metrics = metrics
-        self._roster = Roster()
+        self._roster = Roster() if roster is None else roster
         self._seq = 0
         self._work = asyncio.Event()
         """Something may be dispatched: a ticket was put, memory was freed."""
