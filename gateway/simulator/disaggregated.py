@@ -1,9 +1,9 @@
 """DistServe's engines (PAPERS C3): prompts are run on some GPUs, answers on others, and KV memory moves over.
 
 A driver sees the prefill engine only.  The engine runs what it was sent first come, first served, up to a token
-cap, and hands each row to the decode engine with the fewest rows.  That one pulls it when there is room: while less
-than 5 % of its memory is taken by rows that have not started there, and the prompt fits.  If running rows outgrow
-the memory, the last one is swapped out until there is room again; swapping itself is taken to cost nothing.
+cap, and hands each row to the decode engine with the fewest rows.  That one pulls it when there is room: while
+less than 5 % of its memory is taken by rows that have not started there, and the prompt fits.  If running rows
+outgrow the memory, the last one is swapped out until there is room again; swapping is taken to cost nothing.
 """
 
 import heapq

@@ -326,7 +326,7 @@ class Engine:
     # Memory
 
     def _growth_fits(self, beside_bytes: int = 0) -> bool:
-        """Whether the running rows surely have room for their next step.  Each row that has grown by n tokens since
+        """Whether the running rows surely have room for their next step.  A row that has grown by n tokens since
         it was last reserved may take n and the rest of a block more than the ledger says."""
         grown = self.decodes - self._reserved_at + BLOCK_TOKENS - 1
         needed_bytes = self._num_running * grown * self.layout.bytes_per_token
