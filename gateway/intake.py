@@ -9,18 +9,13 @@ from gateway.call import Live, OpenCall
 from gateway.choice import Choice
 from gateway.errors import BadRequest, Unavailable
 from gateway.fleet import Fleet
-from gateway.policy import admission, bucket, priority
+from gateway.policy import admission
 from gateway.policy.preset import Policy
 from gateway.ports import Tokenizer
 from gateway.profiler import Profiler
-from gateway.request import Request, ServiceClass, Ticket, Work
-
-
-class Aim(msgspec.Struct, frozen=True):
-    """A class's targets.  Seconds."""
-
-    ttft_s: float
-    tpot_s: float
+from gateway.request import Request, ServiceClass, Work
+from gateway.ticketing import Aim as Aim
+from gateway.ticketing import Ticketing
 
 
 class Intake:
@@ -33,12 +28,10 @@ class Intake:
         policy: Policy,
         aims: Mapping[ServiceClass, Aim],
     ) -> None:
-        self._gateway = gateway
         self._tokenizer = tokenizer
         self._fleet = fleet
         self._profiler = profiler
-        self._policy = policy
-        self._aims = aims
+        self._ticketing = Ticketing(gateway, fleet, policy, aims)
 
     async def call(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
         """A call with its tickets, known to nobody yet.  Raises BadRequest, Unavailable."""
@@ -90,29 +83,7 @@ class Intake:
         number, tokens = len(call.live), len(work.prompt)
         features = self._profiler.features(work.prompt, max_tokens, request.service_class, request.user)
         predicted = self._profiler.predict(features, max_tokens, request.ignore_eos)
-        profile = self._policy.length.profile(predicted, max_tokens)
-        prefill_s, answer_s = self._fleet.seconds(tokens, profile.expected_tokens)
-        seconds = prefill_s + answer_s
-        aim, asked = self._aims[request.service_class], request.targets
-        ttft_s = priority.ttft_s(asked.ttft_s, aim.ttft_s)
-        slack_s = priority.slack_s(ttft_s, asked.deadline_s, seconds, aim.ttft_s)
-        slack_s, cost_s = self._policy.priority.place(slack_s, seconds / (self._fleet.work_rate or 1.0))
-        ticket = Ticket(
-            id=f"{call.id}/{number}",
-            origin=self._gateway,
-            service_class=request.service_class,
-            prompt_tokens=tokens,
-            max_tokens=max_tokens,
-            profile=profile,
-            bin=bucket.bin_of(tokens),
-            ttft_s=ttft_s,
-            tpot_s=priority.tpot_s(asked.tpot_s, aim.tpot_s),
-            slack_s=slack_s,
-            cost_s=cost_s,
-            seconds=seconds,
-            prefill_s=prefill_s,
-            size_bytes=0,
-        )
+        ticket = self._ticketing.ticket(f"{call.id}/{number}", request, tokens, max_tokens, predicted)
         logprobs = request.sampling.logprobs is not None
         detokenizer = self._tokenizer.detokenizer()
         choice = Choice(number, detokenizer, request.stop, request.min_tokens, logprobs)

@@ -1,37 +1,4 @@
-"""An event loop whose clock jumps to the next timer instead of waiting for it."""
+"""The simulator's clock, on which no test waits."""
 
-import asyncio
-import selectors
-from collections.abc import Coroutine
-from typing import Any
-
-
-class _JumpingSelector(selectors.SelectSelector):
-    """Adds up the time that nobody had to wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise RuntimeError("deadlock: every task waits, and no timer is set")
-            self.now_s += max(timeout, 0.0)
-        return ready
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return self._jumping.now_s
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end on virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(coroutine)
+from gateway.simulator.clock import VirtualLoop as VirtualLoop
+from gateway.simulator.clock import run as run

@@ -1,0 +1,140 @@
+"""A simulated engine behind the gateway's port, and a driver's roster that counts along with it.
+
+The driver hears of a row twice, at its first token and at its end.  In between its roster asks the engine, so that
+a token costs nothing and the policy still sees every one of them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from math import inf
+
+from gateway.errors import BackendLost
+from gateway.policy.length import left_tokens
+from gateway.request import Ticket
+from gateway.roster import Mails, Roster, Running
+from gateway.simulator.engine import Engine, Report
+from triton_backend import contract
+from triton_backend.memory import Row
+
+_SILENT = 2**62
+"""Of a ticket's tokens none is told apart: the vocabulary is never looked at."""
+
+
+class SimSession:
+    def __init__(
+        self, engine: Engine, events: "asyncio.Queue[contract.Step]", attached: contract.Attached
+    ) -> None:
+        self.attached = attached
+        self._engine = engine
+        self._events = events
+
+    async def send(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> None:
+        self._engine.submit(control)
+
+    async def events(self) -> AsyncIterator[contract.Event]:
+        while True:
+            yield await self._events.get()
+
+    async def aclose(self) -> None:
+        pass
+
+
+class SimBackend:
+    """A replica that never fails, and serves one driver for ever."""
+
+    def __init__(self, replica: str, make_engine: Callable[[Report], Engine]) -> None:
+        self.replica = replica
+        self._events: asyncio.Queue[contract.Step] = asyncio.Queue()
+        self.engine = make_engine(self._events.put_nowait)
+
+    async def attach(self, attach: contract.Attach) -> SimSession:
+        engine = self.engine
+        model = contract.ModelInfo("simulated", engine.cost.kv_tokens, _SILENT, "none", "none")
+        attached = contract.Attached(
+            attach.epoch,
+            contract.CONTRACT_VERSION,
+            model,
+            engine.layout,
+            [],
+            engine.telemetry_step().telemetry,
+        )
+        return SimSession(engine, self._events, attached)
+
+    async def revive(self) -> None:
+        raise BackendLost("a simulated engine does not die")
+
+    async def aclose(self) -> None:
+        pass
+
+
+class _Counted(Running):
+    """A row whose tokens the engine counts."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, number: int, ticket: Ticket, engine: Engine) -> None:
+        self._engine = engine
+        super().__init__(number, ticket, 0)
+
+    @property
+    def drawn(self) -> int:
+        row = self._engine.live.get(self.number)
+        return row.drawn(self._engine.decodes) if row is not None else 0
+
+    @drawn.setter
+    def drawn(self, value: int) -> None:
+        """Events count nothing: they tell of some tokens only."""
+
+
+class SimRoster(Roster):
+    """What a choice asks of all rows is kept, or read from the engine in one go."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self._unstarted: dict[int, int] = {}
+        """Prompt tokens of the rows that have not been heard of."""
+        self._tpots: dict[float, int] = {}
+        """Rows by target."""
+
+    @property
+    def memory(self) -> list[Row]:
+        self._engine.catch_up()
+        decodes, live = self._engine.decodes, self._engine.live
+        rows = []
+        for number, running in self._rows.items():
+            ticket, row = running.ticket, live.get(number)
+            drawn = row.drawn(decodes) if row is not None else 0
+            left = left_tokens(ticket.profile, drawn, ticket.max_tokens - drawn)
+            rows.append(Row(ticket.prompt_tokens + drawn, max(left - 1, 0)))
+        return rows
+
+    @property
+    def unstarted_tokens(self) -> int:
+        return sum(self._unstarted.values())
+
+    @property
+    def tpot_s(self) -> float:
+        return min(self._tpots, default=inf)
+
+    def add(self, ticket: Ticket) -> int:
+        number = self._next_number
+        self._insert(_Counted(number, ticket, self._engine))
+        self._unstarted[number] = ticket.prompt_tokens
+        self._tpots[ticket.tpot_s] = self._tpots.get(ticket.tpot_s, 0) + 1
+        return number
+
+    def step(self, step: contract.Step) -> Mails:
+        for number in step.rows:
+            self._unstarted.pop(number, None)
+        return super().step(step)
+
+    def _depart(self, mails: Mails, number: int, end: contract.End | None, detail: str) -> None:
+        running = self._rows.get(number)
+        if running is not None:
+            self._unstarted.pop(number, None)
+            tpot_s = running.ticket.tpot_s
+            self._tpots[tpot_s] -= 1
+            if not self._tpots[tpot_s]:
+                del self._tpots[tpot_s]
+        super()._depart(mails, number, end, detail)

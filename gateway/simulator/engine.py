@@ -1,0 +1,435 @@
+"""An engine that only takes time: the real planner and ledger over a cost model, on the event loop's clock.
+
+Steps that decode the same rows are one event, however many: nothing can happen between them but a control, and
+that cuts the rest off.  Rows count lazily, by the engine's count of decode steps, so an event costs the same
+however many rows run.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gateway.simulator.cost import Cost
+from gateway.simulator.meter import Meter, Tally
+from gateway.simulator.row import Row, row_of
+from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
+from triton_backend.memory import Ledger, OverBudget, Paged
+from triton_backend.plan import Decode, Idle, State, plan_step
+from triton_backend.sequence import Sequence as Base
+from triton_backend.sequence import Status
+
+BLOCK_TOKENS = 16
+_NO_LIMIT = 2**60
+
+Lengths = Callable[[NewRow], tuple[int, int]]
+"""Of a row: prompt tokens, and answer tokens that will really be drawn."""
+Report = Callable[[Step], None]
+
+
+class Style(StrEnum):
+    """What shares a step, and when rows come and go."""
+
+    ALTERNATE = "alternate"
+    """Ours: chunks of prompts and decode steps take turns."""
+    MIXED = "mixed"
+    """One step holds all running rows' next tokens, and prompts up to a token budget (vLLM)."""
+    WHOLE = "whole"
+    """A batch's prompts in one step, and decode steps until its last row has ended."""
+
+
+class Padding(StrEnum):
+    PADDED = "padded"
+    """Every row of a step costs as much as the longest."""
+    PACKED = "packed"
+    """Every row costs what it is."""
+
+
+@dataclass(slots=True)
+class Job:
+    """What is being run: chunks of prompts, decode steps, or (mixed) one step of both."""
+
+    started_s: float
+    ends_s: float
+    chunks: list[tuple[Row, int]]
+    """Rows and how many tokens of their prompts."""
+    padded_tokens: int
+    steps: int
+    """Decode steps."""
+
+
+class Engine:
+    def __init__(
+        self,
+        cost: Cost,
+        style: Style,
+        padding: Padding,
+        max_step_tokens: int,
+        lengths: Lengths,
+        report: Report,
+    ) -> None:
+        """`max_step_tokens` bounds the prompts of one step; with `mixed`, all tokens of one."""
+        self.cost = cost
+        self.layout = Paged(BLOCK_TOKENS, cost.kv_token_bytes)
+        self.ledger = Ledger(self.layout, cost.kv_tokens * cost.kv_token_bytes)
+        self.live: dict[int, Row] = {}
+        self.decodes = 0
+        """Decode steps run."""
+        self.tally = Tally()
+        self._style = style
+        self._is_padded = padding is Padding.PADDED
+        self._max_step_tokens = _NO_LIMIT if style is Style.WHOLE else max_step_tokens
+        self._state = State(self._max_step_tokens)
+        self._lengths = lengths
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._meter = Meter()
+        self._inbox: list[Batch | Cancel | Evict] = []
+        self._seq = 0
+        self._ends: list[tuple[int, int]] = []
+        """(count of decode steps, row): when running rows draw their last token."""
+        self._ended: list[Row] = []
+        self._firsts: list[Row] = []
+        """Drew their first token since the last message."""
+        self._ghosts: list[int] = []
+        """Ended rows that still take part in every step of their batch (whole, padded)."""
+        self._context = 0
+        """Tokens held by the running rows."""
+        self._longest = -_NO_LIMIT
+        """The longest running row's, less `decodes`."""
+        self._reserved_at = 0
+        """The count of decode steps up to which running rows' growth is in the ledger."""
+        self._is_settled = True
+        self._job: Job | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # What the driver asks for
+
+    def submit(self, control: Batch | Cancel | Evict | Detach) -> None:
+        """Obeyed when the step in progress has ended."""
+        if isinstance(control, Detach):
+            return
+        self._inbox.append(control)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """There is something new: look when the step in progress has ended."""
+        job = self._job
+        if job is None:
+            self._turn(self._loop.time())
+        elif job.steps > 1:
+            self.catch_up()
+            job.steps = 1
+            job.ends_s = job.started_s + self._decode_s(1)
+            self._schedule(job)
+
+    def catch_up(self) -> None:
+        """Count the steps of the job in progress that have ended by now."""
+        job = self._job
+        if job is None or job.steps < 2:
+            return
+        done = self._steps_in(self._loop.time() - job.started_s, job.steps - 1)
+        if done:
+            job.started_s += self._decode_s(done)
+            job.steps -= done
+            self._advance(done)
+
+    def telemetry_step(self) -> Step:
+        """A sign of life."""
+        return Step(self._seq, self._meter.read(self.ledger, self._num_running, len(self.live)))
+
+    @property
+    def unstarted_tokens(self) -> int:
+        """Prompt tokens of rows that have drawn nothing."""
+        return sum(row.prompt_tokens for batch in self._state.batches for row in batch)
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self.live
+
+    # The crank
+
+    def _turn(self, now_s: float) -> None:
+        """Obey, settle, and begin the next step."""
+        inbox, self._inbox = self._inbox, []
+        for control in inbox:
+            self._obey(control)
+        self._settle()
+        self._job = self._plan(now_s)
+        if self._job is not None:
+            self._schedule(self._job)
+            return
+        self._meter.rest()
+        if self._is_empty:
+            self.ledger.check_idle()
+        if self._ended:
+            self._tell()
+
+    def _schedule(self, job: Job) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(job.ends_s, self._finish)
+
+    def _finish(self) -> None:
+        job, self._timer = self._job, None
+        assert job is not None
+        if job.steps:
+            self._advance(job.steps - 1)
+            last_s = self._decode_s(1)
+            self._advance(1)
+            self._end_drawn()
+            if not job.chunks:
+                self._meter.note_decode(self._num_running, last_s, job.steps)
+        if job.chunks:
+            self._meter.note_prefill(job.padded_tokens, job.ends_s - job.started_s)
+            self._count(job)
+            for row, tokens in job.chunks:
+                row.prefill(tokens)
+                if row.prefilled_tokens == row.prompt_tokens:
+                    self._draw_first(row)
+        self._state.prefilled_last = not job.steps
+        if job.steps or self._firsts or self._ended:
+            self._tell()
+        self._turn(job.ends_s)
+
+    def _count(self, job: Job) -> None:
+        self.tally.padded_tokens += job.padded_tokens
+        self.tally.useful_tokens += sum(tokens for _, tokens in job.chunks)
+
+    def _tell(self) -> None:
+        if not self._is_settled:
+            self._settle_state()
+        telemetry = self._meter.read(self.ledger, self._num_running, len(self.live))
+        if not self._firsts and not self._ended:
+            self._report(Step(self._seq, telemetry))
+            return
+        firsts = [row for row in self._firsts if row.status is not Status.ENDED]
+        rows = firsts + [row for row in self._ended if row.tokens]
+        drawn = [row.drawn(self.decodes) for row in rows]
+        step = Step(
+            seq=self._seq,
+            telemetry=telemetry,
+            rows=[row.row for row in rows],
+            indexes=[row.new.index + count - 1 for row, count in zip(rows, drawn, strict=True)],
+            tokens=[0] * len(rows),
+            ended=[row.ending for row in self._ended if row.ending],
+        )
+        self._firsts, self._ended = [], []
+        self._report(step)
+
+    # Rows
+
+    def _obey(self, control: Batch | Cancel | Evict) -> None:
+        self._seq = max(self._seq, control.seq)
+        if isinstance(control, Batch):
+            if self._style is Style.ALTERNATE:
+                limit = self._max_step_tokens
+                self._state.chunk_tokens = min(control.chunk_tokens, limit) or limit
+            joined: list[Base] = [row for new in control.rows if (row := self._admit(new))]
+            if joined:
+                self._state.batches.append(joined)
+        else:
+            reason = End.EVICTED if isinstance(control, Evict) else End.CANCELLED
+            self._end([self.live[number] for number in control.rows if number in self.live], reason)
+
+    def _admit(self, new: NewRow) -> Row | None:
+        row = row_of(new, *self._lengths(new))
+        needed = self.layout.room_tokens(row.prompt_tokens + 1) * self.layout.bytes_per_token
+        if needed > self.ledger.capacity_bytes:
+            row.end(End.FAILED, "larger than the engine's memory")
+        else:
+            try:
+                self._reserve_growth(needed)
+                self.ledger.reserve({row.row: row.prompt_tokens + 1})
+            except OverBudget as short:
+                row.end(End.REFUSED, str(short))
+        if row.ending:
+            self._ended.append(row)
+            return None
+        self.live[row.row] = row
+        return row
+
+    def _draw_first(self, row: Row) -> None:
+        row.draw(0, _NO_LIMIT)
+        self._is_settled = False
+        self._longest = max(self._longest, row.prompt_tokens + 1 - self.decodes)
+        if row.ending:
+            del self.live[row.row]
+            self._release(row)
+            self._ended.append(row)
+        else:
+            self._firsts.append(row)
+            self._join(row)
+
+    def _join(self, row: Row) -> None:
+        """The row has drawn its first token and goes on."""
+        row.since = self.decodes
+        self._context += row.held(self.decodes)
+        heapq.heappush(self._ends, (self.decodes + row.new.max_tokens - 1, row.row))
+
+    def _end_drawn(self) -> None:
+        """End the rows that have drawn all their tokens."""
+        while self._ends and self._ends[0][0] <= self.decodes:
+            at, number = heapq.heappop(self._ends)
+            row = self.live.get(number)
+            if row is not None and row.status is Status.RUNNING and at == row.since + row.new.max_tokens - 1:
+                self._end([row], End.LENGTH)
+
+    def _end(self, rows: Sequence[Row], reason: End) -> None:
+        for row in rows:
+            if row.status is Status.RUNNING:
+                self._context -= row.held(self.decodes)
+            row.leave(reason, self.decodes)
+            del self.live[row.row]
+            self._release(row)
+            self._ended.append(row)
+        self._is_settled = False
+
+    def _release(self, row: Row) -> None:
+        if self._style is Style.WHOLE and self._is_padded:
+            self._ghosts.append(row.row)
+        else:
+            self.ledger.release(row.row)
+
+    def _settle(self) -> None:
+        """Bring the planner's state up to date, and hold room for the running rows' next decode step."""
+        if not self._is_settled:
+            self._settle_state()
+        if self._state.running and not self._growth_fits():
+            self._hold_room()
+
+    def _settle_state(self) -> None:
+        self._state.settle()
+        self._is_settled = True
+        if not self._state.running:
+            for number in self._ghosts:
+                self.ledger.release(number)
+            self._ghosts = []
+        if not self._ghosts:
+            self._longest = max((row.held(0) for row in self._running), default=-_NO_LIMIT)
+
+    def _hold_room(self) -> None:
+        """As the engine does (rows.py): what does not fit is evicted, and a row that does not fit alone fails."""
+        while self._state.running:
+            try:
+                self._reserve(self._running)
+                return
+            except OverBudget:
+                if len(self.live) == 1:
+                    self._end(list(self.live.values()), End.FAILED)
+                else:
+                    by_rank = max(self.live.values(), key=lambda row: (row.new.rank, row.row))
+                    self._end([by_rank], End.EVICTED)
+                self._settle_state()
+
+    # Memory
+
+    def _growth_fits(self, beside_bytes: int = 0) -> bool:
+        """Whether the running rows surely have room for their next step.  A row that has grown by n tokens since
+        it was last reserved may take n and the rest of a block more than the ledger says."""
+        grown = self.decodes - self._reserved_at + BLOCK_TOKENS - 1
+        needed_bytes = self._num_running * grown * self.layout.bytes_per_token
+        return needed_bytes + beside_bytes <= self.ledger.free_bytes
+
+    def _reserve_growth(self, beside_bytes: int) -> None:
+        """Bring the ledger up to date if it could matter to a reservation of so much."""
+        if not self._growth_fits(beside_bytes) and self._state.running:
+            self._reserve([row for row in self._running if row.status is Status.RUNNING])
+
+    def _reserve(self, rows: Iterable[Row]) -> None:
+        self.ledger.reserve({row.row: row.held(self.decodes) for row in rows})
+        self._reserved_at = self.decodes
+
+    # Planning
+
+    def _plan(self, now_s: float) -> Job | None:
+        if self._style is Style.MIXED:
+            return self._plan_mixed(now_s)
+        is_closed = self._style is Style.WHOLE and self._num_running > 0
+        plan = Decode(self._state.running) if is_closed else plan_step(self._state)
+        if isinstance(plan, Idle):
+            return None
+        if isinstance(plan, Decode):
+            steps = self._num_steps()
+            return Job(now_s, now_s + self._decode_s(steps), [], 0, steps)
+        start, length = plan.start, plan.length
+        chunks = [(row, min(length, row.prompt_tokens - start)) for row in self._rows(plan.rows)]
+        tokens, squares = self._prefill_size(chunks)
+        return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
+
+    def _plan_mixed(self, now_s: float) -> Job | None:
+        chunks = self._fill(self._max_step_tokens - self._num_running)
+        if not chunks:
+            steps = self._num_steps() if self._num_running else 0
+            return Job(now_s, now_s + self._decode_s(steps), [], 0, steps) if steps else None
+        tokens, squares = self._prefill_size(chunks)
+        if not self._num_running:
+            return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
+        mixed_s = self.cost.mixed_s(tokens, squares, *self._decode_size())
+        return Job(now_s, now_s + mixed_s, chunks, tokens, 1)
+
+    def _fill(self, max_tokens: int) -> list[tuple[Row, int]]:
+        """Prompts in order of arrival, the last of them cut to what fits."""
+        chunks: list[tuple[Row, int]] = []
+        for batch in self._state.batches:
+            for row in self._rows(batch):
+                if max_tokens <= 0:
+                    return chunks
+                tokens = min(row.prompt_tokens - row.prefilled_tokens, max_tokens)
+                chunks.append((row, tokens))
+                max_tokens -= tokens
+        return chunks
+
+    def _prefill_size(self, chunks: list[tuple[Row, int]]) -> tuple[int, int]:
+        """Tokens and growth of squared lengths, as the step's padding has them."""
+        longest = max(tokens for _, tokens in chunks)
+        sizes = [(row.prefilled_tokens, longest if self._is_padded else tokens) for row, tokens in chunks]
+        return sum(size for _, size in sizes), sum((start + size) ** 2 - start**2 for start, size in sizes)
+
+    def _num_steps(self) -> int:
+        """Decode steps in which nothing happens but tokens: until a row ends or memory could run short."""
+        if self._ended or (self._state.batches and self._style is Style.ALTERNATE):
+            # The next message is due after one step.
+            return 1
+        until_end = self._ends[0][0] - self.decodes
+        free_tokens = self.ledger.free_bytes // self.layout.bytes_per_token
+        safe = free_tokens // self._num_running - (BLOCK_TOKENS - 1) - (self.decodes - self._reserved_at) + 1
+        return max(1, min(until_end, safe))
+
+    def _decode_size(self) -> tuple[int, int]:
+        """Rows and context tokens, as the padding has them."""
+        if not self._is_padded:
+            return self._num_running, self._context
+        rows = self._num_running + len(self._ghosts)
+        return rows, rows * (self._longest + self.decodes)
+
+    def _decode_s(self, steps: int) -> float:
+        return self.cost.decode_s(*self._decode_size(), steps)
+
+    def _steps_in(self, seconds: float, limit: int) -> int:
+        """How many whole decode steps take no longer, up to a limit."""
+        low, high = 0, limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._decode_s(middle) <= seconds:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _advance(self, steps: int) -> None:
+        self._context += steps * self._num_running
+        self.decodes += steps
+
+    @property
+    def _num_running(self) -> int:
+        return len(self._state.running)
+
+    @property
+    def _running(self) -> list[Row]:
+        return self._rows(self._state.running)
+
+    @staticmethod
+    def _rows(rows: Iterable[object]) -> list[Row]:
+        return rows  # type: ignore[return-value]

@@ -1,0 +1,232 @@
+"""One run: a workload, a policy and simulated replicas put together, and what came of it."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from gateway import chooser
+from gateway import driver as driving
+from gateway.driver import Driver
+from gateway.load.record import Records
+from gateway.load.workload import Workload
+from gateway.policy.preset import PRESETS
+from gateway.ports import Limits
+from gateway.request import ServiceClass
+from gateway.simulator import clock
+from gateway.simulator.backend import SimBackend, SimRoster
+from gateway.simulator.cost import COSTS, Cost
+from gateway.simulator.disaggregated import DecodeEngine, PrefillEngine, PrefillRoster
+from gateway.simulator.engine import Engine, Padding, Report, Style
+from gateway.simulator.fleet import SimFleet
+from gateway.simulator.front import NAME, Front
+from gateway.simulator.lengths import LENGTHS, LengthsName
+from gateway.simulator.quiet import Quiet
+from gateway.store.memory import MemoryStore
+from gateway.ticketing import Aim
+
+STYLES = {
+    "full": Style.ALTERNATE,
+    "bucketserve": Style.ALTERNATE,
+    "continuous": Style.MIXED,
+    "uellm": Style.WHOLE,
+    "static": Style.WHOLE,
+}
+"""The engine that each preset's authors had.  DistServe's has replicas for each phase instead."""
+DISAGGREGATED = "distserve"
+_MAX_PREFILL_TOKENS = 2048
+_DISTSERVE_PREFILL_TOKENS = 8192
+_SHARES = {ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1}
+_AIMS = {
+    ServiceClass.PRIORITY: Aim(0.5, 0.1),
+    ServiceClass.DEFAULT: Aim(2.0, 0.2),
+    ServiceClass.FLEX: Aim(60.0, 1.0),
+}
+_FOREVER_S = 1e9
+_NO_ROWS = 2**60
+_POLL_S = 5.0
+"""Wake-ups reach every driver with room here, so that drivers hardly ever have to look by themselves."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    policy: str
+    cost: Cost = COSTS["distserve-opt13b-tp1"]
+    replicas: int = 1
+    prefill_replicas: int | None = None
+    """Of a policy with replicas for each phase; None: half of them."""
+    style: Style | None = None
+    """None: the preset's own."""
+    padding: Padding = Padding.PADDED
+    lengths: LengthsName = LengthsName.HISTORY
+    max_tokens: int | None = None
+    """What clients allow an answer; None: the longest one of the workload."""
+    max_rows: int = 256
+    max_batch_rows: int = 64
+    max_prefill_tokens: int | None = None
+    """None: 2,048, or 8,192 for DistServe's prefill replicas."""
+    safety_factor: float = 0.9
+    max_queued: int = 10**9
+    max_returns: int = 0
+    seed: int = 1
+
+    @property
+    def is_disaggregated(self) -> bool:
+        return self.policy == DISAGGREGATED and self.style is None
+
+    @property
+    def step_tokens(self) -> int:
+        default = _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _MAX_PREFILL_TOKENS
+        return self.max_prefill_tokens or default
+
+    @property
+    def num_driven(self) -> int:
+        """Replicas that a driver sees."""
+        if not self.is_disaggregated:
+            return self.replicas
+        return self.prefill_replicas or self.replicas // 2
+
+
+class Result(NamedTuple):
+    records: Records
+    padded_tokens: int
+    useful_tokens: int
+    gpus: int
+    put_backs: Mapping[str, int]
+    """Tickets queued again, by reason."""
+    returns: int
+    """Refused clients that came back when told."""
+    returns_admitted: int
+    preempted: int
+    buckets: int
+    """The most there were."""
+
+
+def simulate(workload: Workload, config: Config, progress: Callable[[], object] = int) -> Result:
+    """`progress` is called at each request's end."""
+    # Admission spreads returns by this generator.
+    random.seed(config.seed)
+    result: Result = clock.run(_World(workload, config, progress).run())
+    return result
+
+
+class _World:
+    def __init__(self, workload: Workload, config: Config, progress: Callable[[], object]) -> None:
+        self._workload = workload
+        self._config = config
+        self._progress = progress
+        self._metrics = Quiet()
+        self._drivers: list[Driver] = []
+
+    async def run(self) -> Result:
+        config, workload = self._config, self._workload
+        self._store = MemoryStore(clock=asyncio.get_running_loop().time)
+        self._fleet = SimFleet(config.safety_factor)
+        self._front = Front(
+            workload=workload,
+            store=self._store,
+            fleet=self._fleet,
+            policy=PRESETS[config.policy],
+            aims=_aims(workload),
+            shares=_SHARES,
+            limits=Limits(config.max_queued, 2**60, 2**60),
+            lengths=LENGTHS[config.lengths](workload, config.seed),
+            max_tokens=config.max_tokens or int(workload.output_tokens.max()),
+            max_returns=config.max_returns,
+            wake=self._wake,
+            cancel=self._cancel,
+            progress=self._progress,
+        )
+        self._decoders = [
+            DecodeEngine(config.cost, config.padding, self._front.lengths)
+            for _ in range(config.replicas - config.num_driven)
+        ]
+        backends = [SimBackend(f"r{number}", self._engine) for number in range(config.num_driven)]
+        self._drivers = [self._driver(backend) for backend in backends]
+        running = [asyncio.create_task(driver.run()) for driver in self._drivers]
+        try:
+            while len(self._fleet.replicas) < len(backends):
+                await asyncio.sleep(0)
+            await self._front.run()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        return self._result([*(backend.engine for backend in backends), *self._decoders])
+
+    def _engine(self, report: Report) -> Engine:
+        config, lengths = self._config, self._front.lengths
+        if config.is_disaggregated:
+            return PrefillEngine(config.cost, config.padding, config.step_tokens, lengths, report, self._decoders)
+        style = config.style or STYLES.get(config.policy, Style.ALTERNATE)
+        return Engine(config.cost, style, config.padding, config.step_tokens, lengths, report)
+
+    def _driver(self, backend: SimBackend) -> Driver:
+        config = self._config
+        return Driver(
+            gateway=NAME,
+            backend=backend,
+            store=self._store,
+            fleet=self._fleet,
+            receiver=lambda origin: self._front,
+            metrics=self._metrics,
+            roster=_roster(backend.engine),
+            config=driving.Config(
+                lease_s=2 * _FOREVER_S,
+                renew_s=_FOREVER_S,
+                poll_s=_POLL_S,
+                idle_silence_s=_FOREVER_S,
+                busy_silence_s=_FOREVER_S,
+                choice=chooser.Config(
+                    policy=PRESETS[config.policy],
+                    max_rows=config.max_rows,
+                    max_batch_rows=config.max_batch_rows,
+                    max_prefill_tokens=config.step_tokens,
+                    shares=_SHARES,
+                ),
+            ),
+        )
+
+    def _wake(self) -> None:
+        """As a gateway does: the driver with the most room."""
+        best, fewest = None, _NO_ROWS
+        for driver in self._drivers:
+            if driver.has_room and (rows := driver.num_rows) < fewest:
+                best, fewest = driver, rows
+        if best is not None:
+            best.wake()
+
+    def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
+        tickets = list(tickets)
+        if tickets:
+            for driver in self._drivers:
+                driver.cancel(tickets)
+
+    def _result(self, engines: list[Engine]) -> Result:
+        return Result(
+            records=self._front.records(),
+            padded_tokens=sum(engine.tally.padded_tokens for engine in engines),
+            useful_tokens=sum(engine.tally.useful_tokens for engine in engines),
+            gpus=sum(engine.cost.gpus for engine in engines),
+            put_backs=self._front.put_backs,
+            returns=self._front.num_returns,
+            returns_admitted=self._front.num_returns_admitted,
+            preempted=self._metrics.num_preempted,
+            buckets=self._metrics.max_buckets,
+        )
+
+
+def _roster(engine: Engine) -> SimRoster:
+    return PrefillRoster(engine) if isinstance(engine, PrefillEngine) else SimRoster(engine)
+
+
+def _aims(workload: Workload) -> dict[ServiceClass, Aim]:
+    """Each class's tightest targets in the workload, as whoever runs a gateway for it would set them."""
+    aims = dict(_AIMS)
+    for name in ServiceClass:
+        of_class = [traffic for traffic in workload.classes if traffic.service_class is name]
+        ttfts = [traffic.ttft_slo_s for traffic in of_class if traffic.ttft_slo_s is not None]
+        tpots = [traffic.tpot_slo_s for traffic in of_class if traffic.tpot_slo_s is not None]
+        aims[name] = Aim(min(ttfts, default=aims[name].ttft_s), min(tpots, default=aims[name].tpot_s))
+    return aims
