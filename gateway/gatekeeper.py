@@ -49,14 +49,15 @@ class Gatekeeper:
         if request.num_retries:
             waiting.returned(now_s)
         promised = [] if request.num_retries else waiting.promised(now_s)
-        asked, demand = _asked(call, backlog, self._fleet.slowdown), self._demand[request.service_class]
+        asked, start_s = self._look(call, backlog)
+        demand = self._demand[request.service_class]
         demand.note(asked.ttft_s, asked.seconds, now_s)
         load = Load(
             backlog=backlog.slots,
             slot_s=SLOT_S,
             now_s=backlog.now_s,
             rate=self._fleet.work_rate,
-            start_s=self._fleet.start_s,
+            start_s=start_s,
             shares=self._shares,
             impatient=demand.tighter(asked.ttft_s, now_s),
             promised=promised,
@@ -71,10 +72,17 @@ class Gatekeeper:
             backlog = await self._backlog(call)
         except StoreLost:
             return TooManyRequests(f"Too many requests are waiting ({reason}).", retry_after_s=1.0)
-        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._fleet.start_s, self._shares)
+        asked, start_s = self._look(call, backlog)
+        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, start_s, self._shares)
         # Half of what waits should have gone by then.
         late_s = 0.5 * backlog.seconds / load.rate if load.rate else 1.0
-        return self._refusal(request, _asked(call, backlog, self._fleet.slowdown), load, Late(late_s), reason)
+        return self._refusal(request, asked, load, Late(late_s), reason)
+
+    def _look(self, call: OpenCall, backlog: Backlog) -> tuple[Asked, float]:
+        """What the call asks for, and when its first prompt could start if nothing waited."""
+        first = next(iter(call.live.values())).ticket
+        start_s, slowdown = self._fleet.start(backlog.start_s + first.slack_s)
+        return _asked(call, backlog, slowdown), start_s
 
     async def _backlog(self, call: OpenCall) -> Backlog:
         first = next(iter(call.live.values())).ticket
