@@ -104,9 +104,9 @@ class SimRoster(Roster):
         rows = []
         for number, running in self._rows.items():
             ticket, row = running.ticket, live.get(number)
-            drawn = row.drawn(decodes) if row is not None else 0
+            drawn = 0 if row is None else row.drawn(decodes)
             left = left_tokens(ticket.profile, drawn, ticket.max_tokens - drawn)
-            rows.append(Row(ticket.prompt_tokens + drawn, max(left - 1, 0)))
+            rows.append(Row(ticket.prompt_tokens + drawn, left - 1 if left else 0))
         return rows
 
     @property

@@ -127,7 +127,7 @@ class DecodeEngine(Engine):
         row, prefill = self._of[number]
         self._moving_tokens -= row.prompt_tokens
         prefill.moved(row)
-        here = Row(msgspec.structs.replace(row.new, row=number))
+        here = Row(msgspec.structs.replace(row.new, row=number), prompt_tokens=row.prompt_tokens)
         here.prefill(here.prompt_tokens)
         here.draw(0, 2 * here.prompt_tokens + here.new.max_tokens)
         self._waiting.append(here)
@@ -145,12 +145,12 @@ class DecodeEngine(Engine):
             self._run(self._waiting.popleft(), 1)
 
     def _run(self, row: Row, drawn: int) -> None:
-        row.since = self.decodes + 1 - drawn
+        row.join(self.decodes, drawn)
         self.live[row.row] = row
         self._state.running.append(row)
-        self._context += row.held(self.decodes)
-        self._longest = max(self._longest, row.held(0))
-        heapq.heappush(self._ends, (row.since + row.new.max_tokens - 1, row.row))
+        self._context += row.base + self.decodes
+        self._longest = max(self._longest, row.base)
+        heapq.heappush(self._ends, (row.last_at, row.row))
 
     def _hold_room(self) -> None:
         while self._state.running:
@@ -161,7 +161,7 @@ class DecodeEngine(Engine):
                 last = self._running.pop()
                 del self.live[last.row]
                 self.ledger.release(last.row)
-                self._context -= last.held(self.decodes)
+                self._context -= last.base + self.decodes
                 self._swapped.append((last, last.drawn(self.decodes)))
 
     def _try_reserve(self, number: int, tokens: int) -> bool:

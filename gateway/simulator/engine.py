@@ -21,6 +21,8 @@ from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
 BLOCK_TOKENS = 16
+HEARTBEAT_S = 0.2
+"""Age of the last message at which another one goes out that tells only how fast steps are."""
 _NO_LIMIT = 2**60
 
 Lengths = Callable[[NewRow], tuple[int, int]]
@@ -101,6 +103,7 @@ class Engine:
         self._reserved_at = 0
         """The count of decode steps up to which running rows' growth is in the ledger."""
         self._is_settled = True
+        self._told_s = -HEARTBEAT_S
         self._job: Job | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -189,7 +192,8 @@ class Engine:
                 if row.prefilled_tokens == row.prompt_tokens:
                     self._draw_first(row)
         self._state.prefilled_last = not job.steps
-        if job.steps or self._firsts or self._ended:
+        if self._firsts or self._ended or (job.steps and job.ends_s - self._told_s >= HEARTBEAT_S):
+            self._told_s = job.ends_s
             self._tell()
         self._turn(job.ends_s)
 
@@ -264,22 +268,22 @@ class Engine:
 
     def _join(self, row: Row) -> None:
         """The row has drawn its first token and goes on."""
-        row.since = self.decodes
-        self._context += row.held(self.decodes)
-        heapq.heappush(self._ends, (self.decodes + row.new.max_tokens - 1, row.row))
+        row.join(self.decodes)
+        self._context += row.base + self.decodes
+        heapq.heappush(self._ends, (row.last_at, row.row))
 
     def _end_drawn(self) -> None:
         """End the rows that have drawn all their tokens."""
         while self._ends and self._ends[0][0] <= self.decodes:
             at, number = heapq.heappop(self._ends)
             row = self.live.get(number)
-            if row is not None and row.status is Status.RUNNING and at == row.since + row.new.max_tokens - 1:
+            if row is not None and row.status is Status.RUNNING and at == row.last_at:
                 self._end([row], End.LENGTH)
 
     def _end(self, rows: Sequence[Row], reason: End) -> None:
         for row in rows:
             if row.status is Status.RUNNING:
-                self._context -= row.held(self.decodes)
+                self._context -= row.base + self.decodes
             row.leave(reason, self.decodes)
             del self.live[row.row]
             self._release(row)
@@ -306,8 +310,8 @@ class Engine:
             for number in self._ghosts:
                 self.ledger.release(number)
             self._ghosts = []
-        if not self._ghosts:
-            self._longest = max((row.held(0) for row in self._running), default=-_NO_LIMIT)
+        if self._is_padded and not self._ghosts:
+            self._longest = max([row.base for row in self._running], default=-_NO_LIMIT)
 
     def _hold_room(self) -> None:
         """As the engine does (rows.py): what does not fit is evicted, and a row that does not fit alone fails."""
@@ -338,7 +342,7 @@ class Engine:
             self._reserve([row for row in self._running if row.status is Status.RUNNING])
 
     def _reserve(self, rows: Iterable[Row]) -> None:
-        self.ledger.reserve({row.row: row.held(self.decodes) for row in rows})
+        self.ledger.reserve({row.row: row.base + self.decodes for row in rows})
         self._reserved_at = self.decodes
 
     # Planning
@@ -399,13 +403,15 @@ class Engine:
 
     def _decode_size(self) -> tuple[int, int]:
         """Rows and context tokens, as the padding has them."""
+        rows = len(self._state.running)
         if not self._is_padded:
-            return self._num_running, self._context
-        rows = self._num_running + len(self._ghosts)
+            return rows, self._context
+        rows += len(self._ghosts)
         return rows, rows * (self._longest + self.decodes)
 
     def _decode_s(self, steps: int) -> float:
-        return self.cost.decode_s(*self._decode_size(), steps)
+        rows, context_tokens = self._decode_size()
+        return self.cost.decode_s(rows, context_tokens, steps)
 
     def _steps_in(self, seconds: float, limit: int) -> int:
         """How many whole decode steps take no longer, up to a limit."""

@@ -1,6 +1,7 @@
 """One run: a workload, a policy and simulated replicas put together, and what came of it."""
 
 import asyncio
+import gc
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -46,6 +47,8 @@ _AIMS = {
 }
 _FOREVER_S = 1e9
 _NO_ROWS = 2**60
+_GC_OBJECTS = 50_000
+"""New objects between collections: nearly everything is freed by its count, and looking for the rest takes time."""
 _POLL_S = 5.0
 """Wake-ups reach every driver with room here, so that drivers hardly ever have to look by themselves."""
 
@@ -107,7 +110,12 @@ def simulate(workload: Workload, config: Config, progress: Callable[[], object] 
     """`progress` is called at each request's end."""
     # Admission spreads returns by this generator.
     random.seed(config.seed)
-    result: Result = clock.run(_World(workload, config, progress).run())
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_GC_OBJECTS)
+    try:
+        result: Result = clock.run(_World(workload, config, progress).run())
+    finally:
+        gc.set_threshold(*thresholds)
     return result
 
 
@@ -117,7 +125,7 @@ class _World:
         self._config = config
         self._progress = progress
         self._metrics = Quiet()
-        self._drivers: list[Driver] = []
+        self._driven: list[tuple[Driver, SimRoster]] = []
 
     async def run(self) -> Result:
         config, workload = self._config, self._workload
@@ -143,8 +151,10 @@ class _World:
             for _ in range(config.replicas - config.num_driven)
         ]
         backends = [SimBackend(f"r{number}", self._engine) for number in range(config.num_driven)]
-        self._drivers = [self._driver(backend) for backend in backends]
-        running = [asyncio.create_task(driver.run()) for driver in self._drivers]
+        rosters = [_roster(backend.engine) for backend in backends]
+        drivers = [self._driver(*each) for each in zip(backends, rosters, strict=True)]
+        self._driven = list(zip(drivers, rosters, strict=True))
+        running = [asyncio.create_task(driver.run()) for driver in drivers]
         try:
             while len(self._fleet.replicas) < len(backends):
                 await asyncio.sleep(0)
@@ -162,7 +172,7 @@ class _World:
         style = config.style or STYLES.get(config.policy, Style.ALTERNATE)
         return Engine(config.cost, style, config.padding, config.step_tokens, lengths, report)
 
-    def _driver(self, backend: SimBackend) -> Driver:
+    def _driver(self, backend: SimBackend, roster: SimRoster) -> Driver:
         config = self._config
         return Driver(
             gateway=NAME,
@@ -171,7 +181,7 @@ class _World:
             fleet=self._fleet,
             receiver=lambda origin: self._front,
             metrics=self._metrics,
-            roster=_roster(backend.engine),
+            roster=roster,
             config=driving.Config(
                 lease_s=2 * _FOREVER_S,
                 renew_s=_FOREVER_S,
@@ -191,8 +201,8 @@ class _World:
     def _wake(self) -> None:
         """As a gateway does: the driver with the most room."""
         best, fewest = None, _NO_ROWS
-        for driver in self._drivers:
-            if driver.has_room and (rows := driver.num_rows) < fewest:
+        for driver, roster in self._driven:
+            if driver.has_room and (rows := len(roster)) < fewest:
                 best, fewest = driver, rows
         if best is not None:
             best.wake()
@@ -200,7 +210,7 @@ class _World:
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)
         if tickets:
-            for driver in self._drivers:
+            for driver, _ in self._driven:
                 driver.cancel(tickets)
 
     def _result(self, engines: list[Engine]) -> Result:
