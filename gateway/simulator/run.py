@@ -48,7 +48,7 @@ _AIMS = {
 _FOREVER_S = 1e9
 _NO_ROWS = 2**60
 _GC_OBJECTS = 50_000
-"""New objects between collections: nearly everything is freed by its count, and looking for the rest takes time."""
+"""New objects between collections: nearly everything is freed by its count, and looking takes time."""
 _POLL_S = 30.0
 """Wake-ups reach every driver with room here, so that drivers hardly ever have to look by themselves."""
 
