@@ -95,8 +95,11 @@ class Chooser:
         )
         if bounds != queue.bounds and await self._store.rebucket(bounds, queue.bounds_version):
             edges = [bucket.first_tokens(first) for first in bounds]
-            self._metrics.rebucketed(len(queue.bounds), len(bounds))
-            log.info("buckets.changed", edges_tokens=edges, queued=queue.tickets, max_batch=max_batch)
+            reason = self._config.policy.bucket.reason(queue.bounds, bounds)
+            self._metrics.rebucketed(len(queue.bounds), len(bounds), reason)
+            log.info(
+                "buckets.changed", reason=reason, edges_tokens=edges, queued=queue.tickets, max_batch=max_batch
+            )
 
     def _groups(self, queue: Queue) -> list[list[Head]]:
         """The heads by turn and bucket, in the order in which they are offered room."""

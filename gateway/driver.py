@@ -224,10 +224,17 @@ class Driver:
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
+                self._tell(replica)
                 self._evicting = {number for number in self._evicting if number in self._roster}
                 if self._is_short and is_roomier:
                     self._work.set()
         raise BackendLost("the session ended")
+
+    def _tell(self, replica: Replica) -> None:
+        """What the fleet should know of the rows here."""
+        replica.rows = len(self._roster)
+        replica.unstarted_tokens = self._roster.unstarted_tokens
+        replica.tpot_s = self._roster.tpot_s
 
     def _deliver(self, mails: Mails) -> None:
         for origin, mail in mails.items():
@@ -263,14 +270,13 @@ class Driver:
         self._metrics.queue_seen(queue)
         if not queue.heads:
             self._is_short = False
-            replica.drain.idle()
+            replica.drain.note(0.0, False, queue.now_s)
             return False
         chosen, victims = await self._chooser.choose(queue, replica)
+        replica.drain.note(sum(ticket.seconds for ticket in chosen), queue.tickets > len(chosen), queue.now_s)
         if not chosen:
-            replica.drain.saturated(queue.now_s)
             await self._evict(session, epoch, victims)
             return False
-        replica.drain.claimed(sum(ticket.seconds for ticket in chosen))
         entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
         await self._send(session, replica, epoch, entries)
         await self._chooser.rebucket(queue, replica)
@@ -315,6 +321,7 @@ class Driver:
         if rows:
             self._seq += 1
             self._metrics.batch_sent(len(rows), len(rows) * max(len(row.prompt) for row in rows))
+            self._tell(replica)
             await session.send(contract.Batch(epoch, self._seq, rows, self._chooser.chunk_tokens(replica)))
 
     def _new_row(self, entry: Entry) -> contract.NewRow | None:

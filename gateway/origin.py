@@ -206,7 +206,7 @@ class Origin:
             else:
                 self._queued(entries, scores)
                 return
-        refusal = await self._gatekeeper.full(call, reason)
+        refusal = await self._gatekeeper.full(call, request, reason)
         for live in list(call.live.values()):
             self._remove(live)
         raise refusal
@@ -293,6 +293,12 @@ class Origin:
             queue_s=claimed_s - arrival_s,
             prefill_s=first_s - claimed_s,
             decode_s=now_s - first_s,
+        )
+        ticket, later_tokens = live.ticket, len(live.choice.tokens) - 1
+        self._metrics.targets_met(
+            ticket.service_class,
+            ttft=first_s - arrival_s <= ticket.ttft_s,
+            tpot=now_s - first_s <= later_tokens * ticket.tpot_s,
         )
 
     def _learn(self, live: Live, reason: FinishReason) -> None:

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from gateway.policy import admission
 from gateway.policy.admission import Asked, ByTarget, Everybody, Load
+from gateway.policy.demand import Demand
 from gateway.policy.drain import Drain
-from gateway.policy.line import Line
+from gateway.policy.line import Line, guess
 from gateway.request import ServiceClass, Slot
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
@@ -17,11 +18,11 @@ SHARES = {PRIORITY: 0.6, DEFAULT: 0.3, FLEX: 0.1}
 def load(*slots: tuple[ServiceClass, int, float], rate: float = 1.0, now_s: float = 100.0, **more: object) -> Load:
     """Slots of half a second, counted from now."""
     waiting = {(name, 200 + slot): Slot(10, seconds) for name, slot, seconds in slots}
-    return Load(waiting, 0.5, now_s, rate, SHARES, **more)  # type: ignore[arg-type]
+    return Load(waiting, 0.5, now_s, rate, 0.0, SHARES, **more)  # type: ignore[arg-type]
 
 
 def asked(ttft_s: float = 2.0, seconds: float = 0.4, first_s: float = 0.1) -> Asked:
-    return Asked(DEFAULT, ttft_s, ttft_s, seconds, first_s)
+    return Asked(DEFAULT, ttft_s, 0.0, seconds, first_s)
 
 
 def late_s(asked: Asked, load: Load, margin: float = 1.0) -> float:
@@ -58,7 +59,7 @@ def test_a_tenant_with_much_work_waiting_stands_behind_it() -> None:
     """Its work is due later than its next request's target, and goes before it all the same."""
     mine = (DEFAULT, 5, 2.5)
     assert late_s(asked(), load(mine)) == 0
-    behind = Asked(DEFAULT, 2.0, 4.0, 0.4, 0.1)
+    behind = Asked(DEFAULT, 2.0, 2.0, 0.4, 0.1)
     assert late_s(behind, load(mine)) == pytest.approx(2.5 + 0.1 - 2.0)
 
 
@@ -117,6 +118,7 @@ def test_refused_clients_return_within_two_minutes(bookings: list[tuple[float, f
     line = Line()
     for late, seconds, jitter in bookings:
         assert 1.0 <= line.book(0.0, late, seconds, 1.0, jitter) <= 120.0
+        assert 1.0 <= guess(late * 10, jitter) <= 120.0
 
 
 def test_the_line_advances_as_fast_as_work_is_done() -> None:
@@ -152,15 +154,42 @@ def test_places_of_clients_that_never_return_stop_counting() -> None:
 def test_the_rate_is_what_leaves_the_queue_while_more_waits() -> None:
     drain = Drain()
     for half_second in range(200):
-        drain.claimed(1.5)
-        drain.saturated(half_second / 2)
+        drain.note(1.5, True, half_second / 2)
     assert drain.rate == pytest.approx(3.0, rel=0.01)
 
 
-def test_an_idle_queue_measures_nothing() -> None:
+def test_an_engine_that_takes_nothing_is_slow() -> None:
     drain = Drain()
     for second in range(100):
-        drain.claimed(0.01)
-        drain.idle()
-        drain.saturated(float(second))
+        drain.note(0.0, True, float(second))
+    assert drain.rate == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_queue_that_runs_empty_measures_nothing() -> None:
+    drain = Drain()
+    for second in range(100):
+        drain.note(0.01, second % 2 == 0, float(second))
     assert drain.rate == 1.0
+
+
+# What is to be expected
+
+
+def test_demand_is_work_per_second_of_those_that_may_wait_less() -> None:
+    demand = Demand()
+    for tenth in range(3000):
+        demand.note(1.0, 0.05, tenth / 10)
+        demand.note(10.0, 0.2, tenth / 10)
+    assert demand.tighter(10.0, 300.0) == pytest.approx(0.5, rel=0.05)
+    assert demand.tighter(1.0, 300.0) == 0
+    assert demand.tighter(10.0, 310.0) == pytest.approx(0.25, rel=0.05)
+    assert demand.tighter(10.0, 3000.0) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
+    work = (DEFAULT, 1, 4.0)
+    patient = Asked(DEFAULT, 10.0, 0.0, 0.4, 0.1)
+    assert late_s(patient, load(work)) == 0
+    assert late_s(patient, load(work, impatient=0.5)) == 0
+    assert late_s(patient, load(work, impatient=0.65)) == pytest.approx(4.0 / 0.35 + 0.1 - 10.0)
+    assert late_s(patient, load(work, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0)
