@@ -16,6 +16,7 @@ from gateway.load.workload import Workload
 from gateway.policy.preset import PRESETS
 from gateway.ports import Limits
 from gateway.request import ServiceClass
+from gateway.settings import Settings
 from gateway.simulator import clock
 from gateway.simulator.backend import SimBackend, SimRoster
 from gateway.simulator.cost import COSTS, Cost
@@ -37,14 +38,10 @@ STYLES = {
 }
 """The engine that each preset's authors had.  DistServe's has replicas for each phase instead."""
 DISAGGREGATED = "distserve"
-_MAX_PREFILL_TOKENS = 2048
 _DISTSERVE_PREFILL_TOKENS = 8192
-_SHARES = {ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1}
-_AIMS = {
-    ServiceClass.PRIORITY: Aim(0.5, 0.1),
-    ServiceClass.DEFAULT: Aim(2.0, 0.2),
-    ServiceClass.FLEX: Aim(60.0, 1.0),
-}
+_SETTINGS = Settings()
+_SHARES = {name: class_.share for name, class_ in _SETTINGS.classes.targets().items()}
+_AIMS = {name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in _SETTINGS.classes.targets().items()}
 _FOREVER_S = 1e9
 _NO_ROWS = 2**60
 _GC_OBJECTS = 50_000
@@ -65,11 +62,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     lengths: LengthsName = LengthsName.HISTORY
     max_tokens: int | None = None
     """What clients allow an answer; None: the longest one of the workload."""
-    max_rows: int = 256
-    max_batch_rows: int = 64
+    max_rows: int = _SETTINGS.scheduling.max_rows
+    max_batch_rows: int = _SETTINGS.scheduling.max_batch_rows
     max_prefill_tokens: int | None = None
-    """None: 2,048, or 8,192 for DistServe's prefill replicas."""
-    safety_factor: float = 0.9
+    """None: the gateway's own setting, or 8,192 for DistServe's prefill replicas."""
+    safety_factor: float = _SETTINGS.scheduling.safety_factor
     max_queued: int = 10**9
     max_returns: int = 0
     seed: int = 1
@@ -80,7 +77,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def step_tokens(self) -> int:
-        default = _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _MAX_PREFILL_TOKENS
+        default = _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _SETTINGS.scheduling.max_prefill_tokens
         return self.max_prefill_tokens or default
 
     @property
