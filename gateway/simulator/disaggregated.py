@@ -14,7 +14,8 @@ import msgspec
 
 from gateway.simulator.backend import SimRoster
 from gateway.simulator.cost import Cost
-from gateway.simulator.engine import Engine, Job, Lengths, Padding, Report, Style
+from gateway.simulator.engine import Engine, Lengths, Report
+from gateway.simulator.job import Job, Padding, Style, own, prefill_size
 from gateway.simulator.row import Row
 from triton_backend.contract import End, Step
 from triton_backend.memory import OverBudget
@@ -57,7 +58,7 @@ class PrefillEngine(Engine):
         self._tell()
 
     def _plan(self, now_s: float) -> Job | None:
-        waiting = [row for batch in self._state.batches for row in self._rows(batch)][:MAX_BATCH_ROWS]
+        waiting = [row for batch in self._state.batches for row in own(batch)][:MAX_BATCH_ROWS]
         chunks: list[tuple[Row, int]] = []
         left = self._max_step_tokens
         for row in waiting:
@@ -67,7 +68,7 @@ class PrefillEngine(Engine):
             chunks.append((row, row.prompt_tokens))
         if not chunks:
             return None
-        tokens, squares = self._prefill_size(chunks)
+        tokens, squares = prefill_size(chunks, self._is_padded)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
 
     def _join(self, row: Row) -> None:

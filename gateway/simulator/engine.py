@@ -8,10 +8,9 @@ however many rows run.
 import asyncio
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from gateway.simulator.cost import Cost
+from gateway.simulator.job import Job, Padding, Style, fill, own, prefill_size
 from gateway.simulator.meter import Meter, Tally
 from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
@@ -28,37 +27,6 @@ _NO_LIMIT = 2**60
 Lengths = Callable[[NewRow], tuple[int, int]]
 """Of a row: prompt tokens, and answer tokens that will really be drawn."""
 Report = Callable[[Step], None]
-
-
-class Style(StrEnum):
-    """What shares a step, and when rows come and go."""
-
-    ALTERNATE = "alternate"
-    """Ours: chunks of prompts and decode steps take turns."""
-    MIXED = "mixed"
-    """One step holds all running rows' next tokens, and prompts up to a token budget (vLLM)."""
-    WHOLE = "whole"
-    """A batch's prompts in one step, and decode steps until its last row has ended."""
-
-
-class Padding(StrEnum):
-    PADDED = "padded"
-    """Every row of a step costs as much as the longest."""
-    PACKED = "packed"
-    """Every row costs what it is."""
-
-
-@dataclass(slots=True)
-class Job:
-    """What is being run: chunks of prompts, decode steps, or (mixed) one step of both."""
-
-    started_s: float
-    ends_s: float
-    chunks: list[tuple[Row, int]]
-    """Rows and how many tokens of their prompts."""
-    padded_tokens: int
-    steps: int
-    """Decode steps."""
 
 
 class Engine:
@@ -141,11 +109,6 @@ class Engine:
     def telemetry_step(self) -> Step:
         """A sign of life."""
         return Step(self._seq, self._meter.read(self.ledger, self._num_running, len(self.live)))
-
-    @property
-    def unstarted_tokens(self) -> int:
-        """Prompt tokens of rows that have drawn nothing."""
-        return sum(row.prompt_tokens for batch in self._state.batches for row in batch)
 
     @property
     def _is_empty(self) -> bool:
@@ -358,38 +321,20 @@ class Engine:
             steps = self._num_steps()
             return Job(now_s, now_s + self._decode_s(steps), [], 0, steps)
         start, length = plan.start, plan.length
-        chunks = [(row, min(length, row.prompt_tokens - start)) for row in self._rows(plan.rows)]
-        tokens, squares = self._prefill_size(chunks)
+        chunks = [(row, min(length, row.prompt_tokens - start)) for row in own(plan.rows)]
+        tokens, squares = prefill_size(chunks, self._is_padded)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
-        chunks = self._fill(self._max_step_tokens - self._num_running)
+        chunks = fill(self._state.batches, self._max_step_tokens - self._num_running)
         if not chunks:
             steps = self._num_steps() if self._num_running else 0
             return Job(now_s, now_s + self._decode_s(steps), [], 0, steps) if steps else None
-        tokens, squares = self._prefill_size(chunks)
+        tokens, squares = prefill_size(chunks, self._is_padded)
         if not self._num_running:
             return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
         mixed_s = self.cost.mixed_s(tokens, squares, *self._decode_size())
         return Job(now_s, now_s + mixed_s, chunks, tokens, 1)
-
-    def _fill(self, max_tokens: int) -> list[tuple[Row, int]]:
-        """Prompts in order of arrival, the last of them cut to what fits."""
-        chunks: list[tuple[Row, int]] = []
-        for batch in self._state.batches:
-            for row in self._rows(batch):
-                if max_tokens <= 0:
-                    return chunks
-                tokens = min(row.prompt_tokens - row.prefilled_tokens, max_tokens)
-                chunks.append((row, tokens))
-                max_tokens -= tokens
-        return chunks
-
-    def _prefill_size(self, chunks: list[tuple[Row, int]]) -> tuple[int, int]:
-        """Tokens and growth of squared lengths, as the step's padding has them."""
-        longest = max(tokens for _, tokens in chunks)
-        sizes = [(row.prefilled_tokens, longest if self._is_padded else tokens) for row, tokens in chunks]
-        return sum(size for _, size in sizes), sum((start + size) ** 2 - start**2 for start, size in sizes)
 
     def _num_steps(self) -> int:
         """Decode steps in which nothing happens but tokens: until a row ends or memory could run short."""
@@ -434,8 +379,4 @@ class Engine:
 
     @property
     def _running(self) -> list[Row]:
-        return self._rows(self._state.running)
-
-    @staticmethod
-    def _rows(rows: Iterable[object]) -> list[Row]:
-        return rows  # type: ignore[return-value]
+        return own(self._state.running)

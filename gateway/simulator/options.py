@@ -8,7 +8,7 @@ from gateway.options import SettingsError
 from gateway.policy.preset import PRESETS
 from gateway.simulator import cost
 from gateway.simulator.cost import COSTS, Cost, CostError
-from gateway.simulator.engine import Padding, Style
+from gateway.simulator.job import Padding, Style
 from gateway.simulator.lengths import LengthsName
 from gateway.simulator.run import DISAGGREGATED, Config
 

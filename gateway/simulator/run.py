@@ -21,9 +21,10 @@ from gateway.simulator import clock
 from gateway.simulator.backend import SimBackend, SimRoster
 from gateway.simulator.cost import COSTS, Cost
 from gateway.simulator.disaggregated import DecodeEngine, PrefillEngine, PrefillRoster
-from gateway.simulator.engine import Engine, Padding, Report, Style
+from gateway.simulator.engine import Engine, Report
 from gateway.simulator.fleet import SimFleet
 from gateway.simulator.front import NAME, Front
+from gateway.simulator.job import Padding, Style
 from gateway.simulator.lengths import LENGTHS, LengthsName
 from gateway.simulator.quiet import Quiet
 from gateway.store.memory import MemoryStore

@@ -10,7 +10,8 @@ import pytest
 
 from gateway.simulator import clock
 from gateway.simulator.cost import COSTS, Cost, DecodeCost
-from gateway.simulator.engine import BLOCK_TOKENS, Engine, Padding, Style
+from gateway.simulator.engine import BLOCK_TOKENS, Engine
+from gateway.simulator.job import Padding, Style
 from triton_backend.contract import Batch, End, Evict, NewRow, Step
 from triton_backend.sequence import Status
 
