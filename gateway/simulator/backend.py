@@ -15,6 +15,7 @@ from gateway.roster import Mails, Roster, Running
 from gateway.simulator.engine import Engine, Report
 from triton_backend import contract
 from triton_backend.memory import Row
+from triton_backend.sequence import Status
 
 _SILENT = 2**62
 """Of a ticket's tokens none is told apart: the vocabulary is never looked at."""
@@ -104,7 +105,13 @@ class SimRoster(Roster):
         rows = []
         for number, running in self._rows.items():
             ticket, row = running.ticket, live.get(number)
-            drawn = 0 if row is None else row.drawn(decodes)
+            if row is None:
+                drawn = 0
+            elif row.status is Status.RUNNING:
+                # As Row.drawn, without the call: every choice asks this of every row.
+                drawn = row.base + decodes - row.prompt_tokens
+            else:
+                drawn = len(row.tokens)
             left = left_tokens(ticket.profile, drawn, ticket.max_tokens - drawn)
             rows.append(Row(ticket.prompt_tokens + drawn, left - 1 if left else 0))
         return rows

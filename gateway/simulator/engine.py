@@ -296,7 +296,7 @@ class Engine:
         """Whether the running rows surely have room for their next step.  A row that has grown by n tokens since
         it was last reserved may take n and the rest of a block more than the ledger says."""
         grown = self.decodes - self._reserved_at + BLOCK_TOKENS - 1
-        needed_bytes = self._num_running * grown * self.layout.bytes_per_token
+        needed_bytes = len(self._state.running) * grown * self.cost.kv_token_bytes
         return needed_bytes + beside_bytes <= self.ledger.free_bytes
 
     def _reserve_growth(self, beside_bytes: int) -> None:
@@ -370,7 +370,7 @@ class Engine:
         return low
 
     def _advance(self, steps: int) -> None:
-        self._context += steps * self._num_running
+        self._context += steps * len(self._state.running)
         self.decodes += steps
 
     @property
