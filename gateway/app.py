@@ -126,10 +126,11 @@ class Gateway:
         )
 
     def _wake(self) -> None:
-        """One driver is enough: the one with the most room.  Without room they look by themselves."""
-        roomy = [driver for driver in self._drivers if driver.has_room]
-        if roomy:
-            min(roomy, key=lambda driver: driver.num_rows).wake()
+        """One driver is enough: the one with the most room, or with the fewest rows, since an urgent request may
+        pass others in the engine."""
+        leading = [driver for driver in self._drivers if driver.leads]
+        if leading:
+            min(leading, key=lambda driver: (not driver.has_room, driver.num_rows)).wake()
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)

@@ -279,6 +279,7 @@ class Origin:
         if not live.call.has_tokens:
             live.call.has_tokens = True
             self._metrics.first_token(live.ticket.service_class, now_s - live.call.arrival_s)
+            self._gatekeeper.first_token(live.call, now_s - live.call.arrival_s)
 
     def _finished(self, live: Live, reason: FinishReason) -> None:
         """The choice is complete."""

@@ -12,7 +12,7 @@ class SimFleet(Fleet):
         super().__init__(safety_factor)
         self._loop = asyncio.get_running_loop()
         self._read_s = -_REFRESH_S
-        self._prefill_s = self._answer_s = self._work_rate = self._slowdown = 0.0
+        self._prefill_s = self._answer_s = self._work_rate = 0.0
         self._longest_row_tokens = 0
         self._num_replicas = 0
         """For so many replicas, whose memory is not going to change."""
@@ -29,18 +29,6 @@ class SimFleet(Fleet):
         self._refresh()
         return self._work_rate
 
-    @property
-    def slowdown(self) -> float:
-        self._refresh()
-        return self._slowdown
-
-    @property
-    def start_s(self) -> float:
-        """Of the moment: it is what changes with every request."""
-        if all(replica.unstarted_tokens for replica in self.replicas.values()):
-            return super().start_s
-        return 0.0
-
     def seconds(self, prompt_tokens: int, answer_tokens: int) -> tuple[float, float]:
         self._refresh()
         return prompt_tokens * self._prefill_s, answer_tokens * self._answer_s
@@ -51,4 +39,3 @@ class SimFleet(Fleet):
             self._read_s = now_s
             self._prefill_s, self._answer_s = super().seconds(1, 1)
             self._work_rate = super().work_rate
-            self._slowdown = super().slowdown

@@ -180,6 +180,7 @@ class Front:
             asked.choice.tokens = range(event.index + 1)  # type: ignore[assignment]
             if asked.first_s is None:
                 asked.first_s = self._loop.time()
+                self._gatekeeper.first_token(asked.call, asked.first_s - asked.call.arrival_s)
         for left in departed:
             asked = self._live[left.ticket]
             if left.end in _FINISHED:

@@ -198,10 +198,11 @@ class _World:
 
     def _wake(self) -> None:
         """As a gateway does: the driver with the most room."""
-        best, fewest = None, _NO_ROWS
+        best, least = None, (True, _NO_ROWS)
         for driver, roster in self._driven:
-            if driver.has_room and (rows := len(roster)) < fewest:
-                best, fewest = driver, rows
+            load = (not driver.has_room, len(roster))
+            if driver.leads and load < least:
+                best, least = driver, load
         if best is not None:
             best.wake()
 
