@@ -328,10 +328,10 @@ class Engine:
 
     def _spare_tokens(self, now_s: float) -> int | None:
         """As the real engine reckons it, with due times brought up to date."""
-        for row in self._running:
-            row.due_s = row.first_s + row.drawn(self.decodes) * row.new.tpot_s
-        meter = self._meter
-        return spare_tokens(self._running, now_s, meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s)
+        rows, meter = self._running, self._meter
+        for row in rows:
+            row.due_s = row.first_s + (row.base + self.decodes - row.prompt_tokens) * row.new.tpot_s
+        return spare_tokens(rows, now_s, meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
         chunks = fill(self._state.batches, self._max_step_tokens - self._num_running)

@@ -197,12 +197,13 @@ class _World:
         )
 
     def _wake(self) -> None:
-        """As a gateway does: the driver with the most room."""
-        best, least = None, (True, _NO_ROWS)
+        """As a gateway does: the driver with the most room, or without any the one with the fewest rows."""
+        best, fewest = None, _NO_ROWS
         for driver, roster in self._driven:
-            load = (not driver.has_room, len(roster))
-            if driver.leads and load < least:
-                best, least = driver, load
+            if driver.has_room and (rows := len(roster)) < fewest:
+                best, fewest = driver, rows
+        if best is None:
+            best = min((each for each, _ in self._driven if each.leads), key=_num_rows, default=None)
         if best is not None:
             best.wake()
 
@@ -224,6 +225,10 @@ class _World:
             preempted=self._metrics.num_preempted,
             buckets=self._metrics.max_buckets,
         )
+
+
+def _num_rows(driver: Driver) -> int:
+    return driver.num_rows
 
 
 def _roster(engine: Engine) -> SimRoster:
