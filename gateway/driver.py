@@ -275,10 +275,10 @@ class Driver:
         self._metrics.queue_seen(queue)
         if not queue.heads:
             self._is_short = False
-            replica.drain.note(0.0, False, queue.now_s)
+            replica.drain.note([], False, queue.now_s)
             return False
         chosen, victims = await self._chooser.choose(queue, replica)
-        replica.drain.note(sum(ticket.seconds for ticket in chosen), queue.tickets > len(chosen), queue.now_s)
+        replica.drain.note(chosen, queue.tickets > len(chosen), queue.now_s)
         if not chosen:
             await self._evict(session, epoch, victims)
             return False

@@ -58,6 +58,7 @@ class Gatekeeper:
             backlog = await self._backlog(call)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
+        _check_target(call, request)
         now_s = asyncio.get_running_loop().time()
         promised = [] if request.num_retries else self._lines[request.service_class].promised(now_s)
         asked, start_s = self._look(call, backlog)
@@ -69,7 +70,8 @@ class Gatekeeper:
             start_s=start_s,
             shares=self._shares,
             impatient=self._demand[request.service_class].tighter(asked.ttft_s, now_s),
-            margin=self._margin(asked).part,
+            # Who was told to come now has a right to the reserve too.
+            margin=1.0 if request.num_retries else self._margin(asked).part,
             promised=promised,
         )
         forecast = self._rule.forecast(asked, load)
@@ -133,6 +135,19 @@ class Gatekeeper:
             retry_after_s = place.book(now_s, late_s, asked.seconds, rate, random.random())
         why = reason or f"targets would be missed by {late_s:.1f} s"
         return TooManyRequests(f"Too many requests are waiting ({why}).", retry_after_s=retry_after_s)
+
+
+def _check_target(call: OpenCall, request: Request) -> None:
+    """Raises TooManyRequests if the client names a target that no replica could keep."""
+    prefill_s = max(live.ticket.prefill_s for live in call.live.values())
+    target_s = request.targets.ttft_s
+    if target_s is not None and prefill_s > target_s:
+        raise TooManyRequests(
+            f"The prompt alone takes about {prefill_s:.2f} s, more than the target of {target_s:g} s for the "
+            "first token; ask for more time.",
+            code="target_unattainable",
+            should_retry=False,
+        )
 
 
 def _asked(call: OpenCall, lead_s: float, slowdown: float) -> Asked:

@@ -30,7 +30,7 @@ class Ticketing:
         prefill_s, answer_s = self._fleet.seconds(prompt_tokens, profile.expected_tokens)
         seconds = prefill_s + answer_s
         aim, asked = self._aims[request.service_class], request.targets
-        ttft_s = priority.ttft_s(asked.ttft_s, aim.ttft_s)
+        ttft_s = priority.ttft_s(asked.ttft_s, aim.ttft_s, prefill_s)
         slack_s = priority.slack_s(ttft_s, prefill_s, asked.deadline_s, seconds)
         slack_s, cost_s = self._policy.priority.place(slack_s, seconds / (self._fleet.work_rate or 1.0))
         return Ticket(

@@ -12,6 +12,8 @@ from gateway.policy.admission import MAX_RETRY_S, MIN_RETRY_S
 
 GRACE_S = 10.0
 """So long after its time a client may still return and find its place."""
+SPEED = 0.7
+"""Part of the rate of work at which the line advances; the rest goes to newcomers and to errors of the rate."""
 SPREAD = 0.1
 """Part of the wait over which returns are spread."""
 _SMOOTHING = 0.02
@@ -42,7 +44,7 @@ class Line:
             # No place is left: it may only try its luck.
             return MAX_RETRY_S * (1 - SPREAD * jitter)
         wait_s = max(MIN_RETRY_S * (1 + jitter), wait_s)
-        self._end_s += self._returning * seconds / rate
+        self._end_s += self._returning * seconds / (SPEED * rate)
         self._places.append((now_s + wait_s, seconds))
         return wait_s
 

@@ -114,9 +114,16 @@ MIN_TPOT_SHARE = 0.5
 """The same for the time per token, whose price all rows beside it pay."""
 
 
-def ttft_s(asked_s: float | None, class_s: float) -> float:
+MIN_PREFILLS = 4.0
+"""A class's target does not hold for a prompt that takes more than a part of it alone: it gets so many times what
+it takes, for else it would never be let in.  A target that the client names holds."""
+
+
+def ttft_s(asked_s: float | None, class_s: float, prefill_s: float) -> float:
     """The target that a request's place in the queue goes by."""
-    return class_s if asked_s is None else max(asked_s, MIN_TTFT_SHARE * class_s)
+    if asked_s is None:
+        return max(class_s, MIN_PREFILLS * prefill_s)
+    return max(asked_s, MIN_TTFT_SHARE * class_s)
 
 
 def tpot_s(asked_s: float | None, class_s: float) -> float:

@@ -10,9 +10,9 @@ from gateway.policy import admission
 from gateway.policy.admission import Asked, ByTarget, Everybody, Load
 from gateway.policy.demand import Demand
 from gateway.policy.drain import Drain
-from gateway.policy.line import Line, guess
+from gateway.policy.line import SPEED, Line, guess
 from gateway.policy.margin import Margin
-from gateway.request import ServiceClass, Slot
+from gateway.request import Profile, ServiceClass, Slot, Ticket
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
 SHARES = {PRIORITY: 0.6, DEFAULT: 0.3, FLEX: 0.1}
@@ -125,19 +125,25 @@ def test_refused_clients_return_within_two_minutes(bookings: list[tuple[float, f
 
 def test_the_line_advances_as_fast_as_work_is_done() -> None:
     line = Line()
-    told = [line.book(0.0, 3.0, seconds=2.0, rate=0.5, jitter=0.0) for _ in range(4)]
-    assert told == [3.0, 7.0, 11.0, 15.0]
+    told = [line.book(0.0, 3.0, seconds=2.0, rate=0.5 / SPEED, jitter=0.0) for _ in range(4)]
+    assert told == [pytest.approx(s) for s in (3.0, 7.0, 11.0, 15.0)]
+
+
+def due(line: Line, now_s: float) -> list[float]:
+    """When those who were refused are expected, from now."""
+    return [due_s for due_s, _ in line.promised(now_s)]
 
 
 def test_places_are_work_to_be_expected_until_they_are_taken_or_lost() -> None:
     line = Line()
     for _ in range(3):
-        line.book(0.0, 3.0, seconds=2.0, rate=0.5, jitter=0.0)
-    assert line.promised(1.0) == [(2.0, 2.0), (6.0, 2.0), (10.0, 2.0)]
+        line.book(0.0, 3.0, seconds=2.0, rate=0.5 / SPEED, jitter=0.0)
+    assert due(line, 1.0) == [pytest.approx(s) for s in (2.0, 6.0, 10.0)]
+    assert [seconds for _, seconds in line.promised(1.0)] == [2.0] * 3
     line.returned(3.0)
-    assert line.promised(3.0) == [(4.0, 2.0), (8.0, 2.0)]
+    assert due(line, 3.0) == [pytest.approx(s) for s in (4.0, 8.0)]
     (place,) = line.promised(17.5)
-    assert place[0] == -6.5
+    assert place[0] == pytest.approx(-6.5)
     assert place[1] == pytest.approx(2.0 * 0.98)
 
 
@@ -147,30 +153,55 @@ def test_places_of_clients_that_never_return_stop_counting() -> None:
     for _ in range(300):
         now_s += 1.0
         line.book(now_s, 1.0, seconds=1.0, rate=1.0, jitter=0.0)
-    assert sum(seconds for _, seconds in line.promised(now_s)) < 1.0
+    assert sum(seconds for _, seconds in line.promised(now_s)) < 2.0
 
 
 # The measured rate
 
 
+def work(seconds: float, count: int = 1) -> list[Ticket]:
+    one = Ticket(
+        id="c/0",
+        origin="g",
+        prompt_tokens=1,
+        max_tokens=1,
+        profile=Profile(1, 1),
+        bin=0,
+        slack_s=1.0,
+        cost_s=0.0,
+        seconds=seconds,
+        size_bytes=0,
+    )
+    return [one] * count
+
+
 def test_the_rate_is_what_leaves_the_queue_while_more_waits() -> None:
     drain = Drain()
     for half_second in range(200):
-        drain.note(1.5, True, half_second / 2)
+        drain.note(work(0.5, 3), True, half_second / 2)
     assert drain.rate == pytest.approx(3.0, rel=0.01)
+
+
+def test_few_large_ones_are_no_measurement() -> None:
+    drain = Drain()
+    for second in range(8):
+        drain.note(work(5.0), True, float(second))
+    assert drain.rate == 1.0
+    drain.note(work(5.0), True, 8.0)
+    assert drain.rate == pytest.approx(1.0 + 0.3 * (5.0 - 1.0))
 
 
 def test_an_engine_that_takes_nothing_is_slow() -> None:
     drain = Drain()
-    for second in range(100):
-        drain.note(0.0, True, float(second))
+    for second in range(300):
+        drain.note([], True, float(second))
     assert drain.rate == pytest.approx(0.0, abs=0.01)
 
 
 def test_a_queue_that_runs_empty_measures_nothing() -> None:
     drain = Drain()
     for second in range(100):
-        drain.note(0.01, second % 2 == 0, float(second))
+        drain.note(work(0.01, 20), second % 2 == 0, float(second))
     assert drain.rate == 1.0
 
 
@@ -189,12 +220,12 @@ def test_demand_is_work_per_second_of_those_that_may_wait_less() -> None:
 
 
 def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
-    work = (DEFAULT, 1, 4.0)
+    waiting = (DEFAULT, 1, 4.0)
     patient = Asked(DEFAULT, 10.0, 10.0, 0.0, 0.4, 0.1)
-    assert late_s(patient, load(work)) == 0
-    assert late_s(patient, load(work, impatient=0.5)) == 0
-    assert late_s(patient, load(work, impatient=0.65)) == pytest.approx(4.0 / 0.35 + 0.1 - 10.0)
-    assert late_s(patient, load(work, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0)
+    assert late_s(patient, load(waiting)) == 0
+    assert late_s(patient, load(waiting, impatient=0.5)) == 0
+    assert late_s(patient, load(waiting, impatient=0.65)) == pytest.approx(4.0 / 0.35 + 0.1 - 10.0)
+    assert late_s(patient, load(waiting, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0)
 
 
 # The margin

@@ -18,6 +18,7 @@ from gateway.ports import Entry, Limits
 from gateway.request import FinishReason, Profile, Request, ServiceClass, Targets, Ticket
 from gateway.roster import Roster
 from gateway.store.memory import MemoryStore
+from gateway.ticketing import Aim
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import STEP_S, FakeBackend, token_at
 from tests.unit.fakes.world import DRIVER, ORIGIN, World
@@ -137,6 +138,22 @@ def test_what_cannot_be_kept_is_refused_at_once_with_a_time_to_return() -> None:
         assert len(set(refused)) == len(refused)
 
     play(scenario, config)
+
+
+def test_a_target_that_no_replica_could_keep_is_refused_for_good() -> None:
+    async def scenario(world: World) -> None:
+        await ask(world, request(20, prompt=300), "warm")
+        with pytest.raises(TooManyRequests, match="ask for more time") as caught:
+            await ask(world, request(20, prompt=300, ttft_s=0.005), "impossible")
+        assert caught.value.should_retry is False
+        assert caught.value.retry_after_s is None
+        # A class's target is not the client's: the long prompt is let in whatever it takes.
+        assert len((await ask(world, request(20, prompt=300), "long"))[0]) == 20
+
+    play(
+        scenario,
+        msgspec.structs.replace(ORIGIN, policy=FULL, aims=dict.fromkeys(ServiceClass, Aim(0.004, 1.0))),
+    )
 
 
 def test_without_capacity_measured_nobody_is_refused() -> None:
