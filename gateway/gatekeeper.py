@@ -9,7 +9,7 @@ import msgspec
 from gateway.call import OpenCall
 from gateway.errors import StoreLost, TooManyRequests, Unavailable
 from gateway.fleet import Fleet
-from gateway.policy import admission
+from gateway.policy import admission, line
 from gateway.policy.admission import AdmissionRule, Asked, Everybody, Late, Load
 from gateway.policy.line import Line
 from gateway.ports import SLOT_S, Limits, Store
@@ -43,17 +43,17 @@ class Gatekeeper:
             backlog = await self._backlog(call)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
-        line, now_s = self._lines[request.service_class], asyncio.get_running_loop().time()
-        if request.is_return:
-            line.returned(now_s)
-        promised = [] if request.is_return else line.promised(now_s)
+        waiting, now_s = self._lines[request.service_class], asyncio.get_running_loop().time()
+        if request.num_retries:
+            waiting.returned(now_s)
+        promised = [] if request.num_retries else waiting.promised(now_s)
         load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._shares, promised)
         asked = _asked(call, backlog)
         if late := self._rule.decide(asked, load):
-            raise self._refusal(asked, load, late, now_s)
+            raise self._refusal(request, asked, load, late)
         return msgspec.structs.replace(self._limits, max_seconds=backlog.seconds + _slip_s(asked, load))
 
-    async def full(self, call: OpenCall, reason: str) -> TooManyRequests:
+    async def full(self, call: OpenCall, request: Request, reason: str) -> TooManyRequests:
         """The refusal of a call that passes a bound of the queue."""
         try:
             backlog = await self._backlog(call)
@@ -62,19 +62,23 @@ class Gatekeeper:
         load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._shares)
         # Half of what waits should have gone by then.
         late_s = 0.5 * backlog.seconds / load.rate if load.rate else 1.0
-        return self._refusal(_asked(call, backlog), load, Late(late_s), asyncio.get_running_loop().time(), reason)
+        return self._refusal(request, _asked(call, backlog), load, Late(late_s), reason)
 
     async def _backlog(self, call: OpenCall) -> Backlog:
         first = next(iter(call.live.values())).ticket
         return await self._store.backlog(first.service_class, first.tenant)
 
-    def _refusal(self, asked: Asked, load: Load, late: Late, now_s: float, reason: str = "") -> TooManyRequests:
+    def _refusal(
+        self, request: Request, asked: Asked, load: Load, late: Late, reason: str = ""
+    ) -> TooManyRequests:
         rate = admission.class_rate(asked.service_class, load) or 1.0
-        line = self._lines[asked.service_class]
-        retry_after_s = line.book(now_s, late.late_s, asked.seconds, rate, random.random())
-        why = (
-            reason or f"the first token would come {late.late_s:.1f} s later than the target of {asked.ttft_s:g} s"
-        )
+        if request.num_retries is None:
+            retry_after_s = line.guess(late.late_s, random.random())
+        else:
+            now_s = asyncio.get_running_loop().time()
+            place = self._lines[asked.service_class]
+            retry_after_s = place.book(now_s, late.late_s, asked.seconds, rate, random.random())
+        why = reason or f"targets would be missed by {late.late_s:.1f} s"
         return TooManyRequests(f"Too many requests are waiting ({why}).", retry_after_s=retry_after_s)
 
 

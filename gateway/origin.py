@@ -206,7 +206,7 @@ class Origin:
             else:
                 self._queued(entries, scores)
                 return
-        refusal = await self._gatekeeper.full(call, reason)
+        refusal = await self._gatekeeper.full(call, request, reason)
         for live in list(call.live.values()):
             self._remove(live)
         raise refusal

@@ -58,8 +58,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     service_class: ServiceClass = ServiceClass.DEFAULT
     user: str = ""
     targets: Targets = Targets()
-    is_return: bool = False
-    """The client was refused before, and came back."""
+    num_retries: int | None = None
+    """How often the client was refused before and came back; None if it does not say."""
 
     @property
     def is_chat(self) -> bool:

@@ -19,10 +19,9 @@ MAX_MS = 86_400_000.0
 def applied(request: Request, headers: Mapping[str, str]) -> Request:
     """The request with what its headers add.  Lookup in `headers` must ignore case.  Raises BadRequest."""
     targets = Targets(_seconds(headers, TTFT), _seconds(headers, TPOT), _seconds(headers, DEADLINE))
-    is_return = headers.get(RETRY_COUNT, "0") not in ("", "0")
-    if targets == Targets() and not is_return:
-        return request
-    return msgspec.structs.replace(request, targets=targets, is_return=is_return)
+    count = headers.get(RETRY_COUNT, "")
+    num_retries = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else None
+    return msgspec.structs.replace(request, targets=targets, num_retries=num_retries)
 
 
 def _seconds(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None:

@@ -2,7 +2,8 @@
 
 A refused client that returns at a random moment of an overload meets the same overload.  So every refusal
 books a place in a line that advances at the rate at which work is done; until then the place counts as work
-to come, and keeps newcomers from taking it.  Only as much of it counts as clients have been seen to return.
+to come, and keeps newcomers from taking it.  Only as much of it counts as clients have been seen to return,
+and only clients that tell a first request from a return have a place: the others could not be let in by it.
 """
 
 from collections import deque
@@ -15,6 +16,12 @@ SPREAD = 0.1
 """Part of the wait over which returns are spread."""
 _SMOOTHING = 0.02
 """Weight of one client in the share of those who return."""
+
+
+def guess(late_s: float, jitter: float) -> float:
+    """For a client without a place: seconds until what is in its way has gone, up to twice that by `jitter` in
+    [0, 1), so that not all return together; between 1 and 120."""
+    return min(max(MIN_RETRY_S, late_s) * (1 + jitter), MAX_RETRY_S)
 
 
 class Line:

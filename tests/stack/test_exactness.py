@@ -80,8 +80,9 @@ def test_64_clients_at_once(serving: Serving) -> None:
 def test_memory_for_a_tenth_of_the_load(tight: Serving) -> None:
     """Short answers teach the profiler that answers are short; then long ones outgrow their prediction, rows are
     evicted and put back, and nobody notices."""
-    teach: Load = [([5, 6, 7], 1)] * 64
-    client.run(ask_all(tight, teach, temperature=0))
+    (sample,) = client.run(ask_all(tight, [([5, 6, 7], 8)], temperature=0))
+    teach: Load = [([5, 6, 7], 8)] * 64
+    client.run(ask_all(tight, teach, temperature=0, stop=sample.text[:1]))
     requests = [(prompt, 120) for prompt, _ in load(64, longest=300, seed=1)]
 
     async def ask_and_watch() -> tuple[list[Answer], list[float]]:

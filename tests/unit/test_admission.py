@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gateway.policy import admission
 from gateway.policy.admission import Asked, ByTarget, Everybody, Load
 from gateway.policy.drain import Drain
-from gateway.policy.line import Line
+from gateway.policy.line import Line, guess
 from gateway.request import ServiceClass, Slot
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
@@ -117,6 +117,7 @@ def test_refused_clients_return_within_two_minutes(bookings: list[tuple[float, f
     line = Line()
     for late, seconds, jitter in bookings:
         assert 1.0 <= line.book(0.0, late, seconds, 1.0, jitter) <= 120.0
+        assert 1.0 <= guess(late * 10, jitter) <= 120.0
 
 
 def test_the_line_advances_as_fast_as_work_is_done() -> None:

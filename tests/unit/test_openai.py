@@ -414,9 +414,12 @@ def test_headers_set_targets_in_milliseconds() -> None:
     assert headers.applied(chat(), {"x-other": "1"}) == chat()
 
 
-@pytest.mark.parametrize(("count", "is_return"), [("0", False), ("", False), ("1", True), ("2", True)])
-def test_a_client_that_was_refused_is_known_by_its_count(count: str, is_return: bool) -> None:
-    assert headers.applied(chat(), {"x-stainless-retry-count": count}).is_return is is_return
+@pytest.mark.parametrize(
+    ("count", "known"), [("0", 0), ("1", 1), ("12", 12), ("", None), ("-1", None), ("one", None), ("9" * 99, None)]
+)
+def test_a_client_that_comes_back_is_known_by_its_count(count: str, known: int | None) -> None:
+    assert headers.applied(chat(), {"x-stainless-retry-count": count}).num_retries == known
+    assert headers.applied(chat(), {}).num_retries is None
 
 
 def test_an_end_that_openai_has_no_word_for_is_told_beside_the_standard_one() -> None:
