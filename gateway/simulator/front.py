@@ -90,7 +90,7 @@ class Front:
         self._gatekeeper = Gatekeeper(policy.admission, store, fleet, limits, shares)
         self._ticketing = Ticketing(NAME, fleet, policy, aims)
         self._outbox = Outbox(store, wake, cancel)
-        self._requests = [[_request(t, is_return) for t in workload.classes] for is_return in (False, True)]
+        self._requests = [[_request(t, retries) for t in workload.classes] for retries in (0 if max_returns else None, 1)]
         self._prompt_tokens: list[int] = workload.prompt_tokens.tolist()
         self._wanted_tokens: list[int] = workload.output_tokens.tolist()
         self._class_index: list[int] = workload.class_index.tolist()
@@ -246,10 +246,10 @@ class Front:
         )
 
 
-def _request(traffic: TrafficClass, is_return: bool) -> Request:
+def _request(traffic: TrafficClass, retries) -> Request:
     return Request(
         model="simulated",
         service_class=traffic.service_class,
         targets=Targets(traffic.ttft_slo_s, traffic.tpot_slo_s),
-        is_return=is_return,
+        num_retries=retries,
     )
