@@ -259,14 +259,13 @@ class Driver:
         self._metrics.queue_seen(queue)
         if not queue.heads:
             self._is_short = False
-            replica.drain.idle()
+            replica.drain.note(0.0, False, queue.now_s)
             return False
         chosen, victims = await self._chooser.choose(queue, replica)
+        replica.drain.note(sum(ticket.seconds for ticket in chosen), queue.tickets > len(chosen), queue.now_s)
         if not chosen:
-            replica.drain.saturated(queue.now_s)
             await self._evict(session, epoch, victims)
             return False
-        replica.drain.claimed(sum(ticket.seconds for ticket in chosen))
         entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
         await self._send(session, replica, epoch, entries)
         await self._chooser.rebucket(queue, replica)

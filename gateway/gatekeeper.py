@@ -11,6 +11,7 @@ from gateway.errors import StoreLost, TooManyRequests, Unavailable
 from gateway.fleet import Fleet
 from gateway.policy import admission, line
 from gateway.policy.admission import AdmissionRule, Asked, Everybody, Late, Load
+from gateway.policy.demand import Demand
 from gateway.policy.line import Line
 from gateway.ports import SLOT_S, Limits, Store
 from gateway.request import Backlog, Request, ServiceClass
@@ -31,6 +32,7 @@ class Gatekeeper:
         self._limits = limits
         self._shares = shares
         self._lines = {name: Line() for name in ServiceClass}
+        self._demand = {name: Demand() for name in ServiceClass}
 
     async def limits(self, call: OpenCall, request: Request) -> Limits:
         """The bounds under which the call may be queued, relied on by its admission.
@@ -47,8 +49,17 @@ class Gatekeeper:
         if request.num_retries:
             waiting.returned(now_s)
         promised = [] if request.num_retries else waiting.promised(now_s)
-        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._shares, promised)
-        asked = _asked(call, backlog)
+        asked, demand = _asked(call, backlog), self._demand[request.service_class]
+        demand.note(asked.ttft_s, asked.seconds, now_s)
+        load = Load(
+            backlog=backlog.slots,
+            slot_s=SLOT_S,
+            now_s=backlog.now_s,
+            rate=self._fleet.work_rate,
+            shares=self._shares,
+            impatient=demand.tighter(asked.ttft_s, now_s),
+            promised=promised,
+        )
         if late := self._rule.decide(asked, load):
             raise self._refusal(request, asked, load, late)
         return msgspec.structs.replace(self._limits, max_seconds=backlog.seconds + _slip_s(asked, load))

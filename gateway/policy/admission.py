@@ -18,6 +18,10 @@ MARGIN = 0.8
 """Part of the time until a target that is planned for; the rest absorbs what was estimated wrongly."""
 
 
+MIN_PATIENT_SHARE = 0.3
+"""Part of its class's rate that a patient request can count on, however many impatient ones come."""
+
+
 class TooLong(NamedTuple):
     """No replica can hold the prompt and what it asks for."""
 
@@ -59,6 +63,8 @@ class Load(NamedTuple):
     rate: float
     """Engine seconds of work done in a second, by all replicas."""
     shares: Mapping[ServiceClass, float]
+    impatient: float = 0.0
+    """Engine seconds in a second that are to be expected of the class's requests that may not wait as long."""
     promised: Sequence[tuple[float, float]] = ()
     """Work of refused clients that were told to come back: seconds from now until then, engine seconds."""
 
@@ -93,7 +99,8 @@ class ByTarget:
         if rate <= 0:
             return None
         before_s, later = _work(asked, load)
-        late_s = before_s / rate + asked.first_s - self.margin * asked.ttft_s
+        left_rate = max(MIN_PATIENT_SHARE * rate, rate - load.impatient)
+        late_s = before_s / left_rate + asked.first_s - self.margin * asked.ttft_s
         for due_s, work_s in later:
             late_s = max(late_s, (work_s + asked.seconds) / rate - due_s)
         return Late(late_s) if late_s > 0 else None

@@ -17,19 +17,16 @@ class Drain:
         self._since_s: float | None = None
         self._claimed_s = 0.0
 
-    def claimed(self, seconds: float) -> None:
-        """So much work left the queue."""
-        self._claimed_s += seconds
-
-    def saturated(self, now_s: float) -> None:
-        """Work is waiting and there is no room for it."""
+    def note(self, seconds: float, more_waits: bool, now_s: float) -> None:
+        """So much work leaves the queue; without more waiting, it says nothing of how much could."""
+        if not more_waits:
+            self._since_s = None
+            return
         if self._since_s is None:
             self._since_s, self._claimed_s = now_s, 0.0
-        elif now_s - self._since_s >= WINDOW_S and self._claimed_s:
-            measured = self._claimed_s / (now_s - self._since_s)
-            self.rate += SMOOTHING * (measured - self.rate)
+            return
+        self._claimed_s += seconds
+        lasted_s = now_s - self._since_s
+        if lasted_s >= WINDOW_S:
+            self.rate += SMOOTHING * (self._claimed_s / lasted_s - self.rate)
             self._since_s, self._claimed_s = now_s, 0.0
-
-    def idle(self) -> None:
-        """Nothing waits: what is claimed from here on says nothing of what could be."""
-        self._since_s = None

@@ -20,6 +20,8 @@ NUM_SLOTS = 2048
 """Rows of the model for hashed tokens: in a window of some thousand requests, few of weight collide."""
 NUM_TENANTS = 64
 NUM_FIGURES = 4 + len(ServiceClass)
+FORMAT = 1
+"""Goes with samples and models, which mean nothing under other features."""
 WIDTH = NUM_SLOTS + NUM_TENANTS + NUM_FIGURES
 """A request as one row of numbers: slots, tenant, figures."""
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from gateway.policy.features import Features
+from gateway.policy.features import FORMAT, Features
 from gateway.policy.snapshot import MAX_TOKENS
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -30,7 +30,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True, order=True):
     """It ended at its limit."""
 
 
-class Sample(msgspec.Struct, frozen=True, array_like=True):
+class Sample(msgspec.Struct, frozen=True, array_like=True, tag=FORMAT):
     """A finished request, as gateways tell each other."""
 
     features: Features

@@ -8,6 +8,7 @@ after it.  A margin on top of each keeps what it covers at nine in ten, whatever
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from gateway.policy.features import NUM_TENANTS, Features, features, tenant_of
 from gateway.policy.history import LengthHistory, Sample, Seen
@@ -15,6 +16,8 @@ from gateway.policy.snapshot import MAX_TOKENS, Snapshot
 from gateway.request import Profile, ServiceClass
 
 UPPER_QUANTILE = 0.9
+_LOWER_QUANTILE = 0.1
+"""A limit below this is as good as sure to be reached."""
 MIN_HISTORY = 32
 """Below this the prediction is all that the request allows: safe, at worst a smaller batch."""
 MIN_JUDGED = 64
@@ -42,7 +45,6 @@ class Margin:
 
     STEP_OCTAVES = 0.1
     MIN_OCTAVES, MAX_OCTAVES = -3.0, 8.0
-    """The least: where limits cut nearly every answer, more than UPPER_QUANTILE are covered."""
 
     def __init__(self) -> None:
         self.octaves = 0.0
@@ -55,6 +57,14 @@ class Margin:
     def learn(self, is_covered: bool) -> None:
         octaves = self.octaves + self.STEP_OCTAVES * (UPPER_QUANTILE - is_covered)
         self.octaves = min(max(octaves, self.MIN_OCTAVES), self.MAX_OCTAVES)
+
+
+class Estimate(NamedTuple):
+    """What a predictor says of one answer, in tokens.  The quantiles know no limit; inf if nobody knows."""
+
+    lower: float
+    upper: float
+    expected: float
 
 
 def pinball_loss(upper_tokens: int, tokens: int) -> float:
@@ -97,9 +107,9 @@ class Predictor:
         mode = self.mode
         if ignore_eos or mode is Mode.COLD:
             return Profile(max_tokens, max_tokens)
-        quantile, expected = self._estimate(mode, features, max_tokens)
-        upper = self._margins[mode].upper(quantile, max_tokens)
-        return Profile(max(1, min(int(expected), upper)), upper)
+        estimate = self._estimate(mode, features, max_tokens)
+        upper = self._margins[mode].upper(estimate.upper, max_tokens)
+        return Profile(max(1, min(int(estimate.expected), upper)), upper)
 
     def observe(self, features: Features, max_tokens: int, tokens: int, ended_by_limit: bool) -> None:
         """An answer that was not made to run to its limit has ended."""
@@ -123,19 +133,24 @@ class Predictor:
         """Take a newer model; it keeps its forerunner's record."""
         self._snapshot = snapshot
 
-    def _estimate(self, mode: Mode, features: Features, max_tokens: int) -> tuple[float, float]:
-        """The upper quantile, without margin or limit, and the expected length."""
+    def _estimate(self, mode: Mode, features: Features, max_tokens: int) -> Estimate:
         if mode is Mode.GLOBAL or self._snapshot is None:
-            return self._history.quantile(UPPER_QUANTILE), self._history.expected(max_tokens)
+            lower, upper = map(self._history.quantile, (_LOWER_QUANTILE, UPPER_QUANTILE))
+            return Estimate(lower, upper, self._history.expected(max_tokens))
         probabilities = self._snapshot.probabilities(features)
-        quantile = self._snapshot.quantile(probabilities, UPPER_QUANTILE)
-        return quantile, self._snapshot.expected(probabilities, max_tokens)
+        lower, upper = (
+            self._snapshot.quantile(probabilities, level) for level in (_LOWER_QUANTILE, UPPER_QUANTILE)
+        )
+        return Estimate(lower, upper, self._snapshot.expected(probabilities, max_tokens))
 
     def _judge(self, mode: Mode, features: Features, max_tokens: int, tokens: int) -> float:
-        """What the predictor would have lost on this answer; its margin learns from it."""
-        quantile, _ = self._estimate(mode, features, max_tokens)
-        upper = self._margins[mode].upper(quantile, max_tokens)
-        self._margins[mode].learn(tokens <= upper)
+        """What the predictor would have lost on this answer; its margin learns from it, unless the limit was as
+        good as sure to cut it: many such answers would else pay for leaving the others uncovered."""
+        estimate = self._estimate(mode, features, max_tokens)
+        margin = self._margins[mode]
+        upper = margin.upper(estimate.upper, max_tokens)
+        if estimate.lower < max_tokens:
+            margin.learn(tokens <= upper)
         return pinball_loss(upper, tokens)
 
 

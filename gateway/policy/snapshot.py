@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.policy.features import NUM_FIGURES, NUM_SLOTS, WIDTH, Features
+from gateway.policy.features import FORMAT, NUM_FIGURES, NUM_SLOTS, WIDTH, Features
 
 MAX_TOKENS = 1 << 17
 PER_OCTAVE = 4
@@ -47,7 +47,7 @@ class LengthClass(msgspec.Struct, frozen=True, array_like=True):
         return self.low <= self.mean <= self.high and class_of(self.low) == self.number == class_of(self.high)
 
 
-class _Wire(msgspec.Struct, frozen=True, array_like=True):
+class _Wire(msgspec.Struct, frozen=True, array_like=True, tag=FORMAT):
     classes: Annotated[list[LengthClass], msgspec.Meta(min_length=1, max_length=OPEN + 1)]
     weights: bytes
     """float32, least byte first: WIDTH + 1 rows, one column a class; the last row is added to every request."""

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from gateway.policy import admission
 from gateway.policy.admission import Asked, ByTarget, Everybody, Load
+from gateway.policy.demand import Demand
 from gateway.policy.drain import Drain
 from gateway.policy.line import Line, guess
 from gateway.request import ServiceClass, Slot
@@ -153,15 +154,42 @@ def test_places_of_clients_that_never_return_stop_counting() -> None:
 def test_the_rate_is_what_leaves_the_queue_while_more_waits() -> None:
     drain = Drain()
     for half_second in range(200):
-        drain.claimed(1.5)
-        drain.saturated(half_second / 2)
+        drain.note(1.5, True, half_second / 2)
     assert drain.rate == pytest.approx(3.0, rel=0.01)
 
 
-def test_an_idle_queue_measures_nothing() -> None:
+def test_an_engine_that_takes_nothing_is_slow() -> None:
     drain = Drain()
     for second in range(100):
-        drain.claimed(0.01)
-        drain.idle()
-        drain.saturated(float(second))
+        drain.note(0.0, True, float(second))
+    assert drain.rate == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_queue_that_runs_empty_measures_nothing() -> None:
+    drain = Drain()
+    for second in range(100):
+        drain.note(0.01, second % 2 == 0, float(second))
     assert drain.rate == 1.0
+
+
+# What is to be expected
+
+
+def test_demand_is_work_per_second_of_those_that_may_wait_less() -> None:
+    demand = Demand()
+    for tenth in range(3000):
+        demand.note(1.0, 0.05, tenth / 10)
+        demand.note(10.0, 0.2, tenth / 10)
+    assert demand.tighter(10.0, 300.0) == pytest.approx(0.5, rel=0.05)
+    assert demand.tighter(1.0, 300.0) == 0
+    assert demand.tighter(10.0, 310.0) == pytest.approx(0.25, rel=0.05)
+    assert demand.tighter(10.0, 3000.0) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
+    work = (DEFAULT, 1, 4.0)
+    patient = Asked(DEFAULT, 10.0, 10.0, 0.4, 0.1)
+    assert late_s(patient, load(work)) == 0
+    assert late_s(patient, load(work, impatient=0.5)) == 0
+    assert late_s(patient, load(work, impatient=0.65)) == pytest.approx(4.0 / 0.35 + 0.1 - 10.0)
+    assert late_s(patient, load(work, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.policy import features as shown
 from gateway.policy import length
-from gateway.policy.features import NUM_FIGURES, WIDTH, Features
+from gateway.policy.features import FORMAT, NUM_FIGURES, WIDTH, Features
 from gateway.policy.history import LengthHistory, Sample, Seen, whole_lengths
 from gateway.policy.length import Margin, Mode, Predictor
 from gateway.policy.resources import Resources, resources
@@ -189,10 +189,10 @@ def test_quantiles_lie_between_the_lengths_seen() -> None:
     assert unknown.quantile(np.array([0.8, 0.2]), 0.9) == math.inf
 
 
-def wire(classes: object = None, weights: object = None) -> bytes:
+def wire(classes: object = None, weights: object = None, number: int = FORMAT) -> bytes:
     classes = [[class_of(8), 8, 8.0, 8]] if classes is None else classes
     weights = bytes(4 * (WIDTH + 1)) if weights is None else weights
-    return msgspec.msgpack.encode([classes, weights])
+    return msgspec.msgpack.encode([number, classes, weights])
 
 
 def floats(value: float) -> bytes:
@@ -206,6 +206,7 @@ def floats(value: float) -> bytes:
         b"\xc1",
         b"\x91" * 5000,
         msgspec.msgpack.encode({"weights": [1.0]}),
+        wire(number=FORMAT + 1),
         wire(weights=b""),
         wire(weights=bytes(4 * WIDTH)),
         wire(weights=bytes(4 * (WIDTH + 1) + 1)),
@@ -371,6 +372,16 @@ def test_nine_in_ten_are_covered_where_limits_cut_many() -> None:
     stream = Stream(2)
     stream.run(SETTLED, by_text, limits=(32, 64, 4000))
     assert 0.88 <= coverage(stream.run(1500, by_text, limits=(32, 64, 4000))) <= 0.92
+
+
+@pytest.mark.timeout(60)
+def test_answers_sure_to_be_cut_do_not_pay_for_the_others() -> None:
+    stream = Stream(6)
+    limits = (1,) * 9 + (4000,)
+    stream.run(4 * SETTLED, by_text, limits)
+    others = [seen for seen in stream.run(3000, by_text, limits) if seen[0] > 1 or seen[2] > 1]
+    assert len(others) in range(200, 400)
+    assert 0.86 <= coverage(others) <= 0.94
 
 
 @pytest.mark.timeout(60)

@@ -10,15 +10,15 @@ import pytest
 
 from gateway.errors import StoreLost
 from gateway.policy.features import NUM_FIGURES, WIDTH
-from gateway.policy.history import Sample
+from gateway.policy.history import Sample, Seen
 from gateway.policy.length import Mode
 from gateway.policy.snapshot import LengthClass, Snapshot, class_of
 from gateway.ports import MAX_SAMPLES
 from gateway.profiler import EXCHANGE_S, MAX_PENDING, MIN_NEW, MIN_SAMPLES, TRAIN_S, Profiler, train_in_thread
 from gateway.request import Profile, ServiceClass
 from gateway.store.memory import MemoryStore
-from gateway.training import train
 from tests.unit.fakes import clock
+from tests.unit.fakes.world import train_in_place
 
 LIMIT = 500
 NEAR_20 = range(18, 23)
@@ -81,7 +81,7 @@ def test_one_gateway_trains_on_what_all_have_seen_and_all_take_the_model() -> No
 
 def test_a_learned_model_that_is_right_takes_over() -> None:
     async def scenario(store: MemoryStore) -> None:
-        profiler = Profiler("gateway-1", store, lambda samples: asyncio.sleep(0, train(samples)))
+        profiler = Profiler("gateway-1", store, train_in_place)
         for _ in range(4):
             for number in range(200):
                 features = profiler.features([number % 2], LIMIT, ServiceClass.DEFAULT, "")
@@ -191,19 +191,20 @@ def test_samples_that_are_none_are_skipped() -> None:
             *map(
                 msgspec.msgpack.encode,
                 [
-                    [good, [0, False]],
-                    [good, [10**9, False]],
-                    [[[10**6], 3, good[2]], [9, False]],
-                    [[list(range(1000)), 3, good[2]], [9, False]],
-                    [[[1], -1, good[2]], [9, False]],
-                    [[[1], 3, [0.5]], [9, False]],
-                    [[[1], 3, [float("nan")] * NUM_FIGURES], [9, False]],
-                    [[[1], 3, [float("inf")] * NUM_FIGURES], [9, False]],
+                    [2, good, [9, False]],
+                    [1, good, [0, False]],
+                    [1, good, [10**9, False]],
+                    [1, [[10**6], 3, good[2]], [9, False]],
+                    [1, [list(range(1000)), 3, good[2]], [9, False]],
+                    [1, [[1], -1, good[2]], [9, False]],
+                    [1, [[1], 3, [0.5]], [9, False]],
+                    [1, [[1], 3, [float("nan")] * NUM_FIGURES], [9, False]],
+                    [1, [[1], 3, [float("inf")] * NUM_FIGURES], [9, False]],
                 ],
             ),
         ]
         await store.append_samples(bad * MIN_SAMPLES)
-        await store.append_samples([msgspec.msgpack.encode([good, [9, False]])] * MIN_SAMPLES)
+        await store.append_samples([msgspec.msgpack.encode([1, good, [9, False]])] * MIN_SAMPLES)
         school = School()
         await Profiler("gateway-1", store, school).exchange()
         assert [len(lesson) for lesson in school.lessons] == [MIN_SAMPLES]
@@ -237,7 +238,7 @@ async def test_the_training_leaves_the_event_loop_alone() -> None:
     for _ in range(MIN_SAMPLES):
         prompt = [rng.randrange(50)]
         features = profiler.features(prompt, LIMIT, ServiceClass.DEFAULT, "")
-        samples.append(msgspec.convert([msgspec.to_builtins(features), [1 + prompt[0], False]], Sample))
+        samples.append(Sample(features, Seen(1 + prompt[0], False)))
     training = asyncio.create_task(train_in_thread(samples))
     turns = 0
     while not training.done():

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
 
@@ -16,11 +16,14 @@ from gateway.intake import Aim
 from gateway.metrics import Metrics
 from gateway.origin import Origin
 from gateway.policy.admission import Everybody
+from gateway.policy.history import Sample
 from gateway.policy.preset import FULL
+from gateway.policy.snapshot import Snapshot
 from gateway.ports import Limits
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass
 from gateway.store.memory import MemoryStore
+from gateway.training import train
 from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.tokenizer import CharTokenizer
 from triton_backend.contract import Sampling
@@ -39,6 +42,11 @@ ORIGIN = origins.Config(
 )
 
 
+async def train_in_place(samples: Sequence[Sample]) -> Snapshot | None:
+    """No thread: virtual time would not wait for it."""
+    return train(samples)
+
+
 class World:
     def __init__(
         self,
@@ -51,7 +59,7 @@ class World:
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
         self.metrics = Metrics(CollectorRegistry(), "fake")
-        self.profiler = profiler or Profiler("g", store)
+        self.profiler = profiler or Profiler("g", store, train_in_place)
         self.origin = Origin(
             gateway="g",
             model="fake",
