@@ -223,10 +223,17 @@ class Driver:
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
+                self._tell(replica)
                 self._evicting = {number for number in self._evicting if number in self._roster}
                 if self._is_short and is_roomier:
                     self._work.set()
         raise BackendLost("the session ended")
+
+    def _tell(self, replica: Replica) -> None:
+        """What the fleet should know of the rows here."""
+        replica.rows = len(self._roster)
+        replica.unstarted_tokens = self._roster.unstarted_tokens
+        replica.tpot_s = self._roster.tpot_s
 
     def _deliver(self, mails: Mails) -> None:
         for origin, mail in mails.items():
@@ -310,6 +317,7 @@ class Driver:
         if rows:
             self._seq += 1
             self._metrics.batch_sent(len(rows), len(rows) * max(len(row.prompt) for row in rows))
+            self._tell(replica)
             await session.send(contract.Batch(epoch, self._seq, rows, self._chooser.chunk_tokens(replica)))
 
     def _new_row(self, entry: Entry) -> contract.NewRow | None:

@@ -1,5 +1,7 @@
 """What this gateway knows of the replicas: what they can hold, how fast they are, what they said last."""
 
+from math import inf
+
 from gateway.policy import batch
 from gateway.policy.drain import Drain
 from gateway.policy.pace import Pace, Stopwatch
@@ -18,6 +20,12 @@ class Replica:
         self.layout: KVLayout = attached.layout
         self.telemetry: Telemetry = attached.telemetry
         self.drain = Drain()
+        self.rows = 0
+        """Rows in the engine, started or not."""
+        self.unstarted_tokens = 0
+        """Of prompts in the engine that have no token yet."""
+        self.tpot_s = inf
+        """The tightest target of its rows."""
         self._stopwatch = Stopwatch()
 
     def heard(self, telemetry: Telemetry) -> None:
@@ -28,6 +36,18 @@ class Replica:
     @property
     def pace(self) -> Pace:
         return self._stopwatch.pace(self.telemetry.prefill_tokens_per_s)
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer a prompt takes because decode steps come in between."""
+        pace = self.pace
+        return 1.0 / (1.0 - pace.decode_part(self.tpot_s, self.rows))
+
+    @property
+    def start_s(self) -> float:
+        """Until the prompts it has taken have been run."""
+        rate = self.telemetry.prefill_tokens_per_s
+        return self.slowdown * self.unstarted_tokens / rate if rate else 0.0
 
     def longest_row_tokens(self, safety_factor: float) -> int:
         """The most tokens of prompt and answer that a request may have here."""
@@ -59,6 +79,16 @@ class Fleet:
         """Engine seconds of queued work that all replicas do in a second; 0 until anything was measured."""
         measured = (r.drain.rate for r in self.replicas.values() if r.telemetry.prefill_tokens_per_s)
         return sum(measured)
+
+    @property
+    def start_s(self) -> float:
+        """Until some replica has run the prompts it has taken."""
+        return min((replica.start_s for replica in self.replicas.values()), default=0.0)
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer a prompt takes because decode steps come in between, on the replica where the least."""
+        return min((replica.slowdown for replica in self.replicas.values()), default=1.0)
 
     def seconds(self, prompt_tokens: int, answer_tokens: int) -> tuple[float, float]:
         """Engine time of a request: of its prompt, and of its answer among other rows; 0 until measured."""

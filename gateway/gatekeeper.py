@@ -49,13 +49,14 @@ class Gatekeeper:
         if request.num_retries:
             waiting.returned(now_s)
         promised = [] if request.num_retries else waiting.promised(now_s)
-        asked, demand = _asked(call, backlog), self._demand[request.service_class]
+        asked, demand = _asked(call, backlog, self._fleet.slowdown), self._demand[request.service_class]
         demand.note(asked.ttft_s, asked.seconds, now_s)
         load = Load(
             backlog=backlog.slots,
             slot_s=SLOT_S,
             now_s=backlog.now_s,
             rate=self._fleet.work_rate,
+            start_s=self._fleet.start_s,
             shares=self._shares,
             impatient=demand.tighter(asked.ttft_s, now_s),
             promised=promised,
@@ -70,10 +71,10 @@ class Gatekeeper:
             backlog = await self._backlog(call)
         except StoreLost:
             return TooManyRequests(f"Too many requests are waiting ({reason}).", retry_after_s=1.0)
-        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._shares)
+        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._fleet.start_s, self._shares)
         # Half of what waits should have gone by then.
         late_s = 0.5 * backlog.seconds / load.rate if load.rate else 1.0
-        return self._refusal(request, _asked(call, backlog), load, Late(late_s), reason)
+        return self._refusal(request, _asked(call, backlog, self._fleet.slowdown), load, Late(late_s), reason)
 
     async def _backlog(self, call: OpenCall) -> Backlog:
         first = next(iter(call.live.values())).ticket
@@ -93,15 +94,15 @@ class Gatekeeper:
         return TooManyRequests(f"Too many requests are waiting ({why}).", retry_after_s=retry_after_s)
 
 
-def _asked(call: OpenCall, backlog: Backlog) -> Asked:
+def _asked(call: OpenCall, backlog: Backlog, slowdown: float) -> Asked:
     tickets = [live.ticket for live in call.live.values()]
     first = tickets[0]
     return Asked(
         service_class=first.service_class,
         ttft_s=first.slack_s,
-        place_s=backlog.start_s - backlog.now_s + first.slack_s,
+        lead_s=backlog.start_s - backlog.now_s,
         seconds=sum(ticket.seconds for ticket in tickets),
-        first_s=min(first.seconds, sum(ticket.prefill_s for ticket in tickets)),
+        first_s=slowdown * sum(ticket.prefill_s for ticket in tickets),
     )
 
 

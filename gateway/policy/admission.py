@@ -44,8 +44,8 @@ class Asked:
     service_class: ServiceClass
     ttft_s: float
     """Its target for the time to the first token."""
-    place_s: float
-    """Its virtual deadline, from now: its target, or later if its tenant has much work waiting already."""
+    lead_s: float
+    """By how much its tenant's virtual clock is ahead: its place is as much behind its target."""
     seconds: float
     """Engine time it is predicted to take, all its tickets together."""
     first_s: float
@@ -62,6 +62,8 @@ class Load(NamedTuple):
     """The store's clock."""
     rate: float
     """Engine seconds of work done in a second, by all replicas."""
+    start_s: float
+    """Until some replica has run the prompts it has already taken."""
     shares: Mapping[ServiceClass, float]
     impatient: float = 0.0
     """Engine seconds in a second that are to be expected of the class's requests that may not wait as long."""
@@ -100,9 +102,9 @@ class ByTarget:
             return None
         before_s, later = _work(asked, load)
         left_rate = max(MIN_PATIENT_SHARE * rate, rate - load.impatient)
-        late_s = before_s / left_rate + asked.first_s - self.margin * asked.ttft_s
+        late_s = load.start_s + before_s / left_rate + asked.first_s - self.margin * asked.ttft_s
         for due_s, work_s in later:
-            late_s = max(late_s, (work_s + asked.seconds) / rate - due_s)
+            late_s = max(late_s, load.start_s + (work_s + asked.seconds) / rate - due_s)
         return Late(late_s) if late_s > 0 else None
 
 
@@ -125,8 +127,9 @@ def _work(asked: Asked, load: Load) -> tuple[float, list[tuple[float, float]]]:
     later: list[tuple[float, float]] = []
     for begins_s, lasts_s, seconds in sorted(queued + promised):
         work_s += seconds
-        if begins_s <= asked.place_s:
+        if begins_s <= asked.ttft_s + asked.lead_s:
             before_s = work_s
         elif lasts_s:
-            later.append((begins_s + lasts_s, work_s))
+            # Virtual deadlines are as much behind the targets as the clock was ahead, which changes slowly.
+            later.append((begins_s + lasts_s - asked.lead_s, work_s))
     return before_s, later

@@ -31,6 +31,12 @@ class Pace:
         alone cannot be helped."""
         return rows <= 1 or self.decode_s(rows) <= DECODE_SHARE * tpot_s
 
+    def decode_part(self, tpot_s: float, rows: int) -> float:
+        """Part of the time that decode steps of so many rows take while prompts are run in between."""
+        if not rows or tpot_s == float("inf"):
+            return 0.0
+        return min(DECODE_SHARE, self.decode_s(rows) / (CHUNK_SHARE * tpot_s))
+
     def chunk_tokens(self, tpot_s: float, rows: int, max_tokens: int) -> int:
         """How much of a prompt may be run between two decode steps of so many rows."""
         if not rows or not self.prefill_tokens_per_s or tpot_s == float("inf"):

@@ -18,11 +18,11 @@ SHARES = {PRIORITY: 0.6, DEFAULT: 0.3, FLEX: 0.1}
 def load(*slots: tuple[ServiceClass, int, float], rate: float = 1.0, now_s: float = 100.0, **more: object) -> Load:
     """Slots of half a second, counted from now."""
     waiting = {(name, 200 + slot): Slot(10, seconds) for name, slot, seconds in slots}
-    return Load(waiting, 0.5, now_s, rate, SHARES, **more)  # type: ignore[arg-type]
+    return Load(waiting, 0.5, now_s, rate, 0.0, SHARES, **more)  # type: ignore[arg-type]
 
 
 def asked(ttft_s: float = 2.0, seconds: float = 0.4, first_s: float = 0.1) -> Asked:
-    return Asked(DEFAULT, ttft_s, ttft_s, seconds, first_s)
+    return Asked(DEFAULT, ttft_s, 0.0, seconds, first_s)
 
 
 def late_s(asked: Asked, load: Load, margin: float = 1.0) -> float:
@@ -59,7 +59,7 @@ def test_a_tenant_with_much_work_waiting_stands_behind_it() -> None:
     """Its work is due later than its next request's target, and goes before it all the same."""
     mine = (DEFAULT, 5, 2.5)
     assert late_s(asked(), load(mine)) == 0
-    behind = Asked(DEFAULT, 2.0, 4.0, 0.4, 0.1)
+    behind = Asked(DEFAULT, 2.0, 2.0, 0.4, 0.1)
     assert late_s(behind, load(mine)) == pytest.approx(2.5 + 0.1 - 2.0)
 
 
@@ -188,7 +188,7 @@ def test_demand_is_work_per_second_of_those_that_may_wait_less() -> None:
 
 def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
     work = (DEFAULT, 1, 4.0)
-    patient = Asked(DEFAULT, 10.0, 10.0, 0.4, 0.1)
+    patient = Asked(DEFAULT, 10.0, 0.0, 0.4, 0.1)
     assert late_s(patient, load(work)) == 0
     assert late_s(patient, load(work, impatient=0.5)) == 0
     assert late_s(patient, load(work, impatient=0.65)) == pytest.approx(4.0 / 0.35 + 0.1 - 10.0)
