@@ -87,8 +87,23 @@ def bench(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return command.start(parser.parse_args(argv), environ)
 
 
+def simulate(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the scheduler itself over simulated replicas, and compare policies."""
+    from gateway.simulator import command
+    from gateway.simulator import options as simulator_options
+
+    parser = Parser(
+        prog="bucketserve simulate",
+        usage="bucketserve simulate (--workload NAME | --trace FILE) [OPTION ...]",
+        description=simulate.__doc__,
+        allow_abbrev=False,
+    )
+    simulator_options.add(parser)
+    return command.start(parser.parse_args(argv))
+
+
 COMMANDS: dict[str, Callable[[Loaded, Sequence[str]], int]] = {"up": up, "gateway": gateway, "config": config}
-TOOLS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {"bench": bench}
+TOOLS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {"bench": bench, "simulate": simulate}
 """Commands that know nothing of the settings and have options of their own."""
 
 

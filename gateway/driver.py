@@ -166,6 +166,7 @@ class Driver:
             self._listen(session, replica),
             self._watch(replica),
             self._dispatch(session, replica, epoch),
+            self._poll(),
             self._send_cancels(session, epoch),
         )
         try:
@@ -202,7 +203,7 @@ class Driver:
         loop = asyncio.get_running_loop()
         self._heard_s = loop.time()
         while True:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(self._config.idle_silence_s / 4)
             silence_s = loop.time() - self._heard_s
             busy_s = max(self._config.busy_silence_s, 5 * replica.telemetry.step_s)
             patience_s = busy_s if len(self._roster) else self._config.idle_silence_s
@@ -247,15 +248,18 @@ class Driver:
 
     async def _dispatch(self, session: Session, replica: Replica, epoch: int) -> NoReturn:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.poll_s):
-                    await self._work.wait()
+            await self._work.wait()
             self._work.clear()
             with contextlib.suppress(StoreLost):
                 if self._unsure:
                     await self._sweep(epoch)
                 while await self._dispatch_one(session, replica, epoch):
                     pass
+
+    async def _poll(self) -> NoReturn:
+        while True:
+            self._work.set()
+            await asyncio.sleep(self._config.poll_s)
 
     async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
         """Send one batch, if something waits that fits."""

@@ -24,9 +24,7 @@ class Ticketing:
         self._policy = policy
         self._aims = aims
 
-    def ticket(
-        self, id: str, request: Request, prompt_tokens: int, max_tokens: int, predicted: Profile
-    ) -> Ticket:
+    def ticket(self, id: str, request: Request, prompt_tokens: int, max_tokens: int, predicted: Profile) -> Ticket:
         """The first attempt at one choice of one prompt."""
         profile = self._policy.length.profile(predicted, max_tokens)
         prefill_s, answer_s = self._fleet.seconds(prompt_tokens, profile.expected_tokens)

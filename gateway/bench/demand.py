@@ -2,7 +2,7 @@
 
 import msgspec
 
-from gateway.bench.options import DURATION_S, Options
+from gateway.bench.options import DURATION_S, LoadOptions
 from gateway.load import trace
 from gateway.load.arrivals import Arrivals, LoadError, Process
 from gateway.load.named import WORKLOADS
@@ -10,7 +10,7 @@ from gateway.load.workload import Source, TrafficClass, Workload, generate
 from gateway.options import SettingsError
 
 
-def workloads(options: Options) -> dict[float, Workload]:
+def workloads(options: LoadOptions) -> dict[float, Workload]:
     """By rate: as asked for, or the trace's own.  Raises SettingsError."""
     try:
         source: Source = trace.read(options.trace) if options.trace else WORKLOADS[options.workload or ""]
@@ -22,7 +22,7 @@ def workloads(options: Options) -> dict[float, Workload]:
         raise SettingsError(str(error)) from None
 
 
-def _workload(options: Options, source: Source, rate: float | None) -> Workload:
+def _workload(options: LoadOptions, source: Source, rate: float | None) -> Workload:
     recorded = source.times(2) is not None
     process = options.arrivals or (Process.TRACE if recorded else Process.POISSON)
     arrivals = Arrivals(process, rate, options.cv)
@@ -30,7 +30,7 @@ def _workload(options: Options, source: Source, rate: float | None) -> Workload:
     return made.with_classes(tuple(_targets(traffic, options) for traffic in made.classes))
 
 
-def _num_requests(options: Options, source: Source, rate: float | None) -> int:
+def _num_requests(options: LoadOptions, source: Source, rate: float | None) -> int:
     if options.requests:
         return options.requests
     if rate is None and isinstance(source, trace.Trace) and source.arrival_s is not None:
@@ -42,7 +42,7 @@ def _num_requests(options: Options, source: Source, rate: float | None) -> int:
     return max(1, round(rate * (options.duration_s or DURATION_S)))
 
 
-def _targets(traffic: TrafficClass, options: Options) -> TrafficClass:
+def _targets(traffic: TrafficClass, options: LoadOptions) -> TrafficClass:
     ttft_s = options.slo_ttft_ms / 1000.0 if options.slo_ttft_ms else traffic.ttft_slo_s
     tpot_s = options.slo_tpot_ms / 1000.0 if options.slo_tpot_ms else traffic.tpot_slo_s
     return msgspec.structs.replace(traffic, ttft_slo_s=ttft_s, tpot_slo_s=tpot_s).scaled(options.slo_scale)

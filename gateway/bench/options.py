@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,9 +18,9 @@ KEY_ENVS = ("BUCKETSERVE_API_KEY", "OPENAI_API_KEY")
 DURATION_S = 60.0
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    url: str
-    model: str | None
+class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for, when, and with which promises."""
+
     workload: str | None
     trace: Path | None
     rates: tuple[float, ...]
@@ -33,11 +33,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     slo_ttft_ms: float | None
     slo_tpot_ms: float | None
     slo_scale: float
+    seed: int
+
+
+class Options(LoadOptions, frozen=True, kw_only=True):
+    url: str
+    model: str | None
     endpoint: Literal["completions", "chat"]
     vocabulary: int
     tokenizer: Path | None
     timeout_s: float
-    seed: int
     out: Path | None
 
 
@@ -60,7 +65,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--vocabulary",
         metavar="COUNT",
-        type=_count,
+        type=count,
         default=1000,
         help="Token ids are drawn at random between 100 and this; nearly every model has more "
         "(default: %(default)s).",
@@ -74,12 +79,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--timeout-s",
         metavar="SECONDS",
-        type=_positive,
+        type=positive,
         default=600.0,
         help="An answer that takes longer has expired (default: %(default)s).",
     )
-    _add_load(parser.add_argument_group("load"))
-    _add_targets(parser.add_argument_group("classes and targets"))
+    add_load(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
@@ -89,7 +93,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_load(load: argparse._ArgumentGroup) -> None:
+def add_load(parser: argparse.ArgumentParser) -> None:
+    """Those of LoadOptions."""
+    _add_requests(parser.add_argument_group("load"))
+    _add_targets(parser.add_argument_group("classes and targets"))
+
+
+def _add_requests(load: argparse._ArgumentGroup) -> None:
     what = load.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--workload", choices=list(WORKLOADS), metavar="NAME", help=f"One of {', '.join(WORKLOADS)}."
@@ -101,16 +111,16 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
         help="CSV or csv.gz with arrival_s, prompt_tokens, output_tokens; repeated as often as needed.",
     )
     rates = load.add_mutually_exclusive_group()
-    rates.add_argument("--rate", metavar="PER-SECOND", type=_positive, help="Mean requests per second.")
+    rates.add_argument("--rate", metavar="PER-SECOND", type=positive, help="Mean requests per second.")
     rates.add_argument(
         "--rates", metavar="LIST", type=_rates, help="Several such, with commas: measured one after the other."
     )
     size = load.add_mutually_exclusive_group()
-    size.add_argument("--requests", metavar="COUNT", type=_count, help="Requests at each rate.")
+    size.add_argument("--requests", metavar="COUNT", type=count, help="Requests at each rate.")
     size.add_argument(
         "--duration-s",
         metavar="SECONDS",
-        type=_positive,
+        type=positive,
         help="Or as many as the rate brings in this time "
         f"(default: {DURATION_S:g}, or a whole trace at its own rate).",
     )
@@ -123,13 +133,13 @@ def _add_load(load: argparse._ArgumentGroup) -> None:
     load.add_argument(
         "--cv",
         metavar="RATIO",
-        type=_positive,
+        type=positive,
         default=2.0,
         help="With gamma: the gaps' standard deviation over their mean; above 1 is burstier than poisson "
         "(default: %(default)s).",
     )
     load.add_argument(
-        "--seed", metavar="NUMBER", type=_count, default=1, help="Same seed, same requests (default: %(default)s)."
+        "--seed", metavar="NUMBER", type=count, default=1, help="Same seed, same requests (default: %(default)s)."
     )
 
 
@@ -143,21 +153,21 @@ def _add_targets(targets: argparse._ArgumentGroup) -> None:
         "length; by default the workload's own classes.",
     )
     targets.add_argument(
-        "--slo-ttft-ms", metavar="MS", type=_positive, help="Target for the time to the first token, for all."
+        "--slo-ttft-ms", metavar="MS", type=positive, help="Target for the time to the first token, for all."
     )
     targets.add_argument(
-        "--slo-tpot-ms", metavar="MS", type=_positive, help="Target for the time per further token, for all."
+        "--slo-tpot-ms", metavar="MS", type=positive, help="Target for the time per further token, for all."
     )
     targets.add_argument(
         "--slo-scale",
         metavar="FACTOR",
-        type=_positive,
+        type=positive,
         default=1.0,
         help="All targets times this (default: %(default)s).",
     )
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
     value = _number(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
@@ -171,14 +181,14 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,9}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
     return int(text)
 
 
 def _rates(text: str) -> tuple[float, ...]:
-    return tuple(sorted({_positive(part) for part in text.split(",")}))
+    return tuple(sorted({positive(part) for part in text.split(",")}))
 
 
 def _mix(text: str) -> tuple[TrafficClass, ...]:
@@ -194,7 +204,7 @@ def _traffic_class(text: str) -> TrafficClass:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not TIER:SHARE or TIER:SHARE:TTFT-MS:TPOT-MS with TIER {', '.join(ServiceClass)}"
         )
-    share, *targets_ms = map(_positive, numbers)
+    share, *targets_ms = map(positive, numbers)
     return TrafficClass(tier, share, ServiceClass(tier), *(target_ms / 1000.0 for target_ms in targets_ms))
 
 
@@ -206,12 +216,16 @@ def check(given: argparse.Namespace) -> Options:
         raise SettingsError("--vocabulary: at least 101, as the first ids are often special")
     if not given.url.startswith(("http://", "https://")):
         raise SettingsError(f"--url {given.url}: expected http:// or https://")
-    fields = vars(given) | {
-        "url": given.url.rstrip("/").removesuffix("/v1"),
+    fields = load_fields(given) | {"url": given.url.rstrip("/").removesuffix("/v1")}
+    return Options(**{name: fields[name] for name in Options.__struct_fields__})
+
+
+def load_fields(given: argparse.Namespace) -> dict[str, Any]:
+    """All that was given, with what LoadOptions needs of it in its form."""
+    return vars(given) | {
         "rates": given.rates or ((given.rate,) if given.rate else ()),
         "arrivals": Process(given.arrivals) if given.arrivals else None,
     }
-    return Options(**{name: fields[name] for name in Options.__struct_fields__})
 
 
 def api_key(environ: Mapping[str, str]) -> str | None:

@@ -59,6 +59,8 @@ class LengthHistory:
         self._sorted: list[Seen] = []
         self._whole = np.empty(0)
         self._num_new = 0
+        self._expected: dict[int, float] = {}
+        """By limit, until the quantiles are taken anew."""
 
     def __len__(self) -> int:
         return len(self._arrived)
@@ -79,9 +81,13 @@ class LengthHistory:
     def expected(self, max_tokens: int) -> float:
         """Mean length of an answer that is cut at `max_tokens`, in tokens."""
         self._refresh()
-        return float(np.minimum(self._whole, max_tokens).mean())
+        expected = self._expected.get(max_tokens)
+        if expected is None:
+            expected = self._expected[max_tokens] = float(np.minimum(self._whole, max_tokens).mean())
+        return expected
 
     def _refresh(self) -> None:
         if self._num_new > len(self) // _REFRESH:
             self._whole = np.sort(whole_lengths(self._sorted))
             self._num_new = 0
+            self._expected = {}

@@ -6,10 +6,12 @@ a token costs nothing and the policy still sees every one of them.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from math import inf
 
 from gateway.errors import BackendLost
+from gateway.policy.length import left_tokens
 from gateway.request import Ticket
-from gateway.roster import Roster, Running
+from gateway.roster import Mails, Roster, Running
 from gateway.simulator.engine import Engine, Report
 from triton_backend import contract
 from triton_backend.memory import Row
@@ -19,14 +21,14 @@ _SILENT = 2**62
 
 
 class SimSession:
-    def __init__(self, engine: Engine, events: "asyncio.Queue[contract.Step]", attached: contract.Attached) -> None:
+    def __init__(
+        self, engine: Engine, events: "asyncio.Queue[contract.Step]", attached: contract.Attached
+    ) -> None:
         self.attached = attached
         self._engine = engine
         self._events = events
 
-    async def send(
-        self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach
-    ) -> None:
+    async def send(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> None:
         self._engine.submit(control)
 
     async def events(self) -> AsyncIterator[contract.Event]:
@@ -75,7 +77,7 @@ class _Counted(Running):
         super().__init__(number, ticket, 0)
 
     @property
-    def drawn(self) -> int:  # type: ignore[override]
+    def drawn(self) -> int:
         row = self._engine.live.get(self.number)
         return row.drawn(self._engine.decodes) if row is not None else 0
 
@@ -85,16 +87,54 @@ class _Counted(Running):
 
 
 class SimRoster(Roster):
+    """What a choice asks of all rows is kept, or read from the engine in one go."""
+
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self._engine = engine
-
-    def add(self, ticket: Ticket) -> int:
-        number = self._next_number
-        self._insert(_Counted(number, ticket, self._engine))
-        return number
+        self._unstarted: dict[int, int] = {}
+        """Prompt tokens of the rows that have not been heard of."""
+        self._tpots: dict[float, int] = {}
+        """Rows by target."""
 
     @property
     def memory(self) -> list[Row]:
         self._engine.catch_up()
-        return super().memory
+        decodes, live = self._engine.decodes, self._engine.live
+        rows = []
+        for number, running in self._rows.items():
+            ticket, row = running.ticket, live.get(number)
+            drawn = row.drawn(decodes) if row is not None else 0
+            left = left_tokens(ticket.profile, drawn, ticket.max_tokens - drawn)
+            rows.append(Row(ticket.prompt_tokens + drawn, max(left - 1, 0)))
+        return rows
+
+    @property
+    def unstarted_tokens(self) -> int:
+        return sum(self._unstarted.values())
+
+    @property
+    def tpot_s(self) -> float:
+        return min(self._tpots, default=inf)
+
+    def add(self, ticket: Ticket) -> int:
+        number = self._next_number
+        self._insert(_Counted(number, ticket, self._engine))
+        self._unstarted[number] = ticket.prompt_tokens
+        self._tpots[ticket.tpot_s] = self._tpots.get(ticket.tpot_s, 0) + 1
+        return number
+
+    def step(self, step: contract.Step) -> Mails:
+        for number in step.rows:
+            self._unstarted.pop(number, None)
+        return super().step(step)
+
+    def _depart(self, mails: Mails, number: int, end: contract.End | None, detail: str) -> None:
+        running = self._rows.get(number)
+        if running is not None:
+            self._unstarted.pop(number, None)
+            tpot_s = running.ticket.tpot_s
+            self._tpots[tpot_s] -= 1
+            if not self._tpots[tpot_s]:
+                del self._tpots[tpot_s]
+        super()._depart(mails, number, end, detail)

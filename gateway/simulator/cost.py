@@ -42,9 +42,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         """A step of prompts.  `squares` is the growth of the sum of squared prefilled lengths, so that the chunks
         of a prompt cost as much attention as the whole."""
         own_s = self.step_s + self.step_token_s * tokens
-        return (
-            own_s + self.prefill_fixed_s + self.prefill_token_s * tokens + self.prefill_square_s * squares
-        )
+        return own_s + self.prefill_fixed_s + self.prefill_token_s * tokens + self.prefill_square_s * squares
 
     def decode_s(self, rows: int, context_tokens: int, steps: int = 1) -> float:
         """So many steps in a row, in each of which every row's context grows by a token."""

@@ -17,6 +17,7 @@ from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
 from triton_backend.memory import Ledger, OverBudget, Paged
 from triton_backend.plan import Decode, Idle, State, plan_step
+from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
 BLOCK_TOKENS = 16
@@ -95,7 +96,7 @@ class Engine:
         """Ended rows that still take part in every step of their batch (whole, padded)."""
         self._context = 0
         """Tokens held by the running rows."""
-        self._longest = 0
+        self._longest = -_NO_LIMIT
         """The longest running row's, less `decodes`."""
         self._reserved_at = 0
         """The count of decode steps up to which running rows' growth is in the ledger."""
@@ -143,6 +144,10 @@ class Engine:
         """Prompt tokens of rows that have drawn nothing."""
         return sum(row.prompt_tokens for batch in self._state.batches for row in batch)
 
+    @property
+    def _is_empty(self) -> bool:
+        return not self.live
+
     # The crank
 
     def _turn(self, now_s: float) -> None:
@@ -156,7 +161,7 @@ class Engine:
             self._schedule(self._job)
             return
         self._meter.rest()
-        if not self.live:
+        if self._is_empty:
             self.ledger.check_idle()
         if self._ended:
             self._tell()
@@ -170,8 +175,9 @@ class Engine:
         job, self._timer = self._job, None
         assert job is not None
         if job.steps:
-            last_s = self._decode_s(job.steps) - self._decode_s(job.steps - 1)
-            self._advance(job.steps)
+            self._advance(job.steps - 1)
+            last_s = self._decode_s(1)
+            self._advance(1)
             self._end_drawn()
             if not job.chunks:
                 self._meter.note_decode(self._num_running, last_s, job.steps)
@@ -194,10 +200,13 @@ class Engine:
     def _tell(self) -> None:
         if not self._is_settled:
             self._settle_state()
+        telemetry = self._meter.read(self.ledger, self._num_running, len(self.live))
+        if not self._firsts and not self._ended:
+            self._report(Step(self._seq, telemetry))
+            return
         firsts = [row for row in self._firsts if row.status is not Status.ENDED]
         rows = firsts + [row for row in self._ended if row.tokens]
         drawn = [row.drawn(self.decodes) for row in rows]
-        telemetry = self._meter.read(self.ledger, self._num_running, len(self.live))
         step = Step(
             seq=self._seq,
             telemetry=telemetry,
@@ -217,7 +226,8 @@ class Engine:
             if self._style is Style.ALTERNATE:
                 limit = self._max_step_tokens
                 self._state.chunk_tokens = min(control.chunk_tokens, limit) or limit
-            if joined := [row for new in control.rows if (row := self._admit(new))]:
+            joined: list[Base] = [row for new in control.rows if (row := self._admit(new))]
+            if joined:
                 self._state.batches.append(joined)
         else:
             reason = End.EVICTED if isinstance(control, Evict) else End.CANCELLED
@@ -286,7 +296,7 @@ class Engine:
         """Bring the planner's state up to date, and hold room for the running rows' next decode step."""
         if not self._is_settled:
             self._settle_state()
-        if self._state.running and not self._growth_fits(0):
+        if self._state.running and not self._growth_fits():
             self._hold_room()
 
     def _settle_state(self) -> None:
@@ -297,8 +307,7 @@ class Engine:
                 self.ledger.release(number)
             self._ghosts = []
         if not self._ghosts:
-            held = (row.held(self.decodes) for row in self._running)
-            self._longest = max(held, default=self.decodes) - self.decodes
+            self._longest = max((row.held(0) for row in self._running), default=-_NO_LIMIT)
 
     def _hold_room(self) -> None:
         """As the engine does (rows.py): what does not fit is evicted, and a row that does not fit alone fails."""
@@ -316,16 +325,16 @@ class Engine:
 
     # Memory
 
-    def _growth_fits(self, steps: int, beside_bytes: int = 0) -> bool:
-        """Whether the running rows surely have room for so many further steps.  Each row that has grown by n tokens
-        since it was last reserved may take n and the rest of a block more than the ledger says."""
-        grown = self.decodes + steps - self._reserved_at + BLOCK_TOKENS - 1
+    def _growth_fits(self, beside_bytes: int = 0) -> bool:
+        """Whether the running rows surely have room for their next step.  A row that has grown by n tokens since
+        it was last reserved may take n and the rest of a block more than the ledger says."""
+        grown = self.decodes - self._reserved_at + BLOCK_TOKENS - 1
         needed_bytes = self._num_running * grown * self.layout.bytes_per_token
         return needed_bytes + beside_bytes <= self.ledger.free_bytes
 
     def _reserve_growth(self, beside_bytes: int) -> None:
         """Bring the ledger up to date if it could matter to a reservation of so much."""
-        if not self._growth_fits(0, beside_bytes) and self._state.running:
+        if not self._growth_fits(beside_bytes) and self._state.running:
             self._reserve([row for row in self._running if row.status is Status.RUNNING])
 
     def _reserve(self, rows: Iterable[Row]) -> None:
@@ -375,15 +384,13 @@ class Engine:
     def _prefill_size(self, chunks: list[tuple[Row, int]]) -> tuple[int, int]:
         """Tokens and growth of squared lengths, as the step's padding has them."""
         longest = max(tokens for _, tokens in chunks)
-        sizes = [
-            (row.prefilled_tokens, longest if self._is_padded else tokens)
-            for row, tokens in chunks
-        ]
+        sizes = [(row.prefilled_tokens, longest if self._is_padded else tokens) for row, tokens in chunks]
         return sum(size for _, size in sizes), sum((start + size) ** 2 - start**2 for start, size in sizes)
 
     def _num_steps(self) -> int:
         """Decode steps in which nothing happens but tokens: until a row ends or memory could run short."""
-        if self._state.batches and self._style is Style.ALTERNATE:
+        if self._ended or (self._state.batches and self._style is Style.ALTERNATE):
+            # The next message is due after one step.
             return 1
         until_end = self._ends[0][0] - self.decodes
         free_tokens = self.ledger.free_bytes // self.layout.bytes_per_token

@@ -1,4 +1,4 @@
-"""An engine's own figures, as the real one smooths them (triton_backend.telemetry, which needs a GPU's library)."""
+"""An engine's own figures, smoothed as the real one's are (triton_backend.telemetry, which imports torch)."""
 
 from dataclasses import dataclass
 

@@ -18,6 +18,7 @@ from gateway.request import ServiceClass
 from gateway.simulator import clock
 from gateway.simulator.backend import SimBackend, SimRoster
 from gateway.simulator.cost import COSTS, Cost
+from gateway.simulator.disaggregated import DecodeEngine, PrefillEngine, PrefillRoster
 from gateway.simulator.engine import Engine, Padding, Report, Style
 from gateway.simulator.fleet import SimFleet
 from gateway.simulator.front import NAME, Front
@@ -32,9 +33,11 @@ STYLES = {
     "continuous": Style.MIXED,
     "uellm": Style.WHOLE,
     "static": Style.WHOLE,
-    "distserve": Style.WHOLE,
 }
-"""The engine that each preset's authors had; DistServe's has replicas for each phase instead."""
+"""The engine that each preset's authors had.  DistServe's has replicas for each phase instead."""
+DISAGGREGATED = "distserve"
+_MAX_PREFILL_TOKENS = 2048
+_DISTSERVE_PREFILL_TOKENS = 8192
 _SHARES = {ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1}
 _AIMS = {
     ServiceClass.PRIORITY: Aim(0.5, 0.1),
@@ -42,7 +45,8 @@ _AIMS = {
     ServiceClass.FLEX: Aim(60.0, 1.0),
 }
 _FOREVER_S = 1e9
-_POLL_S = 1.0
+_NO_ROWS = 2**60
+_POLL_S = 5.0
 """Wake-ups reach every driver with room here, so that drivers hardly ever have to look by themselves."""
 
 
@@ -50,6 +54,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     cost: Cost = COSTS["distserve-opt13b-tp1"]
     replicas: int = 1
+    prefill_replicas: int | None = None
+    """Of a policy with replicas for each phase; None: half of them."""
     style: Style | None = None
     """None: the preset's own."""
     padding: Padding = Padding.PADDED
@@ -58,11 +64,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What clients allow an answer; None: the longest one of the workload."""
     max_rows: int = 256
     max_batch_rows: int = 64
-    max_prefill_tokens: int = 2048
+    max_prefill_tokens: int | None = None
+    """None: 2,048, or 8,192 for DistServe's prefill replicas."""
     safety_factor: float = 0.9
     max_queued: int = 10**9
     max_returns: int = 0
     seed: int = 1
+
+    @property
+    def is_disaggregated(self) -> bool:
+        return self.policy == DISAGGREGATED and self.style is None
+
+    @property
+    def step_tokens(self) -> int:
+        default = _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _MAX_PREFILL_TOKENS
+        return self.max_prefill_tokens or default
+
+    @property
+    def num_driven(self) -> int:
+        """Replicas that a driver sees."""
+        if not self.is_disaggregated:
+            return self.replicas
+        return self.prefill_replicas or self.replicas // 2
 
 
 class Result(NamedTuple):
@@ -115,7 +138,11 @@ class _World:
             cancel=self._cancel,
             progress=self._progress,
         )
-        backends = [SimBackend(f"r{number}", self._engine) for number in range(config.replicas)]
+        self._decoders = [
+            DecodeEngine(config.cost, config.padding, self._front.lengths)
+            for _ in range(config.replicas - config.num_driven)
+        ]
+        backends = [SimBackend(f"r{number}", self._engine) for number in range(config.num_driven)]
         self._drivers = [self._driver(backend) for backend in backends]
         running = [asyncio.create_task(driver.run()) for driver in self._drivers]
         try:
@@ -126,14 +153,14 @@ class _World:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        return self._result([backend.engine for backend in backends])
+        return self._result([*(backend.engine for backend in backends), *self._decoders])
 
     def _engine(self, report: Report) -> Engine:
-        config = self._config
-        style = config.style or STYLES[config.policy]
-        return Engine(
-            config.cost, style, config.padding, config.max_prefill_tokens, self._front.lengths, report
-        )
+        config, lengths = self._config, self._front.lengths
+        if config.is_disaggregated:
+            return PrefillEngine(config.cost, config.padding, config.step_tokens, lengths, report, self._decoders)
+        style = config.style or STYLES.get(config.policy, Style.ALTERNATE)
+        return Engine(config.cost, style, config.padding, config.step_tokens, lengths, report)
 
     def _driver(self, backend: SimBackend) -> Driver:
         config = self._config
@@ -144,7 +171,7 @@ class _World:
             fleet=self._fleet,
             receiver=lambda origin: self._front,
             metrics=self._metrics,
-            roster=SimRoster(backend.engine),
+            roster=_roster(backend.engine),
             config=driving.Config(
                 lease_s=2 * _FOREVER_S,
                 renew_s=_FOREVER_S,
@@ -155,7 +182,7 @@ class _World:
                     policy=PRESETS[config.policy],
                     max_rows=config.max_rows,
                     max_batch_rows=config.max_batch_rows,
-                    max_prefill_tokens=config.max_prefill_tokens,
+                    max_prefill_tokens=config.step_tokens,
                     shares=_SHARES,
                 ),
             ),
@@ -163,9 +190,12 @@ class _World:
 
     def _wake(self) -> None:
         """As a gateway does: the driver with the most room."""
-        roomy = [driver for driver in self._drivers if driver.has_room]
-        if roomy:
-            min(roomy, key=lambda driver: driver.num_rows).wake()
+        best, fewest = None, _NO_ROWS
+        for driver in self._drivers:
+            if driver.has_room and (rows := driver.num_rows) < fewest:
+                best, fewest = driver, rows
+        if best is not None:
+            best.wake()
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)
@@ -185,6 +215,10 @@ class _World:
             preempted=self._metrics.num_preempted,
             buckets=self._metrics.max_buckets,
         )
+
+
+def _roster(engine: Engine) -> SimRoster:
+    return PrefillRoster(engine) if isinstance(engine, PrefillEngine) else SimRoster(engine)
 
 
 def _aims(workload: Workload) -> dict[ServiceClass, Aim]:
