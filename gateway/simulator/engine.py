@@ -229,6 +229,8 @@ class Engine:
             joined: list[Base] = [row for new in control.rows if (row := self._admit(new))]
             if joined:
                 self._state.batches.append(joined)
+                # Its driver measures by this how many of them have started when it hears of the engine again.
+                self._report(self.telemetry_step())
         else:
             reason = End.EVICTED if isinstance(control, Evict) else End.CANCELLED
             self._end([self.live[number] for number in control.rows if number in self.live], reason)
@@ -370,15 +372,17 @@ class Engine:
         return Job(now_s, now_s + mixed_s, chunks, tokens, 1)
 
     def _fill(self, max_tokens: int) -> list[tuple[Row, int]]:
-        """Prompts in order of arrival, the last of them cut to what fits."""
+        """Prompts in order of arrival, the last of them cut to what fits.  Padding counts."""
         chunks: list[tuple[Row, int]] = []
+        used = longest = 0
         for batch in self._state.batches:
             for row in self._rows(batch):
-                if max_tokens <= 0:
+                room = max_tokens // (len(chunks) + 1) if self._is_padded else max_tokens - used
+                if room <= 0 or (self._is_padded and longest > room):
                     return chunks
-                tokens = min(row.prompt_tokens - row.prefilled_tokens, max_tokens)
+                tokens = min(row.prompt_tokens - row.prefilled_tokens, room)
                 chunks.append((row, tokens))
-                max_tokens -= tokens
+                used, longest = used + tokens, max(longest, tokens)
         return chunks
 
     def _prefill_size(self, chunks: list[tuple[Row, int]]) -> tuple[int, int]:

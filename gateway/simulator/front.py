@@ -90,7 +90,8 @@ class Front:
         self._gatekeeper = Gatekeeper(policy.admission, store, fleet, limits, shares)
         self._ticketing = Ticketing(NAME, fleet, policy, aims)
         self._outbox = Outbox(store, wake, cancel)
-        self._requests = [[_request(t, retries) for t in workload.classes] for retries in (0 if max_returns else None, 1)]
+        retries = (0, 1) if max_returns else (None, None)
+        self._requests = [[_request(traffic, number) for traffic in workload.classes] for number in retries]
         self._prompt_tokens: list[int] = workload.prompt_tokens.tolist()
         self._wanted_tokens: list[int] = workload.output_tokens.tolist()
         self._class_index: list[int] = workload.class_index.tolist()
@@ -165,7 +166,7 @@ class Front:
             scores = await self._store.put([asked.entry], limits)
         except QueueFull as full:
             del self._live[id]
-            raise await self._gatekeeper.full(call, full.reason) from full
+            raise await self._gatekeeper.full(call, request, full.reason) from full
         asked.ticket = msgspec.structs.replace(ticket, score=scores[0])
         asked.known = True
         self._num_queued += 1
@@ -246,7 +247,7 @@ class Front:
         )
 
 
-def _request(traffic: TrafficClass, retries) -> Request:
+def _request(traffic: TrafficClass, retries: int | None) -> Request:
     return Request(
         model="simulated",
         service_class=traffic.service_class,
