@@ -318,7 +318,7 @@ class Engine:
                 self._reserve(self._running)
                 return
             except OverBudget:
-                if len(self.live) == 1:
+                if len(self.live) == 1 and not self._ghosts:
                     self._end(list(self.live.values()), End.FAILED)
                 else:
                     by_rank = max(self.live.values(), key=lambda row: (row.new.rank, row.row))
