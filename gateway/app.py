@@ -21,7 +21,7 @@ from gateway.fleet import Fleet
 from gateway.intake import Aim
 from gateway.metrics import Metrics
 from gateway.origin import Origin
-from gateway.policy.preset import PRESETS
+from gateway.policy import preset
 from gateway.ports import Limits, Store
 from gateway.profiler import Profiler
 from gateway.settings import DEMO_MODEL, Settings
@@ -63,6 +63,7 @@ class Gateway:
         self._fleet = Fleet(settings.scheduling.safety_factor)
         self._drivers: list[Driver] = []
         self._profiler = Profiler(self._name, store)
+        self._policy = preset.named(settings.policy, settings.scheduling.bulk_order)
         queue, classes = settings.queue, settings.classes.targets()
         self.origin = Origin(
             gateway=self._name,
@@ -73,7 +74,7 @@ class Gateway:
             profiler=self._profiler,
             config=origins.Config(
                 limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
-                policy=PRESETS[settings.policy],
+                policy=self._policy,
                 aims={name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in classes.items()},
                 shares={name: class_.share for name, class_ in classes.items()},
                 audit_s=settings.origin.audit_s,
@@ -115,7 +116,7 @@ class Gateway:
                 lease_s=settings.driver.lease_s,
                 renew_s=settings.driver.renew_s,
                 choice=chooser.Config(
-                    policy=PRESETS[settings.policy],
+                    policy=self._policy,
                     max_rows=settings.scheduling.max_rows,
                     max_batch_rows=settings.scheduling.max_batch_rows,
                     max_prefill_tokens=settings.scheduling.max_prefill_tokens,
@@ -125,10 +126,11 @@ class Gateway:
         )
 
     def _wake(self) -> None:
-        """One driver is enough: the one with the most room.  Without room they look by themselves."""
-        roomy = [driver for driver in self._drivers if driver.has_room]
-        if roomy:
-            min(roomy, key=lambda driver: driver.num_rows).wake()
+        """One driver is enough: the one with the most room, or with the fewest rows, since an urgent request may
+        pass others in the engine."""
+        leading = [driver for driver in self._drivers if driver.leads]
+        if leading:
+            min(leading, key=lambda driver: (not driver.has_room, driver.num_rows)).wake()
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)

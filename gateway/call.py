@@ -1,12 +1,14 @@
 """One API call in flight, and the tickets it fanned out into."""
 
 import asyncio
+from typing import NamedTuple
 
 import msgspec
 
 from gateway.choice import Choice
 from gateway.errors import ApiError, DeadlineExceeded, Poisoned
 from gateway.policy import bucket
+from gateway.policy.admission import Asked
 from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
 from gateway.ports import Entry
@@ -79,6 +81,14 @@ class Live:
         self.known = False
 
 
+class Promise(NamedTuple):
+    """An admission."""
+
+    asked: Asked
+    ttft_s: float
+    """Predicted time to the first token."""
+
+
 class OpenCall:
     """What the server reads an answer from (ports.Call)."""
 
@@ -92,6 +102,8 @@ class OpenCall:
         self.service_class = request.service_class
         self.live: dict[str, Live] = {}
         """Its tickets that have not ended."""
+        self.promise: Promise | None = None
+        """What was relied on when it was let in."""
         self.error: ApiError | None = None
         self.has_tokens = False
         self._deltas: list[Delta] = []

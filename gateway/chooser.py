@@ -31,7 +31,7 @@ class Config(msgspec.Struct, frozen=True):
     max_batch_rows: int
     """Rows in one prefill batch."""
     max_prefill_tokens: int
-    """Prompt tokens sent and not yet prefilled, padding included within a batch."""
+    """Prompt tokens that wait in the engine before a batch's last, padding included within the batch."""
     shares: Mapping[ServiceClass, float]
 
 
@@ -51,7 +51,7 @@ class Chooser:
         """Whether it is worth looking at the queue."""
         if self._config.policy.batch.runs_to_completion and len(self._roster):
             return False
-        return len(self._roster) < self._config.max_rows and self._max_prefill_tokens > 0
+        return len(self._roster) < self._config.max_rows
 
     async def choose(self, queue: Queue, replica: Replica) -> tuple[list[Ticket], list[int]]:
         """The tickets that start now, from the first bucket in the order of turns in which something fits; or if
@@ -77,11 +77,6 @@ class Chooser:
             self._replanner.note(ticket.bin, queue.now_s)
         return priority.charge(queue.served, queue.waiting, claimed, self._config.shares)
 
-    def chunk_tokens(self, replica: Replica) -> int:
-        """How much of a prompt one step may run without slowing the rows there are below their targets."""
-        rows = len(self._roster)
-        return replica.pace.chunk_tokens(self._roster.tpot_s, rows, self._config.max_prefill_tokens)
-
     async def rebucket(self, queue: Queue, replica: Replica) -> None:
         """Let the policy think the buckets over, for what waited."""
         queued: dict[int, int] = {}
@@ -95,8 +90,11 @@ class Chooser:
         )
         if bounds != queue.bounds and await self._store.rebucket(bounds, queue.bounds_version):
             edges = [bucket.first_tokens(first) for first in bounds]
-            self._metrics.rebucketed(len(queue.bounds), len(bounds))
-            log.info("buckets.changed", edges_tokens=edges, queued=queue.tickets, max_batch=max_batch)
+            reason = self._config.policy.bucket.reason(queue.bounds, bounds)
+            self._metrics.rebucketed(len(queue.bounds), len(bounds), reason)
+            log.info(
+                "buckets.changed", reason=reason, edges_tokens=edges, queued=queue.tickets, max_batch=max_batch
+            )
 
     def _groups(self, queue: Queue) -> list[list[Head]]:
         """The heads by turn and bucket, in the order in which they are offered room."""
@@ -117,14 +115,11 @@ class Chooser:
             layout=replica.layout,
             budget_bytes=self._budget_bytes(replica),
             max_rows=min(self._config.max_rows - len(self._roster), self._config.max_batch_rows),
-            max_prefill_tokens=self._max_prefill_tokens,
+            max_prefill_tokens=self._config.max_prefill_tokens,
+            unstarted=self._roster.unstarted,
             pace=replica.pace,
             tpot_s=self._roster.tpot_s,
         )
 
     def _budget_bytes(self, replica: Replica) -> int:
         return batch.safe_bytes(replica.telemetry, self._safety_factor)
-
-    @property
-    def _max_prefill_tokens(self) -> int:
-        return self._config.max_prefill_tokens - self._roster.unstarted_tokens

@@ -99,8 +99,13 @@ class Driver:
         return len(self._roster)
 
     @property
+    def leads(self) -> bool:
+        """It drives its replica."""
+        return self._leased
+
+    @property
     def has_room(self) -> bool:
-        """It drives its replica, and nothing waits for want of room there, as far as is known."""
+        """Nothing waits for want of room there, as far as is known."""
         return self._leased and not self._is_short
 
     def wake(self) -> None:
@@ -233,7 +238,7 @@ class Driver:
     def _tell(self, replica: Replica) -> None:
         """What the fleet should know of the rows here."""
         replica.rows = len(self._roster)
-        replica.unstarted_tokens = self._roster.unstarted_tokens
+        replica.unstarted = self._roster.unstarted
         replica.tpot_s = self._roster.tpot_s
 
     def _deliver(self, mails: Mails) -> None:
@@ -322,7 +327,7 @@ class Driver:
             self._seq += 1
             self._metrics.batch_sent(len(rows), len(rows) * max(len(row.prompt) for row in rows))
             self._tell(replica)
-            await session.send(contract.Batch(epoch, self._seq, rows, self._chooser.chunk_tokens(replica)))
+            await session.send(contract.Batch(epoch, self._seq, rows))
 
     def _new_row(self, entry: Entry) -> contract.NewRow | None:
         """None if the payload is no Work: whoever can write to the store could have put it there."""
@@ -345,6 +350,7 @@ class Driver:
             stop_ids=work.stop_ids,
             sampling=work.sampling,
             rank=ticket.score,
+            tpot_s=ticket.tpot_s,
         )
 
     async def _send_cancels(self, session: Session, epoch: int) -> NoReturn:

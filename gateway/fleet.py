@@ -1,8 +1,10 @@
 """What this gateway knows of the replicas: what they can hold, how fast they are, what they said last."""
 
+from collections.abc import Sequence
 from math import inf
 
 from gateway.policy import batch
+from gateway.policy.batch import Unstarted
 from gateway.policy.drain import Drain
 from gateway.policy.pace import Pace, Stopwatch
 from triton_backend.contract import Attached, ModelInfo, Telemetry
@@ -22,8 +24,8 @@ class Replica:
         self.drain = Drain()
         self.rows = 0
         """Rows in the engine, started or not."""
-        self.unstarted_tokens = 0
-        """Of prompts in the engine that have no token yet."""
+        self.unstarted: Sequence[Unstarted] = ()
+        """Rows in the engine whose prompts are still to be run."""
         self.tpot_s = inf
         """The tightest target of its rows."""
         self._stopwatch = Stopwatch()
@@ -43,11 +45,11 @@ class Replica:
         pace = self.pace
         return 1.0 / (1.0 - pace.decode_part(self.tpot_s, self.rows))
 
-    @property
-    def start_s(self) -> float:
-        """Until the prompts it has taken have been run."""
+    def start_s(self, rank: float) -> float:
+        """Until the prompts in the engine that go before such a rank have been run."""
         rate = self.telemetry.prefill_tokens_per_s
-        return self.slowdown * self.unstarted_tokens / rate if rate else 0.0
+        tokens = sum(row.prompt_tokens for row in self.unstarted if row.rank <= rank)
+        return self.slowdown * tokens / rate if rate else 0.0
 
     def longest_row_tokens(self, safety_factor: float) -> int:
         """The most tokens of prompt and answer that a request may have here."""
@@ -80,15 +82,17 @@ class Fleet:
         measured = (r.drain.rate for r in self.replicas.values() if r.telemetry.prefill_tokens_per_s)
         return sum(measured)
 
-    @property
-    def start_s(self) -> float:
-        """Until some replica has run the prompts it has taken."""
-        return min((replica.start_s for replica in self.replicas.values()), default=0.0)
-
-    @property
-    def slowdown(self) -> float:
-        """How much longer a prompt takes because decode steps come in between, on the replica where the least."""
-        return min((replica.slowdown for replica in self.replicas.values()), default=1.0)
+    def start(self, rank: float) -> tuple[float, float]:
+        """Where a prompt of such a rank could start first: in how many seconds, and how much longer it takes there
+        because decode steps come in between."""
+        best_s, slowdown = inf, 1.0
+        for replica in self.replicas.values():
+            start_s = replica.start_s(rank)
+            if start_s < best_s:
+                best_s, slowdown = start_s, replica.slowdown
+            if not start_s:
+                break
+        return (0.0 if best_s == inf else best_s), slowdown
 
     def seconds(self, prompt_tokens: int, answer_tokens: int) -> tuple[float, float]:
         """Engine time of a request: of its prompt, and of its answer among other rows; 0 until measured."""

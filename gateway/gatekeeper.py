@@ -2,17 +2,20 @@
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Mapping
+from math import inf
 
 import msgspec
 
-from gateway.call import OpenCall
+from gateway.call import OpenCall, Promise
 from gateway.errors import StoreLost, TooManyRequests, Unavailable
 from gateway.fleet import Fleet
 from gateway.policy import admission, line
-from gateway.policy.admission import AdmissionRule, Asked, Everybody, Late, Load
-from gateway.policy.demand import Demand
+from gateway.policy.admission import AdmissionRule, Asked, Everybody, Load
+from gateway.policy.demand import Demand, octave
 from gateway.policy.line import Line
+from gateway.policy.margin import Margin
 from gateway.ports import SLOT_S, Limits, Store
 from gateway.request import Backlog, Request, ServiceClass
 
@@ -32,6 +35,7 @@ class Gatekeeper:
         self._limits = limits
         self._shares = shares
         self._lines = {name: Line() for name in ServiceClass}
+        self._margins: defaultdict[tuple[ServiceClass, int], Margin] = defaultdict(Margin)
         self._demand = {name: Demand() for name in ServiceClass}
 
     async def limits(self, call: OpenCall, request: Request) -> Limits:
@@ -49,21 +53,29 @@ class Gatekeeper:
         if request.num_retries:
             waiting.returned(now_s)
         promised = [] if request.num_retries else waiting.promised(now_s)
-        asked, demand = _asked(call, backlog, self._fleet.slowdown), self._demand[request.service_class]
+        asked, start_s = self._look(call, backlog)
+        demand = self._demand[request.service_class]
         demand.note(asked.ttft_s, asked.seconds, now_s)
         load = Load(
             backlog=backlog.slots,
             slot_s=SLOT_S,
             now_s=backlog.now_s,
             rate=self._fleet.work_rate,
-            start_s=self._fleet.start_s,
+            start_s=start_s,
             shares=self._shares,
             impatient=demand.tighter(asked.ttft_s, now_s),
+            margin=self._margin(asked).part,
             promised=promised,
         )
-        if late := self._rule.decide(asked, load):
-            raise self._refusal(request, asked, load, late)
-        return msgspec.structs.replace(self._limits, max_seconds=backlog.seconds + _slip_s(asked, load))
+        forecast = self._rule.forecast(asked, load)
+        if forecast.late_s > 0:
+            raise self._refusal(request, asked, load, forecast.late_s)
+        call.promise = Promise(asked, forecast.ttft_s)
+        return msgspec.structs.replace(
+            self._limits,
+            max_seconds=backlog.seconds + _slip_s(asked, load),
+            max_lead_s=self._max_lead_s(backlog),
+        )
 
     async def full(self, call: OpenCall, request: Request, reason: str) -> TooManyRequests:
         """The refusal of a call that passes a bound of the queue."""
@@ -71,36 +83,61 @@ class Gatekeeper:
             backlog = await self._backlog(call)
         except StoreLost:
             return TooManyRequests(f"Too many requests are waiting ({reason}).", retry_after_s=1.0)
-        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, self._fleet.start_s, self._shares)
+        asked, start_s = self._look(call, backlog)
+        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, start_s, self._shares)
         # Half of what waits should have gone by then.
         late_s = 0.5 * backlog.seconds / load.rate if load.rate else 1.0
-        return self._refusal(request, _asked(call, backlog, self._fleet.slowdown), load, Late(late_s), reason)
+        return self._refusal(request, asked, load, late_s, reason)
+
+    def first_token(self, call: OpenCall, ttft_s: float) -> None:
+        """The call's first token came: was the promise kept?"""
+        if call.promise is not None:
+            asked = call.promise.asked
+            planned_part = call.promise.ttft_s / asked.ttft_s
+            self._margin(asked).learn(planned_part, kept=ttft_s <= asked.ttft_s)
+
+    def _margin(self, asked: Asked) -> Margin:
+        """Short waits are not estimated wrongly in the same way as long ones."""
+        return self._margins[asked.service_class, octave(asked.ttft_s)]
+
+    def _look(self, call: OpenCall, backlog: Backlog) -> tuple[Asked, float]:
+        """What the call asks for, and when its first prompt could start if nothing waited."""
+        first = next(iter(call.live.values())).ticket
+        lead_s = min(backlog.start_s - backlog.now_s, self._max_lead_s(backlog))
+        start_s, slowdown = self._fleet.start(backlog.now_s + lead_s + first.slack_s)
+        return _asked(call, lead_s, slowdown), start_s
+
+    def _max_lead_s(self, backlog: Backlog) -> float:
+        """What waits takes so long; no virtual clock can rightly be further ahead."""
+        rate = self._fleet.work_rate
+        return backlog.seconds / rate if rate > 0 else inf
 
     async def _backlog(self, call: OpenCall) -> Backlog:
         first = next(iter(call.live.values())).ticket
         return await self._store.backlog(first.service_class, first.tenant)
 
     def _refusal(
-        self, request: Request, asked: Asked, load: Load, late: Late, reason: str = ""
+        self, request: Request, asked: Asked, load: Load, late_s: float, reason: str = ""
     ) -> TooManyRequests:
         rate = admission.class_rate(asked.service_class, load) or 1.0
         if request.num_retries is None:
-            retry_after_s = line.guess(late.late_s, random.random())
+            retry_after_s = line.guess(late_s, random.random())
         else:
             now_s = asyncio.get_running_loop().time()
             place = self._lines[asked.service_class]
-            retry_after_s = place.book(now_s, late.late_s, asked.seconds, rate, random.random())
-        why = reason or f"targets would be missed by {late.late_s:.1f} s"
+            retry_after_s = place.book(now_s, late_s, asked.seconds, rate, random.random())
+        why = reason or f"targets would be missed by {late_s:.1f} s"
         return TooManyRequests(f"Too many requests are waiting ({why}).", retry_after_s=retry_after_s)
 
 
-def _asked(call: OpenCall, backlog: Backlog, slowdown: float) -> Asked:
+def _asked(call: OpenCall, lead_s: float, slowdown: float) -> Asked:
     tickets = [live.ticket for live in call.live.values()]
     first = tickets[0]
     return Asked(
         service_class=first.service_class,
-        ttft_s=first.slack_s,
-        lead_s=backlog.start_s - backlog.now_s,
+        ttft_s=first.ttft_s,
+        slack_s=first.slack_s,
+        lead_s=lead_s,
         seconds=sum(ticket.seconds for ticket in tickets),
         first_s=slowdown * sum(ticket.prefill_s for ticket in tickets),
     )

@@ -32,6 +32,9 @@ _REPLICA_GAUGES = {
 }
 
 
+_MET = {(True, True): "both", (True, False): "ttft", (False, True): "tpot", (False, False): "none"}
+
+
 class Metrics:
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         """`model` is the label `model_name` of the `vllm:*` names."""
@@ -122,6 +125,10 @@ class Metrics:
         self._prefill_time.observe(prefill_s)
         self._decode_time.observe(decode_s)
 
+    def targets_met(self, service_class: ServiceClass, *, ttft: bool, tpot: bool) -> None:
+        """Whether a complete choice kept its targets; those of refused calls are counted among the rejected."""
+        self._targets[service_class, ttft, tpot].inc()
+
     def call_ended(self, service_class: ServiceClass, outcome: Outcome, duration_s: float) -> None:
         self._live[service_class].dec()
         self._calls[service_class, outcome].inc()
@@ -161,10 +168,10 @@ class Metrics:
         """Flex rows were told to make room for a higher class."""
         self._preemptions.inc(rows)
 
-    def rebucketed(self, before: int, after: int) -> None:
-        """The bucket table got `after` buckets instead of `before`."""
-        self._splits.inc(max(0, after - before))
-        self._merges.inc(max(0, before - after))
+    def rebucketed(self, before: int, after: int, reason: str) -> None:
+        """The bucket table got `after` buckets instead of `before`; `reason` is one of a fixed few."""
+        self._splits.labels(reason).inc(max(0, after - before))
+        self._merges.labels(reason).inc(max(0, before - after))
 
     # The process
 
@@ -199,6 +206,8 @@ class Metrics:
         self._queued = {c: queued.labels(c) for c in each}
         self._ttft = {c: ttft.labels(c) for c in each}
         self._duration = {c: duration.labels(c) for c in each}
+        targets = self._counter("targets", "Complete choices by the targets they met.", "service_class", "met")
+        self._targets = {(c, ttft, tpot): targets.labels(c, _MET[ttft, tpot]) for c in each for ttft, tpot in _MET}
         self._finished = {reason: finished.labels(reason) for reason in FinishReason}
         self._put_backs = self._counter("put_backs", "Tickets queued again.", "reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls.")
@@ -229,8 +238,8 @@ class Metrics:
         self._queue_bytes = self._gauge("shared_queue_bytes", "Payload bytes in the shared queue.")
         self._buckets = self._gauge("shared_queue_buckets", "Length buckets of the shared queue.")
         self._preemptions = self._counter("preempted_rows", "Flex rows told to make room for a higher class.")
-        self._splits = self._counter("bucket_splits", "Buckets added by this gateway.")
-        self._merges = self._counter("bucket_merges", "Buckets removed by this gateway.")
+        self._splits = self._counter("bucket_splits", "Buckets added by this gateway.", "reason")
+        self._merges = self._counter("bucket_merges", "Buckets removed by this gateway.", "reason")
 
     def _gauges_of(self, replica: str) -> list[Gauge]:
         gauges = self._gauges.get(replica)

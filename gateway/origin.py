@@ -279,6 +279,7 @@ class Origin:
         if not live.call.has_tokens:
             live.call.has_tokens = True
             self._metrics.first_token(live.ticket.service_class, now_s - live.call.arrival_s)
+            self._gatekeeper.first_token(live.call, now_s - live.call.arrival_s)
 
     def _finished(self, live: Live, reason: FinishReason) -> None:
         """The choice is complete."""
@@ -293,6 +294,12 @@ class Origin:
             queue_s=claimed_s - arrival_s,
             prefill_s=first_s - claimed_s,
             decode_s=now_s - first_s,
+        )
+        ticket, later_tokens = live.ticket, len(live.choice.tokens) - 1
+        self._metrics.targets_met(
+            ticket.service_class,
+            ttft=first_s - arrival_s <= ticket.ttft_s,
+            tpot=now_s - first_s <= later_tokens * ticket.tpot_s,
         )
 
     def _learn(self, live: Live, reason: FinishReason) -> None:

@@ -27,6 +27,8 @@ class Limits(msgspec.Struct, frozen=True):
     """Sum of payload sizes."""
     max_seconds: float = inf
     """Sum of predicted engine time: what admission relied on."""
+    max_lead_s: float = inf
+    """A tenant's virtual clock is taken to be ahead by so much at most: as long as all that waits will take."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -48,7 +50,7 @@ class Store(Protocol):
     async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
         """Queue a call's tickets, all or none; their scores, which the caller keeps in its tickets.
 
-        score = max(now, tag[tenant, class]) + slack_s, and the tag advances by cost_s from that start
+        score = max(now, min(tag[tenant, class], now + max_lead_s)) + slack_s, and the tag advances by cost_s
         (start-time fair queueing).  A ticket already known is left as it is.  Raises QueueFull, and
         ValueError for times that are not finite, or absurd.
         """

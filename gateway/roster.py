@@ -5,6 +5,7 @@ from math import inf
 
 import msgspec
 
+from gateway.policy.batch import Unstarted
 from gateway.policy.length import left_tokens
 from gateway.policy.preempt import Victim
 from gateway.request import Departed, Drawn, Profile, Ticket, TokenLogprob
@@ -58,9 +59,10 @@ class Roster:
         return [running.memory for running in self._rows.values()]
 
     @property
-    def unstarted_tokens(self) -> int:
-        """Prompt tokens of rows that have drawn nothing yet."""
-        return sum(running.ticket.prompt_tokens for running in self._rows.values() if not running.drawn)
+    def unstarted(self) -> list[Unstarted]:
+        """Rows that have drawn nothing yet."""
+        waiting = (running.ticket for running in self._rows.values() if not running.drawn)
+        return [Unstarted(ticket.score, ticket.prompt_tokens) for ticket in waiting]
 
     @property
     def tpot_s(self) -> float:
@@ -167,6 +169,7 @@ def _ticket_of(row: contract.LiveRow) -> Ticket:
         index=row.index,
         max_tokens=max_tokens,
         profile=Profile(max_tokens, max_tokens),
+        tpot_s=row.tpot_s or 3600.0,
         bin=0,
         slack_s=0.0,
         cost_s=0.0,

@@ -118,6 +118,9 @@ class Scheduling(Section):
     """Most requests sent to a replica in one batch."""
     max_prefill_tokens: PositiveInt = 2048
     """Most prompt tokens (padded) of one batch, and the shape the engine warms up with."""
+    bulk_order: Literal["sjf", "ljf"] = "sjf"
+    """Order of waiting flex requests: shortest job first answers most of them soon, longest job first keeps the
+    engine fullest."""
     safety_factor: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Part of the KV memory that batches are planned into; the rest absorbs answers longer than predicted."""
 

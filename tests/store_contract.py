@@ -4,6 +4,7 @@ injected clock, `tests/stack/test_store_redis.py` on a real Valkey.  Nothing her
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.errors import LeaseLost, QueueFull
@@ -368,6 +369,14 @@ class StoreContract:
         assert await slots(store) == {(DEFAULT, 0): (10, 0.2)}
         await store.finish([("a/1", 0)])
         assert await slots(store) == {}
+
+    async def test_a_tenants_clock_is_ahead_by_so_much_at_most(self, store: Store) -> None:
+        (first,) = await put(store, entry("a/0", slack_s=1.0, cost_s=100.0))
+        near, far = [msgspec.structs.replace(ROOMY, max_lead_s=lead_s) for lead_s in (5.0, 500.0)]
+        (second,) = await put(store, entry("a/1", slack_s=1.0, cost_s=100.0), limits=near)
+        (third,) = await put(store, entry("a/2", slack_s=1.0, cost_s=100.0), limits=far)
+        assert second - first == pytest.approx(5.0, abs=2.0)
+        assert third - second == pytest.approx(100.0, abs=2.0)
 
     async def test_the_backlog_tells_where_a_tenant_stands(self, store: Store) -> None:
         (score,) = await put(store, entry("a/0", slack_s=1.0, cost_s=100.0))

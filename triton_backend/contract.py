@@ -52,7 +52,9 @@ class NewRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """Drawing one of these ends the row with `stop`; the token itself is still reported."""
     sampling: Sampling = Sampling()
     rank: float = 0.0
-    """Order of eviction: the highest goes first."""
+    """The lowest is prefilled first, the highest evicted first."""
+    tpot_s: float = 0.0
+    """Target for the mean time per further token; 0: none.  Since version 2."""
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):
@@ -67,9 +69,6 @@ class Batch(msgspec.Struct, frozen=True, tag="batch"):
     epoch: int
     seq: int
     rows: list[NewRow]
-    chunk_tokens: int = 0
-    """Padded prompt tokens of one step from now on, at most, so that running rows keep their pace; 0: as many as
-    the engine can.  Since version 2."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -182,6 +181,8 @@ class LiveRow(msgspec.Struct, frozen=True):
     """Parallel to `tokens`; empty if not asked for."""
     ended: End | None
     """Set if the row finished while nobody was attached."""
+    tpot_s: float = 0.0
+    """As in NewRow.  Since version 2."""
 
 
 class Attached(msgspec.Struct, frozen=True, tag="attached"):

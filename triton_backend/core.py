@@ -22,7 +22,7 @@ from triton_backend.contract import (
     Telemetry,
 )
 from triton_backend.memory import Layout
-from triton_backend.plan import Decode, Idle, Prefill, plan_step
+from triton_backend.plan import Decode, Idle, Prefill, plan_step, spare_tokens
 from triton_backend.rows import Rows
 from triton_backend.runner import CacheLost, OutOfMemory
 from triton_backend.sampling import Draws, NotFinite
@@ -125,7 +125,7 @@ class Core:
         self._seq = max(self._seq, control.seq)
         match control:
             case Batch():
-                self._rows.accept(control.rows, control.chunk_tokens)
+                self._rows.accept(control.rows)
             case Cancel():
                 self._rows.end(control.rows, End.CANCELLED)
             case Evict():
@@ -142,12 +142,21 @@ class Core:
         """
         self._look_for_driver()
         self._rows.settle()
+        self._grant()
         plan = plan_step(self._rows.state)
         if isinstance(plan, Idle):
             self._rest()
             return False
         self._report(*self._run(plan))
         return True
+
+    def _grant(self) -> None:
+        """Tell the planner how much of the waiting prompts may be run before the next decode step."""
+        state, meter = self._rows.state, self._meter
+        if state.batches and state.running:
+            state.spare_tokens = spare_tokens(
+                state.running, self._clock(), meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s
+            )
 
     def _look_for_driver(self) -> None:
         self._reception.look()
@@ -166,7 +175,8 @@ class Core:
 
     def _run(self, plan: Prefill | Decode) -> Drawn:
         """Run the step and advance its rows; what the model raises ends rows, not the engine."""
-        self._rows.state.prefilled_last = isinstance(plan, Prefill)
+        state = self._rows.state
+        state.num_decodes = 0 if isinstance(plan, Prefill) else state.num_decodes + 1
         started = self._clock()
         try:
             drawn = self._execute(plan)
@@ -202,11 +212,13 @@ class Core:
         if isinstance(plan, Prefill):
             for row in plan.rows:
                 row.prefill(plan.length)
+        now_s = self._clock()
         for at, row in enumerate(rows):
             if row.wants_logprobs:
                 row.logprobs.append(draws.logprobs[at])
                 row.alternatives.append(draws.alternatives[at])
             self._rows.draw(row, draws.tokens[at])
+            row.pace(now_s)
 
     def _note(self, plan: Prefill | Decode, step_s: float) -> None:
         if isinstance(plan, Prefill):

@@ -1,11 +1,13 @@
 """What the engine does next, as a value.  Pure: the simulator plans its steps with this very code.
 
-A batch is prefilled together, as sent, in uniform chunks.  While rows run, chunks and decode steps take
-turns, so a long prompt delays a running row by one chunk per token and no more.  Batches are prefilled in
-order of arrival.
+A batch is prefilled together, as sent, in uniform chunks; the batch whose best row has the lowest rank goes first,
+so that a short prompt does not wait for the whole of a long one.  Running rows have credit: they may be late by as
+much as they were early, as long as their mean time per token keeps to its target.  A chunk takes what credit there
+is, and decode steps earn it back.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from triton_backend.sequence import TO_PREFILL, Sequence, Status
@@ -39,17 +41,44 @@ class Idle:
 Plan = Prefill | Decode | Idle
 
 
+MIN_CHUNK_TOKENS = 128
+"""A chunk that is due whatever the credit: a smaller one costs a step for hardly any progress."""
+GOOD_CHUNK_TOKENS = 512
+"""Credit is saved up for a chunk of this size, or for what is left of the batch."""
+MAX_DECODES = 8
+"""Decode steps in a row while prompts wait, at most."""
+MAX_GAP = 4.0
+"""Decode steps are never further apart than this many times the tightest target."""
+
+
+def spare_tokens(
+    running: Iterable[Sequence], now_s: float, decoded_s: float, decode_s: float, prefill_tokens_per_s: float
+) -> int | None:
+    """Prompt tokens that may be run before the running rows must have their next token; None: any number.
+
+    `decoded_s` is when the last decode step ended, `decode_s` what the next one will take.
+    """
+    targeted = [row for row in running if row.new.tpot_s]
+    if not targeted or not prefill_tokens_per_s:
+        return None
+    due_s = min(row.due_s for row in targeted)
+    gap_ends_s = decoded_s + MAX_GAP * min(row.new.tpot_s for row in targeted)
+    return int(max(0.0, min(due_s, gap_ends_s) - decode_s - now_s) * prefill_tokens_per_s)
+
+
 @dataclass(slots=True)
 class State:
     """The live rows as the planner sees them."""
 
-    chunk_tokens: int
+    max_prefill_tokens: int
     """Padded tokens in one chunk, at most (but never less than one token of one row)."""
     batches: deque[list[Sequence]] = field(default_factory=deque)
     """Rows whose prompts are not all run yet, by batch, in order of arrival."""
     running: list[Sequence] = field(default_factory=list)
-    prefilled_last: bool = False
-    """The last step was a chunk: running rows have the next turn."""
+    num_decodes: int = 1
+    """Decode steps since the last chunk."""
+    spare_tokens: int | None = None
+    """See the function of this name; to be set before a step while prompts wait."""
 
     def settle(self) -> None:
         """Drop ended rows and move those that drew their first token into the decode pool."""
@@ -61,11 +90,25 @@ class State:
 
 def plan_step(state: State) -> Plan:
     """The next step of a settled state."""
-    if state.batches and not (state.running and state.prefilled_last):
-        return _next_chunk(state.batches[0], state.chunk_tokens)
-    if state.running:
-        return Decode(state.running)
-    return Idle()
+    if not state.batches:
+        return Decode(state.running) if state.running else Idle()
+    batch = min(state.batches, key=_rank)
+    max_tokens = state.max_prefill_tokens if not state.running else _chunk_tokens(state, batch)
+    return _next_chunk(batch, max_tokens) if max_tokens else Decode(state.running)
+
+
+def _chunk_tokens(state: State, batch: list[Sequence]) -> int:
+    """How much may be run of the batch while rows are running; 0: they have their turn first."""
+    if state.spare_tokens is None:
+        return state.max_prefill_tokens if state.num_decodes else 0
+    wanted = min(GOOD_CHUNK_TOKENS, sum(row.prompt_tokens - row.prefilled_tokens for row in batch))
+    if state.spare_tokens >= wanted:
+        return min(state.spare_tokens, state.max_prefill_tokens)
+    return min(MIN_CHUNK_TOKENS, state.max_prefill_tokens) if state.num_decodes >= MAX_DECODES else 0
+
+
+def _rank(batch: list[Sequence]) -> float:
+    return min(row.new.rank for row in batch)
 
 
 def _next_chunk(batch: list[Sequence], max_tokens: int) -> Prefill:

@@ -26,7 +26,6 @@ class Rows:
         self._layout = layout
         self._context_tokens = context_tokens
         self._vocabulary = vocabulary
-        self._max_prefill_tokens = max_prefill_tokens
         self._live: dict[int, Sequence] = {}
         self._ended: list[Sequence] = []
 
@@ -48,13 +47,8 @@ class Rows:
         ended, self._ended = self._ended, []
         return ended
 
-    def accept(self, batch: Iterable[NewRow], chunk_tokens: int) -> None:
-        """Each row joins a batch to prefill, or ends at once: failed if it can never run, else refused.
-
-        `chunk_tokens` bounds the steps of this and all other prefills from now on; 0: they may be as large as can
-        be.
-        """
-        self.state.chunk_tokens = min(chunk_tokens, self._max_prefill_tokens) or self._max_prefill_tokens
+    def accept(self, batch: Iterable[NewRow]) -> None:
+        """Each row joins a batch to prefill, or ends at once: failed if it can never run, else refused."""
         joined = [row for new in batch if (row := self._admit(new))]
         if joined:
             self.state.batches.append(joined)

@@ -6,7 +6,7 @@ by its next decode step.  Nothing derived is stored.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import isfinite
+from math import inf, isfinite
 
 from triton_backend.contract import Alternatives, End, Ended, LiveRow, NewRow, Sampling
 
@@ -47,6 +47,8 @@ class Sequence:
     """Parallel to `tokens`; empty if not asked for."""
     alternatives: list[Alternatives] = field(default_factory=list)
     """Parallel to `tokens`; empty if not asked for."""
+    due_s: float = inf
+    """When its next token is due, on the mean; inf before the first."""
     ending: Ended | None = None
 
     @property
@@ -87,6 +89,10 @@ class Sequence:
         elif len(self.tokens) == self.new.max_tokens or self.held_tokens >= context_tokens:
             self.end(End.LENGTH)
 
+    def pace(self, now_s: float) -> None:
+        """Its latest token came now: the next one is due."""
+        self.due_s = self.new.tpot_s + (now_s if len(self.tokens) == 1 else self.due_s)
+
     def end(self, reason: End, detail: str = "") -> None:
         self._become(Status.ENDED)
         self.ending = Ended(self.row, reason, detail)
@@ -106,6 +112,7 @@ class Sequence:
             logprobs=list(self.logprobs),
             alternatives=list(self.alternatives),
             ended=self.ending.reason if self.ending else None,
+            tpot_s=new.tpot_s,
         )
 
     def _become(self, status: Status) -> None:
@@ -129,6 +136,8 @@ def flaw(new: NewRow, context_tokens: int, vocabulary: int) -> str | None:
         return f"max_tokens is {new.max_tokens}, must be at least 1"
     if not isfinite(new.rank):
         return f"rank is {new.rank}, must be finite"
+    if not 0.0 <= new.tpot_s < inf:
+        return f"tpot_s is {new.tpot_s}, must be finite and not negative"
     return _sampling_flaw(new.sampling)
 
 

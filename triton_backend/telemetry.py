@@ -41,16 +41,22 @@ class Meter:
         self._process_read_at = -inf
         self._step_s = 0.0
         self._decode_rows = 0
-        self._prefill_tokens_per_s = 0.0
+        self.decode_s = 0.0
+        """The last decode step."""
+        self.decoded_s = -inf
+        """When it ended."""
+        self.prefill_tokens_per_s = 0.0
+        """Smoothed; 0 until measured."""
         self._decode_tokens_per_s = 0.0
 
     def note_prefill(self, padded_tokens: int, step_s: float) -> None:
         """Count a chunk.  Padding is counted too: it is what a batch's time goes by."""
         self._step_s, self._decode_rows = step_s, 0
-        self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, padded_tokens / step_s)
+        self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, padded_tokens / step_s)
 
     def note_decode(self, rows: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, rows
+        self.decode_s, self.decoded_s = step_s, self._clock()
         self._decode_tokens_per_s = _smooth(self._decode_tokens_per_s, rows / step_s)
 
     def rest(self) -> None:
@@ -73,7 +79,7 @@ class Meter:
             running=running,
             waiting=waiting,
             step_s=self._step_s,
-            prefill_tokens_per_s=self._prefill_tokens_per_s,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
             decode_tokens_per_s=self._decode_tokens_per_s,
             out_of_memory_total=gauges.out_of_memory_total,
             decode_rows=self._decode_rows,

@@ -14,8 +14,6 @@ from gateway.request import ServiceClass, Slot
 MAX_RETRY_S = 120.0
 """Clients of the OpenAI libraries do not retry at all when told to wait longer."""
 MIN_RETRY_S = 1.0
-MARGIN = 0.8
-"""Part of the time until a target that is planned for; the rest absorbs what was estimated wrongly."""
 
 
 MIN_PATIENT_SHARE = 0.3
@@ -44,6 +42,8 @@ class Asked:
     service_class: ServiceClass
     ttft_s: float
     """Its target for the time to the first token."""
+    slack_s: float
+    """How long it may wait in the queue."""
     lead_s: float
     """By how much its tenant's virtual clock is ahead: its place is as much behind its target."""
     seconds: float
@@ -67,45 +67,48 @@ class Load(NamedTuple):
     shares: Mapping[ServiceClass, float]
     impatient: float = 0.0
     """Engine seconds in a second that are to be expected of the class's requests that may not wait as long."""
+    margin: float = 1.0
+    """Part of the time until a target that may be planned for."""
     promised: Sequence[tuple[float, float]] = ()
     """Work of refused clients that were told to come back: seconds from now until then, engine seconds."""
 
 
-class Late(NamedTuple):
-    """By how much the promises would be missed."""
+class Forecast(NamedTuple):
+    """What letting a call in would mean."""
 
+    ttft_s: float
+    """Predicted time to its first token."""
     late_s: float
+    """By how much targets would be missed, its own or others' that it would break; not above 0: none."""
 
 
 class AdmissionRule(Protocol):
-    def decide(self, asked: Asked, load: Load) -> Late | None:
-        """None: it may come in."""
+    def forecast(self, asked: Asked, load: Load) -> Forecast: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Everybody:
     """The queue's bounds are the only ones."""
 
-    def decide(self, asked: Asked, load: Load) -> Late | None:
-        return None
+    def forecast(self, asked: Asked, load: Load) -> Forecast:
+        return Forecast(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class ByTarget:
     """As long as the class can keep its targets, this one's and those it has admitted."""
 
-    margin: float = MARGIN
-
-    def decide(self, asked: Asked, load: Load) -> Late | None:
+    def forecast(self, asked: Asked, load: Load) -> Forecast:
         rate = class_rate(asked.service_class, load)
         if rate <= 0:
-            return None
+            return Forecast(0.0, 0.0)
         before_s, later = _work(asked, load)
         left_rate = max(MIN_PATIENT_SHARE * rate, rate - load.impatient)
-        late_s = load.start_s + before_s / left_rate + asked.first_s - self.margin * asked.ttft_s
+        ttft_s = load.start_s + before_s / left_rate + asked.first_s
+        late_s = ttft_s - load.margin * asked.ttft_s
         for due_s, work_s in later:
             late_s = max(late_s, load.start_s + (work_s + asked.seconds) / rate - due_s)
-        return Late(late_s) if late_s > 0 else None
+        return Forecast(ttft_s, late_s)
 
 
 def class_rate(service_class: ServiceClass, load: Load) -> float:
@@ -127,7 +130,7 @@ def _work(asked: Asked, load: Load) -> tuple[float, list[tuple[float, float]]]:
     later: list[tuple[float, float]] = []
     for begins_s, lasts_s, seconds in sorted(queued + promised):
         work_s += seconds
-        if begins_s <= asked.ttft_s + asked.lead_s:
+        if begins_s <= asked.slack_s + asked.lead_s:
             before_s = work_s
         elif lasts_s:
             # Virtual deadlines are as much behind the targets as the clock was ahead, which changes slowly.

@@ -7,13 +7,20 @@ lengths: they lie in one bucket.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from gateway.policy.length import left_tokens
 from gateway.policy.pace import UNKNOWN, Pace
 from gateway.request import Ticket
 from triton_backend.contract import Telemetry
 from triton_backend.memory import FuturePeak, KVLayout, Row
+
+
+class Unstarted(NamedTuple):
+    """A row in the engine whose prompt is still to be run; the lowest rank goes first."""
+
+    rank: float
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +35,21 @@ class Room:
     max_rows: int
     """Rows that may come now."""
     max_prefill_tokens: int
-    """Prompt tokens, padding included, that may come now."""
+    """Prompt tokens, padding included, that may be waiting in the engine before a ticket of this batch."""
+    unstarted: Sequence[Unstarted] = ()
+    """The rows whose prompts are waiting there now."""
     pace: Pace = UNKNOWN
     tpot_s: float = inf
     """The tightest target for the time per token among the running rows."""
+
+    def tokens_before(self, rank: float) -> int:
+        """Prompt tokens in the engine that are run before those of a new row."""
+        return sum(row.prompt_tokens for row in self.unstarted if row.rank <= rank)
+
+    @property
+    def is_busy(self) -> bool:
+        """So many prompts wait in the engine that no more should, in order of arrival."""
+        return self.tokens_before(inf) >= self.max_prefill_tokens
 
 
 class BatchRule(Protocol):
@@ -72,7 +90,8 @@ class ToTheEnd:
     """Ours: the future peak of KV memory, running rows and new ones, stays within M_safe, and the decode steps
     of all of them within the tightest target for the time per token (DESIGN.md 6).
 
-    What does not fit is skipped, not waited for; the driver's guard sees to it that nobody is passed for long.
+    A prompt that is more urgent than those waiting in the engine passes them there.  What does not fit is
+    skipped, not waited for; the driver's guard sees to it that nobody is passed for long.
     On an idle engine the first always goes: admission saw to it that it fits alone, and no later moment would
     suit it better.
     """
@@ -87,7 +106,9 @@ class ToTheEnd:
             if len(chosen) >= room.max_rows:
                 break
             num_rows = len(room.running) + len(chosen) + 1
-            if chosen and max(longest, ticket.prompt_tokens) * (len(chosen) + 1) > room.max_prefill_tokens:
+            before = room.tokens_before(ticket.score)
+            padded = max(longest, ticket.prompt_tokens) * (len(chosen) + 1)
+            if (before or chosen) and before + padded > room.max_prefill_tokens:
                 continue
             if not room.pace.keeps(min(tpot_s, ticket.tpot_s), num_rows):
                 continue
@@ -111,7 +132,7 @@ class ByPrompt:
         free_tokens = _free_tokens(room)
         chosen: list[Ticket] = []
         longest = 0
-        for ticket in tickets[: room.max_rows]:
+        for ticket in [] if room.is_busy else tickets[: room.max_rows]:
             longest = max(longest, room.layout.room_tokens(ticket.prompt_tokens + 1))
             if longest * (len(chosen) + 1) > free_tokens and (chosen or room.running):
                 break
@@ -133,7 +154,8 @@ class InOrder:
         free_tokens = _free_tokens(room)
         chosen: list[Ticket] = []
         total = 0
-        for ticket in tickets[: min(room.max_rows, self.max_running - len(room.running))]:
+        places = min(room.max_rows, self.max_running - len(room.running))
+        for ticket in [] if room.is_busy else tickets[: max(0, places)]:
             total += ticket.prompt_tokens
             free_tokens -= room.layout.room_tokens(ticket.prompt_tokens + 1)
             if (chosen and total > self.max_tokens) or (free_tokens < 0 and (chosen or room.running)):

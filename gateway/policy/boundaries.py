@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.policy.bucket import WHOLE, Bounds, Traffic, bucket_of, first_tokens
+from gateway.policy.bucket import WHOLE, Bounds, Reason, Traffic, bucket_of, first_tokens
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +34,9 @@ class Optimal:
         best = costs.best(self.max_buckets, self.min_width_tokens)
         is_better = costs.of(best) < (1 - self.min_gain) * costs.of(traffic.bounds)
         return best if is_better else traffic.bounds
+
+    def reason(self, before: Bounds, after: Bounds) -> Reason:
+        return Reason.TRAFFIC
 
 
 class Costs:

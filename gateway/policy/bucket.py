@@ -7,6 +7,7 @@ tickets by bin, so that splitting and merging buckets changes a short table and 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
 from typing import Protocol
 
@@ -59,9 +60,23 @@ class Traffic:
     """What starting one more batch costs, in prompt tokens that could be run meanwhile."""
 
 
+class Reason(StrEnum):
+    """Why a table changed."""
+
+    CROWDED = "crowded"
+    """More waited than a batch takes."""
+    SPARSE = "sparse"
+    """Fewer waited than a batch takes."""
+    TRAFFIC = "traffic"
+    """Another table costs less for the lengths that come."""
+
+
 class BucketRule(Protocol):
     def bounds(self, traffic: Traffic) -> Bounds:
         """The bucket table from now on; `traffic.bounds` if nothing is to change."""
+
+    def reason(self, before: Bounds, after: Bounds) -> Reason:
+        """Why the rule changed a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +85,9 @@ class Whole:
 
     def bounds(self, traffic: Traffic) -> Bounds:
         return WHOLE
+
+    def reason(self, before: Bounds, after: Bounds) -> Reason:
+        return Reason.SPARSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +107,9 @@ class Paper:
         edges = [*map(first_tokens, traffic.bounds), traffic.longest_tokens + 1]
         cuts = [self._cut(low, up, traffic) for low, up in pairwise(edges)]
         return tuple(sorted({*traffic.bounds, *(cut for cut in cuts if cut is not None)}))
+
+    def reason(self, before: Bounds, after: Bounds) -> Reason:
+        return Reason.CROWDED if len(after) > len(before) else Reason.SPARSE
 
     def _cut(self, low: int, up: int, traffic: Traffic) -> int | None:
         """The bin at which the bucket of lengths [low, up) splits, if it does."""

@@ -23,15 +23,15 @@ class Demand:
         """A request came, whether it is let in or not."""
         weight = self._weight(now_s)
         if weight > _MAX_WEIGHT:
-            self._seconds = {octave: s / weight for octave, s in self._seconds.items()}
+            self._seconds = {at: s / weight for at, s in self._seconds.items()}
             self._since_s, weight = now_s, 1.0
-        octave = _octave(slack_s)
-        self._seconds[octave] = self._seconds.get(octave, 0.0) + weight * seconds
+        at = octave(slack_s)
+        self._seconds[at] = self._seconds.get(at, 0.0) + weight * seconds
 
     def tighter(self, slack_s: float, now_s: float) -> float:
         """Engine seconds in a second of requests that may wait less by half at least."""
-        octave = _octave(slack_s)
-        work = sum(seconds for other, seconds in self._seconds.items() if other < octave - 1)
+        at = octave(slack_s)
+        work = sum(seconds for other, seconds in self._seconds.items() if other < at - 1)
         per_s: float = work / self._weight(now_s) * log(2) / HALF_LIFE_S
         return per_s
 
@@ -40,5 +40,6 @@ class Demand:
         return weight
 
 
-def _octave(slack_s: float) -> int:
+def octave(slack_s: float) -> int:
+    """Slacks of one octave are within a factor of two."""
     return frexp(slack_s)[1]

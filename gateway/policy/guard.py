@@ -83,4 +83,4 @@ def _is_suspect(ticket: Ticket) -> bool:
 def _room_beside(room: Room, tickets: Sequence[Ticket]) -> Room:
     """The room there will be beside these alone."""
     tpot_s = min(ticket.tpot_s for ticket in tickets)
-    return replace(room, running=[row_of(ticket) for ticket in tickets], tpot_s=tpot_s)
+    return replace(room, running=[row_of(ticket) for ticket in tickets], unstarted=(), tpot_s=tpot_s)

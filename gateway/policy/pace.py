@@ -1,17 +1,13 @@
 """How fast a replica's running rows get their tokens, and how much work that leaves room for.
 
-A decode step takes `fixed_s + rows * per_row_s`, as measured.  While prompts are being run, every decode step
-is followed by one chunk of a prompt, so a running row's time per token is the step and the chunk together.
+A decode step takes `fixed_s + rows * per_row_s`, as measured.  What is left of the tightest target, the engine
+spends on prompts (triton_backend.plan).
 """
 
 from dataclasses import dataclass
 
 DECODE_SHARE = 0.6
 """Part of the tightest time per token that decode steps may take; the rest is for chunks of prompts."""
-CHUNK_SHARE = 0.9
-"""Part of the tightest time per token that a decode step and a chunk together are planned for."""
-MIN_CHUNK_TOKENS = 32
-"""Smaller chunks cost a step each for hardly any progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +31,7 @@ class Pace:
         """Part of the time that decode steps of so many rows take while prompts are run in between."""
         if not rows or tpot_s == float("inf"):
             return 0.0
-        return min(DECODE_SHARE, self.decode_s(rows) / (CHUNK_SHARE * tpot_s))
-
-    def chunk_tokens(self, tpot_s: float, rows: int, max_tokens: int) -> int:
-        """How much of a prompt may be run between two decode steps of so many rows."""
-        if not rows or not self.prefill_tokens_per_s or tpot_s == float("inf"):
-            return max_tokens
-        left_s = CHUNK_SHARE * tpot_s - self.decode_s(rows)
-        return max(MIN_CHUNK_TOKENS, min(max_tokens, int(left_s * self.prefill_tokens_per_s)))
+        return min(DECODE_SHARE, self.decode_s(rows) / tpot_s)
 
     @property
     def step_tokens(self) -> float:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
-from gateway.policy.batch import BatchRule, Room
+from gateway.policy.batch import BatchRule, Room, Unstarted
 from gateway.request import ServiceClass, Ticket
 from triton_backend.memory import Row
 
@@ -48,5 +48,6 @@ def _without(gone: Sequence[Victim], running: Sequence[Victim], room: Room) -> R
         room,
         running=[victim.memory for victim in left],
         max_rows=room.max_rows + len(gone),
+        unstarted=[Unstarted(v.ticket.score, v.ticket.prompt_tokens) for v in left if not v.drawn],
         tpot_s=min((victim.ticket.tpot_s for victim in left), default=inf),
     )

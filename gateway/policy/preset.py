@@ -1,13 +1,13 @@
 """A scheduling policy is five choices; a preset is a named set of them.  All run in the same driver loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.policy.admission import AdmissionRule, ByTarget, Everybody
 from gateway.policy.batch import BatchRule, ByPrompt, Fixed, InOrder, SloOdbs, ToTheEnd
 from gateway.policy.boundaries import Optimal
 from gateway.policy.bucket import BucketRule, Paper, Whole
 from gateway.policy.length_rule import Allowed, LengthRule, Predicted
-from gateway.policy.priority import Arrival, Fair, PriorityRule, slo_odbs_key
+from gateway.policy.priority import Arrival, Fair, PriorityRule, longest_first, slo_odbs_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +45,11 @@ PRESETS = {
     "continuous": CONTINUOUS,
     "static": STATIC,
 }
+
+
+def named(name: str, bulk_order: str) -> Policy:
+    """A preset; `bulk_order` is sjf or ljf, and matters where the preset knows bulk."""
+    policy = PRESETS[name]
+    if bulk_order == "ljf" and isinstance(policy.priority, Fair):
+        return replace(policy, priority=Fair(longest_first))
+    return policy

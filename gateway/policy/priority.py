@@ -124,8 +124,12 @@ def tpot_s(asked_s: float | None, class_s: float) -> float:
     return class_s if asked_s is None else max(asked_s, MIN_TPOT_SHARE * class_s)
 
 
-def slack_s(ttft_s: float, deadline_s: float | None, run_s: float, class_s: float) -> float:
-    """How long the request may wait: its target, or less if it must be finished by a deadline."""
-    if deadline_s is None:
-        return ttft_s
-    return min(ttft_s, max(deadline_s - run_s, MIN_TTFT_SHARE * class_s))
+def slack_s(ttft_s: float, prefill_s: float, deadline_s: float | None, run_s: float) -> float:
+    """How long the request may wait: until its prompt has to start for the target, or for the answer's deadline.
+
+    Decode steps in between may take as long again as the prompt.  `run_s` is the whole request's time.
+    """
+    latest_s = ttft_s - 2 * prefill_s
+    if deadline_s is not None:
+        latest_s = min(latest_s, deadline_s - run_s)
+    return max(latest_s, MIN_TTFT_SHARE * ttft_s)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from math import inf
 
 from gateway.errors import BackendLost
+from gateway.policy.batch import Unstarted
 from gateway.policy.length import left_tokens
 from gateway.request import Ticket
 from gateway.roster import Mails, Roster, Running
@@ -92,8 +93,8 @@ class SimRoster(Roster):
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self._engine = engine
-        self._unstarted: dict[int, int] = {}
-        """Prompt tokens of the rows that have not been heard of."""
+        self._unstarted: dict[int, Unstarted] = {}
+        """The rows that have not been heard of."""
         self._tpots: dict[float, int] = {}
         """Rows by target."""
 
@@ -110,8 +111,8 @@ class SimRoster(Roster):
         return rows
 
     @property
-    def unstarted_tokens(self) -> int:
-        return sum(self._unstarted.values())
+    def unstarted(self) -> list[Unstarted]:
+        return list(self._unstarted.values())
 
     @property
     def tpot_s(self) -> float:
@@ -120,7 +121,7 @@ class SimRoster(Roster):
     def add(self, ticket: Ticket) -> int:
         number = self._next_number
         self._insert(_Counted(number, ticket, self._engine))
-        self._unstarted[number] = ticket.prompt_tokens
+        self._unstarted[number] = Unstarted(ticket.score, ticket.prompt_tokens)
         self._tpots[ticket.tpot_s] = self._tpots.get(ticket.tpot_s, 0) + 1
         return number
 

@@ -16,7 +16,7 @@ from gateway.simulator.meter import Meter, Tally
 from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
 from triton_backend.memory import Ledger, OverBudget, Paged
-from triton_backend.plan import Decode, Idle, State, plan_step
+from triton_backend.plan import Decode, Idle, State, plan_step, spare_tokens
 from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
@@ -180,7 +180,7 @@ class Engine:
             self._advance(1)
             self._end_drawn()
             if not job.chunks:
-                self._meter.note_decode(self._num_running, last_s, job.steps)
+                self._meter.note_decode(self._num_running, last_s, job.steps, job.ends_s)
         if job.chunks:
             self._meter.note_prefill(job.padded_tokens, job.ends_s - job.started_s)
             self._count(job)
@@ -188,7 +188,7 @@ class Engine:
                 row.prefill(tokens)
                 if row.prefilled_tokens == row.prompt_tokens:
                     self._draw_first(row)
-        self._state.prefilled_last = not job.steps
+        self._state.num_decodes = self._state.num_decodes + job.steps if job.steps else 0
         if job.steps or self._firsts or self._ended:
             self._tell()
         self._turn(job.ends_s)
@@ -223,9 +223,6 @@ class Engine:
     def _obey(self, control: Batch | Cancel | Evict) -> None:
         self._seq = max(self._seq, control.seq)
         if isinstance(control, Batch):
-            if self._style is Style.ALTERNATE:
-                limit = self._max_step_tokens
-                self._state.chunk_tokens = min(control.chunk_tokens, limit) or limit
             joined: list[Base] = [row for new in control.rows if (row := self._admit(new))]
             if joined:
                 self._state.batches.append(joined)
@@ -267,6 +264,7 @@ class Engine:
     def _join(self, row: Row) -> None:
         """The row has drawn its first token and goes on."""
         row.since = self.decodes
+        row.first_s = self._loop.time()
         self._context += row.held(self.decodes)
         heapq.heappush(self._ends, (self.decodes + row.new.max_tokens - 1, row.row))
 
@@ -348,6 +346,8 @@ class Engine:
     def _plan(self, now_s: float) -> Job | None:
         if self._style is Style.MIXED:
             return self._plan_mixed(now_s)
+        if self._state.batches and self._state.running:
+            self._state.spare_tokens = self._spare_tokens(now_s)
         is_closed = self._style is Style.WHOLE and self._num_running > 0
         plan = Decode(self._state.running) if is_closed else plan_step(self._state)
         if isinstance(plan, Idle):
@@ -359,6 +359,13 @@ class Engine:
         chunks = [(row, min(length, row.prompt_tokens - start)) for row in self._rows(plan.rows)]
         tokens, squares = self._prefill_size(chunks)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
+
+    def _spare_tokens(self, now_s: float) -> int | None:
+        """As the real engine reckons it, with due times brought up to date."""
+        for row in self._running:
+            row.due_s = row.first_s + row.drawn(self.decodes) * row.new.tpot_s
+        meter = self._meter
+        return spare_tokens(self._running, now_s, meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
         chunks = self._fill(self._max_step_tokens - self._num_running)

@@ -90,8 +90,8 @@ class Front:
         self._gatekeeper = Gatekeeper(policy.admission, store, fleet, limits, shares)
         self._ticketing = Ticketing(NAME, fleet, policy, aims)
         self._outbox = Outbox(store, wake, cancel)
-        retries = (0, 1) if max_returns else (None, None)
-        self._requests = [[_request(traffic, number) for traffic in workload.classes] for number in retries]
+        first = 0 if max_returns else None
+        self._requests = [[_request(t, num_retries) for t in workload.classes] for num_retries in (first, 1)]
         self._prompt_tokens: list[int] = workload.prompt_tokens.tolist()
         self._wanted_tokens: list[int] = workload.output_tokens.tolist()
         self._class_index: list[int] = workload.class_index.tolist()
@@ -180,6 +180,7 @@ class Front:
             asked.choice.tokens = range(event.index + 1)  # type: ignore[assignment]
             if asked.first_s is None:
                 asked.first_s = self._loop.time()
+                self._gatekeeper.first_token(asked.call, asked.first_s - asked.call.arrival_s)
         for left in departed:
             asked = self._live[left.ticket]
             if left.end in _FINISHED:
@@ -247,10 +248,10 @@ class Front:
         )
 
 
-def _request(traffic: TrafficClass, retries: int | None) -> Request:
+def _request(traffic: TrafficClass, num_retries: int | None) -> Request:
     return Request(
         model="simulated",
         service_class=traffic.service_class,
         targets=Targets(traffic.ttft_slo_s, traffic.tpot_slo_s),
-        num_retries=retries,
+        num_retries=num_retries,
     )

@@ -1,6 +1,7 @@
 """An engine's own figures, smoothed as the real one's are (triton_backend.telemetry, which imports torch)."""
 
 from dataclasses import dataclass
+from math import inf
 
 from triton_backend.contract import Telemetry
 from triton_backend.memory import Ledger
@@ -22,16 +23,21 @@ class Meter:
     def __init__(self) -> None:
         self._step_s = 0.0
         self._decode_rows = 0
-        self._prefill_tokens_per_s = 0.0
+        self.prefill_tokens_per_s = 0.0
+        self.decode_s = 0.0
+        """The last decode step."""
+        self.decoded_s = -inf
+        """When it ended."""
         self._decode_tokens_per_s = 0.0
 
     def note_prefill(self, padded_tokens: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, 0
-        self._prefill_tokens_per_s = _smooth(self._prefill_tokens_per_s, padded_tokens / step_s, 1)
+        self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, padded_tokens / step_s, 1)
 
-    def note_decode(self, rows: int, step_s: float, steps: int) -> None:
-        """So many steps of one size, of which the last took `step_s`."""
+    def note_decode(self, rows: int, step_s: float, steps: int, now_s: float) -> None:
+        """So many steps of one size, of which the last took `step_s` and has just ended."""
         self._step_s, self._decode_rows = step_s, rows
+        self.decode_s, self.decoded_s = step_s, now_s
         self._decode_tokens_per_s = _smooth(self._decode_tokens_per_s, rows / step_s, steps)
 
     def rest(self) -> None:
@@ -49,7 +55,7 @@ class Meter:
             running=running,
             waiting=live - running,
             step_s=self._step_s,
-            prefill_tokens_per_s=self._prefill_tokens_per_s,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
             decode_tokens_per_s=self._decode_tokens_per_s,
             out_of_memory_total=0,
             decode_rows=self._decode_rows,

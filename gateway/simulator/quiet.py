@@ -28,6 +28,6 @@ class Quiet(Metrics):
     def preempted(self, rows: int) -> None:
         self.num_preempted += rows
 
-    def rebucketed(self, before: int, after: int) -> None:
+    def rebucketed(self, before: int, after: int, reason: str) -> None:
         self.num_rebucketed += 1
         self.max_buckets = max(self.max_buckets, after)

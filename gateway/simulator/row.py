@@ -13,6 +13,8 @@ from triton_backend.sequence import Sequence, Status
 class Row(Sequence):
     since: int = 0
     """The engine's count of decode steps when this row joined them."""
+    first_s: float = 0.0
+    """When it did."""
 
     def drawn(self, decodes: int) -> int:
         """Tokens drawn in this attempt, when the engine has run so many decode steps."""

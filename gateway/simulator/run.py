@@ -198,10 +198,11 @@ class _World:
 
     def _wake(self) -> None:
         """As a gateway does: the driver with the most room."""
-        best, fewest = None, _NO_ROWS
+        best, least = None, (True, _NO_ROWS)
         for driver in self._drivers:
-            if driver.has_room and (rows := driver.num_rows) < fewest:
-                best, fewest = driver, rows
+            load = (not driver.has_room, driver.num_rows)
+            if driver.leads and load < least:
+                best, least = driver, load
         if best is not None:
             best.wake()
 

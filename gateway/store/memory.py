@@ -45,7 +45,7 @@ class MemoryStore:
         if fresh:
             self._waiting.check([entry.ticket for entry in fresh.values()], limits)
         for entry in fresh.values():
-            ticket = msgspec.structs.replace(entry.ticket, score=self._advance(entry.ticket))
+            ticket = msgspec.structs.replace(entry.ticket, score=self._advance(entry.ticket, limits.max_lead_s))
             self._enqueue(Entry(ticket, entry.payload), next(self._arrivals))
         self._prune_tags()
         return [self._held[entry.ticket.id].ticket.score for entry in entries]
@@ -182,10 +182,11 @@ class MemoryStore:
         if not self._leases.holds(replica, epoch, self._clock()):
             raise LeaseLost
 
-    def _advance(self, ticket: Ticket) -> float:
+    def _advance(self, ticket: Ticket, max_lead_s: float) -> float:
         """The ticket's score; its tenant's tag moves on."""
         name = (ticket.tenant, ticket.service_class)
-        start_s = max(self._clock(), self._tags.get(name, 0.0))
+        now_s = self._clock()
+        start_s = max(now_s, min(self._tags.get(name, 0.0), now_s + max_lead_s))
         self._tags[name] = start_s + ticket.cost_s
         return start_s + ticket.slack_s
 

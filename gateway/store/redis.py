@@ -57,7 +57,8 @@ class RedisStore:
 
     async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
         max_us = wire.microseconds(min(limits.max_seconds, wire.MAX_TIME_S))
-        bounds = (limits.max_tickets, limits.max_tokens, limits.max_bytes, max_us)
+        max_lead_s = min(limits.max_lead_s, wire.MAX_TIME_S)
+        bounds = (limits.max_tickets, limits.max_tokens, limits.max_bytes, max_us, max_lead_s)
         args = [*bounds, SLOT_S, self._grace_s, *_entries_args(entries)]
         result = await self._run("put", args, _scores_or_reason)
         if isinstance(result, str):

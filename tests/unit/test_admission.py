@@ -1,5 +1,7 @@
 """Letting in what can be kept, and telling the others honestly when to come back."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from gateway.policy.admission import Asked, ByTarget, Everybody, Load
 from gateway.policy.demand import Demand
 from gateway.policy.drain import Drain
 from gateway.policy.line import Line, guess
+from gateway.policy.margin import Margin
 from gateway.request import ServiceClass, Slot
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
@@ -22,13 +25,12 @@ def load(*slots: tuple[ServiceClass, int, float], rate: float = 1.0, now_s: floa
 
 
 def asked(ttft_s: float = 2.0, seconds: float = 0.4, first_s: float = 0.1) -> Asked:
-    return Asked(DEFAULT, ttft_s, 0.0, seconds, first_s)
+    return Asked(DEFAULT, ttft_s, ttft_s, 0.0, seconds, first_s)
 
 
 def late_s(asked: Asked, load: Load, margin: float = 1.0) -> float:
     """0 if it is let in."""
-    late = ByTarget(margin).decide(asked, load)
-    return late.late_s if late else 0.0
+    return max(0.0, ByTarget().forecast(asked, load._replace(margin=margin)).late_s)
 
 
 def test_without_a_limit_the_answer_may_fill_the_context() -> None:
@@ -59,7 +61,7 @@ def test_a_tenant_with_much_work_waiting_stands_behind_it() -> None:
     """Its work is due later than its next request's target, and goes before it all the same."""
     mine = (DEFAULT, 5, 2.5)
     assert late_s(asked(), load(mine)) == 0
-    behind = Asked(DEFAULT, 2.0, 2.0, 0.4, 0.1)
+    behind = Asked(DEFAULT, 2.0, 2.0, 2.0, 0.4, 0.1)
     assert late_s(behind, load(mine)) == pytest.approx(2.5 + 0.1 - 2.0)
 
 
@@ -77,7 +79,7 @@ def test_a_class_counts_on_its_share_only_while_others_have_work() -> None:
 
 def test_nothing_measured_refuses_nobody() -> None:
     assert late_s(asked(), load((DEFAULT, 1, 100.0), rate=0.0)) == 0
-    assert Everybody().decide(asked(), load((DEFAULT, 1, 100.0))) is None
+    assert Everybody().forecast(asked(), load((DEFAULT, 1, 100.0))).late_s <= 0
 
 
 def test_part_of_the_target_is_kept_in_reserve() -> None:
@@ -96,7 +98,7 @@ def test_who_is_let_in_could_be_served_in_deadline_order(work: list[tuple[int, f
     due = dict(work)
     given = load(*((DEFAULT, slot, seconds) for slot, seconds in due.items()))
     mine = asked(ttft_s=ttft_s)
-    if ByTarget(1.0).decide(mine, given) is not None:
+    if ByTarget().forecast(mine, given).late_s > 0:
         return
     clock_s = 0.0
     for slot in sorted(due):
@@ -188,8 +190,34 @@ def test_demand_is_work_per_second_of_those_that_may_wait_less() -> None:
 
 def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
     work = (DEFAULT, 1, 4.0)
-    patient = Asked(DEFAULT, 10.0, 0.0, 0.4, 0.1)
+    patient = Asked(DEFAULT, 10.0, 10.0, 0.0, 0.4, 0.1)
     assert late_s(patient, load(work)) == 0
     assert late_s(patient, load(work, impatient=0.5)) == 0
     assert late_s(patient, load(work, impatient=0.65)) == pytest.approx(4.0 / 0.35 + 0.1 - 10.0)
     assert late_s(patient, load(work, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0)
+
+
+# The margin
+
+
+@pytest.mark.parametrize("error", [0.5, 1.0, 1.6])
+def test_the_margin_settles_where_promises_are_kept(error: float) -> None:
+    """Predictions are off by a factor and by noise, and every request is planned as tightly as allowed."""
+    rng = random.Random(1)
+    margin = Margin()
+    kept = []
+    for _ in range(4000):
+        planned = margin.part
+        kept.append(planned * error * rng.uniform(0.6, 1.2) <= 1.0)
+        margin.learn(planned, kept[-1])
+    assert sum(kept[1000:]) / 3000 >= 0.96
+    assert margin.part == pytest.approx(min(1.0, 1 / (1.18 * error)), abs=0.06)
+
+
+def test_easy_promises_teach_nothing() -> None:
+    margin = Margin()
+    for _ in range(1000):
+        margin.learn(0.1, kept=True)
+    assert margin.part == 0.85
+    margin.learn(0.1, kept=False)
+    assert margin.part < 0.85

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.policy.boundaries import Costs, Optimal, drift
-from gateway.policy.bucket import Bounds, Paper, Traffic, bin_of, bucket_of, first_tokens
+from gateway.policy.bucket import Bounds, Paper, Reason, Traffic, bin_of, bucket_of, first_tokens
 from gateway.policy.replan import Recent, Replanner
 
 HISTOGRAMS = st.dictionaries(st.integers(0, 60), st.integers(1, 50), min_size=1, max_size=7)
@@ -162,6 +162,12 @@ def test_the_longest_prompt_has_a_bucket() -> None:
         assert 0 <= bucket_of(bounds, bin_of(4096)) < len(bounds)
 
 
+def test_a_change_says_why() -> None:
+    assert Paper().reason((0,), (0, 5)) is Reason.CROWDED
+    assert Paper().reason((0, 5), (0,)) is Reason.SPARSE
+    assert Optimal().reason((0, 5), (0, 9)) is Reason.TRAFFIC
+
+
 def test_no_bucket_is_empty() -> None:
     recent = histogram(mix(0.5))
     bounds = Optimal().bounds(traffic(recent, waiting=400))
@@ -200,6 +206,9 @@ class Counting:
     def bounds(self, traffic: Traffic) -> Bounds:
         self.asked += 1
         return traffic.bounds
+
+    def reason(self, before: Bounds, after: Bounds) -> Reason:
+        return Reason.TRAFFIC
 
 
 def test_the_table_is_thought_over_when_the_traffic_changes() -> None:

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused_and_what_can_never_run_has_failed() -> Non
 
 def test_a_row_number_in_use_is_refused_and_its_owner_goes_on() -> None:
     rows = Rows(Executor.layout, 200, Executor.context_tokens, VOCABULARY, max_prefill_tokens=16)
-    rows.accept([new_row(0, [1], 5), new_row(1, [2], 5)], chunk_tokens=0)
+    rows.accept([new_row(0, [1], 5), new_row(1, [2], 5)])
     (ended,) = rows.take_ended()
     assert ended.ending == Ended(0, End.FAILED, "row number 0 is in use")
     assert [row.new.prompt for row in rows.live] == [[1]]

@@ -37,7 +37,7 @@ def ticket(id: str, tokens: int, **overrides: Any) -> Ticket:
 
 
 def room(*running: int, budget: int = 100, max_rows: int = 8, tpot_s: float = inf) -> Room:
-    return Room([Row(tokens, 0) for tokens in running], LAYOUT, budget, max_rows, 10**9, UNKNOWN, tpot_s)
+    return Room([Row(tokens, 0) for tokens in running], LAYOUT, budget, max_rows, 10**9, (), UNKNOWN, tpot_s)
 
 
 BIG, SMALL, TINY = ticket("big", 80), ticket("small", 30), ticket("tiny", 10)
@@ -185,14 +185,11 @@ def test_a_fit_is_never_negative() -> None:
 
 def test_unmeasured_nothing_is_bounded() -> None:
     assert UNKNOWN.keeps(0.001, 1000)
-    assert UNKNOWN.chunk_tokens(0.001, 1000, 2048) == 2048
+    assert UNKNOWN.decode_part(0.001, 1000) == 0.0
 
 
-def test_chunks_leave_running_rows_their_time_per_token() -> None:
+def test_decode_steps_take_their_part_of_the_time() -> None:
     pace = Pace(0.010, 0.001, prefill_tokens_per_s=1000.0)
-    # 0.9 * 100 ms - 20 ms of decoding leave 70 ms.
-    assert pace.chunk_tokens(0.1, 10, 2048) == 70
-    assert pace.chunk_tokens(0.1, 10, 64) == 64
-    assert pace.chunk_tokens(0.02, 10, 2048) == 32
-    assert pace.chunk_tokens(0.1, 0, 2048) == 2048
-    assert pace.chunk_tokens(inf, 10, 2048) == 2048
+    assert pace.decode_part(0.1, 10) == pytest.approx(0.2)
+    assert pace.decode_part(0.1, 90) == pytest.approx(0.6)
+    assert pace.decode_part(0.1, 0) == pace.decode_part(inf, 10) == 0.0

@@ -176,15 +176,15 @@ def test_the_shared_queue(metrics: Metrics) -> None:
             bytes=6000,
         )
     )
-    metrics.rebucketed(1, 3)
-    metrics.rebucketed(3, 2)
+    metrics.rebucketed(1, 3, "traffic")
+    metrics.rebucketed(3, 2, "sparse")
     page = Page(metrics)
     assert page("bucketserve_shared_queue_tickets", service_class="default") == 5
     assert page("bucketserve_shared_queue_tickets", service_class="priority") == 0
     assert page("bucketserve_shared_queue_tokens") == 600
     assert page("bucketserve_shared_queue_buckets") == 3
-    assert page("bucketserve_bucket_splits_total") == 2
-    assert page("bucketserve_bucket_merges_total") == 1
+    assert page("bucketserve_bucket_splits_total", reason="traffic") == 2
+    assert page("bucketserve_bucket_merges_total", reason="sparse") == 1
 
 
 def test_the_front_the_batches_and_the_process(metrics: Metrics) -> None:

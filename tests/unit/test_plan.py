@@ -16,7 +16,7 @@ def rows(*lengths: int, max_tokens: int = 3) -> list[Sequence]:
 
 def advance(state: State, plan: Prefill | Decode) -> None:
     """What the engine does after a step."""
-    state.prefilled_last = isinstance(plan, Prefill)
+    state.num_decodes = 0 if isinstance(plan, Prefill) else state.num_decodes + 1
     drawing = plan.rows
     if isinstance(plan, Prefill):
         for row in plan.rows:

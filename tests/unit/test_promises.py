@@ -147,6 +147,21 @@ def test_without_capacity_measured_nobody_is_refused() -> None:
     play(scenario, msgspec.structs.replace(ORIGIN, policy=FULL))
 
 
+def test_met_targets_are_counted() -> None:
+    async def scenario(world: World) -> None:
+        await ask(world, request(20), "kept")
+        await ask(world, request(20, tpot_s=0.5, ttft_s=0.25), "kept too")
+        blocker = asyncio.create_task(ask(world, request(400, prompt=100), "blocker"))
+        await asyncio.sleep(0.5)
+        await ask(world, request(400, prompt=100), "late")
+        await blocker
+        lines = world.metrics.render().decode().splitlines()
+        assert 'bucketserve_targets_total{met="both",service_class="default"} 3.0' in lines
+        assert 'bucketserve_targets_total{met="tpot",service_class="default"} 1.0' in lines
+
+    play(scenario)
+
+
 # Classes
 
 
