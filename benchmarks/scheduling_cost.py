@@ -199,7 +199,9 @@ def main() -> None:
     print(f"{'all':10} {total_us:7.1f} us a request, {options.queued} queued in {scene.num_buckets} buckets")
     print(f"target: under {TARGET_US:.0f} us: {verdict}")
     share = total_us * RATE / 1e6
-    print(f"at {RATE} requests/s: {share:.2%} of one core; target: under 1 %: {'met' if share < 0.01 else 'missed'}")
+    print(
+        f"at {RATE} requests/s: {share:.2%} of one core; target: under 1 %: {'met' if share < 0.01 else 'missed'}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sweep, then measure: all settings of a contender on seeds of their own, the best ones on the seeds that count."""
+"""Sweep, then measure: a contender's settings on seeds of their own, the best ones on the seeds that count."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +11,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from benchmarks.papers import trials
 from benchmarks.papers.contenders import CONTENDERS, Contender, Setting, ablations
 from benchmarks.papers.trials import Job, Trial
-from benchmarks.papers.workloads import MIXED
+from benchmarks.papers.workloads import FACTORS, MIXED
 from gateway.load.workload import Source
 from gateway.simulator.engine import Padding
 
@@ -22,6 +22,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seeds: tuple[int, ...]
     sweep_seeds: tuple[int, ...]
     requests_per_gpu: int
+    """Times the workload's factor, and twice as many at once."""
     sweep_requests_per_gpu: int
     halvings: int
     """Of the bracket around each load that is looked for, which is a doubling at first."""
@@ -31,17 +32,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 FULL = Plan(
     seeds=(1, 2, 3, 4, 5),
     sweep_seeds=(101,),
-    requests_per_gpu=500,
-    sweep_requests_per_gpu=250,
+    requests_per_gpu=350,
+    sweep_requests_per_gpu=120,
     halvings=2,
     sweep_halvings=1,
 )
 QUICK = Plan(
     seeds=(1, 2),
     sweep_seeds=(101,),
-    requests_per_gpu=150,
-    sweep_requests_per_gpu=120,
-    halvings=2,
+    requests_per_gpu=80,
+    sweep_requests_per_gpu=50,
+    halvings=1,
     sweep_halvings=1,
 )
 
@@ -51,6 +52,10 @@ class Cell(NamedTuple):
 
     workload: str
     padding: Padding
+
+
+ABLATED = Cell(MIXED[-1], Padding.PADDED)
+"""Where buckets can matter most."""
 
 
 class Best(NamedTuple):
@@ -116,7 +121,7 @@ def _sweep(sources: Mapping[str, Source], cells: Iterable[Cell], plan: Plan) -> 
                         setting=setting,
                         lengths=contender.lengths,
                         seed=seed,
-                        requests_per_gpu=plan.sweep_requests_per_gpu,
+                        requests_per_gpu=plan.sweep_requests_per_gpu * FACTORS.get(cell.workload, 1),
                         halvings=plan.sweep_halvings,
                         is_searched=setting.for_load,
                     )
@@ -155,7 +160,7 @@ def _measure(sources: Mapping[str, Source], cells: Iterable[Cell], best: Bests, 
 
 def _ablate(sources: Mapping[str, Source], cells: Iterable[Cell], best: Bests, plan: Plan) -> Iterable[Job]:
     for cell in cells:
-        for contender in ablations(best[cell, "full"].load) if cell.workload in MIXED else ():
+        for contender in ablations(best[cell, "full"].load) if cell == ABLATED else ():
             yield from _jobs(sources, cell, contender, contender.settings[0], plan, is_searched=True)
 
 
@@ -177,7 +182,7 @@ def _jobs(
             setting=setting,
             lengths=contender.lengths,
             seed=seed,
-            requests_per_gpu=plan.requests_per_gpu,
+            requests_per_gpu=plan.requests_per_gpu * FACTORS.get(cell.workload, 1),
             halvings=plan.halvings,
             is_searched=is_searched,
         )

@@ -6,29 +6,30 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.papers.contenders import CONTENDERS
 from benchmarks.papers.figures import Figure, figure
-from benchmarks.papers.study import Plan, Results
+from benchmarks.papers.study import ABLATED, Plan, Results
 from benchmarks.papers.targets import TARGETS, THROUGHPUT, Target, compare, is_met, values, why, without_padding
 from benchmarks.papers.trials import Trial
 from benchmarks.papers.workloads import MIXED
 from gateway.simulator.engine import Padding
 
 CONDITIONS = """\
-OPT-13B on A100s by DistServe's published coefficients. Requests/s are per GPU, DistServe's GPUs being those of both
-phases. Answers have the workload's lengths for everybody. Targets for first token and time per token are DistServe's:
-0.25 and 0.1 s for instructions, 15 and 0.15 s for documents, 2.5 and 0.15 s for Azure's; a refusal is a miss. "At
-once": all requests are there from the start, without targets. "Padded" is an engine without ragged attention, in
-which a step costs its longest row times its rows; engines of vLLM's and DistServe's kind do not pad, so their padded
-rows say what if. Settings were chosen on other seeds. Predicted lengths (`full`, `uellm`) are off by more than a
-factor of 1.4 for one in three, unless said. Poisson arrivals; ± and brackets are 95 % intervals over seeds."""
+OPT-13B on A100s by DistServe's published coefficients. Requests/s are per GPU, DistServe's GPUs being those of
+both phases. Answers have the workload's lengths for everybody. Targets for first token and time per token are
+DistServe's: 0.25 and 0.1 s for instructions, 15 and 0.15 s for documents, 2.5 and 0.15 s for Azure's; a refusal
+is a miss. "At once": all requests are there from the start, without targets. "Padded" is an engine without
+ragged attention, in which a step costs its longest row times its rows; engines of vLLM's and DistServe's kind
+do not pad, so their padded rows say what if. Settings were chosen on other seeds. Predicted lengths (`full`,
+`uellm`) are off by more than a factor of 1.4 for one in three, unless said. Poisson arrivals; ± and brackets
+are 95 % intervals over seeds."""
 
 
 def markdown(results: Results, plan: Plan) -> str:
     cells = sorted({(trial.workload, trial.padding) for trial in results.trials}, key=_rank)
     parts = [
-        f"{CONDITIONS}\n{len(plan.seeds)} seeds of {plan.requests_per_gpu} requests a GPU, twice as many at once.",
+        f"{CONDITIONS}\n{len(plan.seeds)} seeds of {plan.requests_per_gpu} requests a GPU or more, at once twice as many.",
         "### Targets\n\n" + _targets(results),
         *(f"### {workload}, {padding}\n\n" + _cell(results, workload, padding) for workload, padding in cells),
-        "### `full`, one choice replaced\n\n" + _ablation(results.ablation),
+        f"### `full`, one choice replaced: {', '.join(ABLATED)}\n\n" + _ablation(results.ablation),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -87,17 +88,13 @@ def _cell(results: Results, workload: str, padding: Padding) -> str:
 
 
 def _ablation(trials: Sequence[Trial]) -> str:
-    cells = sorted({(trial.workload, trial.padding) for trial in trials}, key=_rank)
+    whole = [trial for trial in trials if trial.contender == "full"]
     rows = []
-    for workload, padding in cells:
-        of_cell = [trial for trial in trials if (trial.workload, trial.padding) == (workload, padding)]
-        whole = [trial for trial in of_cell if trial.contender == "full"]
-        for name in dict.fromkeys(trial.contender for trial in of_cell):
-            those = [trial for trial in of_cell if trial.contender == name]
-            found = [cell for what in (THROUGHPUT, "0.9", "0.8") for cell in _beside(those, whole, what)]
-            rows.append([workload, padding.value, name, *found])
-    heads = ["workload", "engine", "changed", "at once", "to full", "at 90 %", "to full", "at 80 %", "to full"]
-    return table(heads, rows)
+    for name in dict.fromkeys(trial.contender for trial in trials):
+        those = [trial for trial in trials if trial.contender == name]
+        found = [cell for what in (THROUGHPUT, "0.9", "0.8") for cell in _beside(those, whole, what)]
+        rows.append([name, *found])
+    return table(["changed", "at once", "to full", "at 90 %", "to full", "at 80 %", "to full"], rows)
 
 
 def _beside(trials: Sequence[Trial], whole: Sequence[Trial], what: str) -> tuple[str, str]:
