@@ -1,8 +1,8 @@
-"""What deciding costs with a deep queue: `python -m benchmarks.scheduling_cost [--queued 10000] [--requests 4000]`.
+"""What deciding costs with a deep queue: `python -m benchmarks.scheduling_cost [--queued N] [--requests N]`.
 
-The gateway's own admission, ticketing, choice and bucket table over the store in memory; with Redis the store's part
-is Redis's (benchmarks/README.md).  The queue is kept as deep as it was: requests come in one by one and leave in
-batches, and a replica runs 64 rows all the while.
+The gateway's own admission, ticketing, choice and bucket table over the store in memory; with Redis the store's
+part is Redis's (benchmarks/README.md).  The queue is kept as deep as it was: requests come in one by one and leave
+in batches, and a replica runs 64 rows all the while.
 """
 
 import argparse
@@ -61,8 +61,8 @@ class Stopwatch:
 
 
 class Traffic:
-    """Requests of every class, half of them short and half long, with deadlines as far apart as if they had come one
-    after the other at RATE."""
+    """Requests of every class, half of them short and half long, with deadlines as far apart as if they had come
+    one after the other at RATE."""
 
     def __init__(self, rng: random.Random, queued: int, num_requests: int) -> None:
         lengths = WORKLOADS["mixed-4096"].lengths(num_requests, np.random.default_rng(1))

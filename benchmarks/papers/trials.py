@@ -82,7 +82,7 @@ class Truncated(AssertionError):
 def run(job: Job) -> Trial:
     size = job.requests_per_gpu * job.gpus
     # Long enough that the end, when the last answers run alone, does not count for much.
-    once = _simulate(job, workloads.all_at_once(job.source, _AT_ONCE * size, job.seed))
+    once = simulated(job, workloads.all_at_once(job.source, _AT_ONCE * size, job.seed))
     figures = report.make(once.records).total
     throughput = figures.requests_per_s / job.gpus
     points: list[Point] = []
@@ -109,7 +109,7 @@ def run(job: Job) -> Trial:
 
 def _point(job: Job, size: int, load: float) -> Point:
     workload = workloads.at_rate(job.source, size, load * job.gpus, job.seed)
-    records = _simulate(job, workload).records
+    records = simulated(job, workload).records
     finished, met = records.ended(Ending.FINISHED), records.meets()
     first_slo_s = np.array([traffic.ttft_slo_s for traffic in records.classes])[records.class_index]
     is_late = finished & (records.ttft_s > first_slo_s)
@@ -126,7 +126,7 @@ def _attainment(point: Point) -> float:
     return point.attainment
 
 
-def _simulate(job: Job, workload: Workload) -> Result:
+def simulated(job: Job, workload: Workload) -> Result:
     setting = job.setting
     result = simulate(
         workload,
