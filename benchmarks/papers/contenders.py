@@ -59,13 +59,13 @@ def _offline(name: str, order: Arrival) -> Setting:
     return Setting(f"batch 64, {name}", rules, "bucketserve", {"max_batch_rows": 64}, for_load=False)
 
 
-def _separate(rules: Policy, prefill: int, decode: int, budget: int, batch: int = 128) -> Setting:
+def _separate(rules: Policy, prefill: int, decode: int, budget: int, ahead: int, batch: int) -> Setting:
     """Prompts and answers on GPUs of their own."""
     options = {
         "replicas": prefill + decode,
         "prefill_replicas": prefill,
         "max_prefill_tokens": budget,
-        "max_sent_tokens": _AHEAD_TOKENS,
+        "max_sent_tokens": ahead,
         "max_batch_rows": batch,
     }
     return Setting(f"{prefill}:{decode}, budget {budget}", rules, "distserve", options)
@@ -77,6 +77,7 @@ def _continuous(budget: int, running: int) -> Setting:
     return Setting(f"budget {budget}, running {running}", rules, "continuous", options)
 
 
+_SPLITS = (((1, 1), 512), ((1, 1), 2048), ((1, 1), 8192), ((2, 1), 2048), ((1, 2), 2048))
 _DISTSERVE = replace(DISTSERVE, batch=InOrder(max_tokens=8192, max_running=256))
 _UELLM = tuple(
     Setting(f"cap {cap}", replace(UELLM, batch=SloOdbs(cap=cap)), "uellm", {"max_batch_rows": cap})
@@ -98,18 +99,15 @@ CONTENDERS = (
             _bucketserve(64, 8192),
             _offline("shortest first", Arrival(shortest_first, _WINDOW)),
             _offline("longest first", Arrival(longest_first, _WINDOW)),
-            _separate(BUCKETSERVE, 1, 1, 2048, 64),
+            # What is sent ahead is in no bucket any more.
+            _separate(BUCKETSERVE, 1, 1, 2048, 2048, 64),
         ),
     ),
     Contender("uellm", _UELLM),
     Contender("uellm, lengths known", _UELLM, LengthsName.ORACLE, like="uellm"),
     Contender(
         "distserve",
-        (
-            *(_separate(_DISTSERVE, 1, 1, budget) for budget in (512, 2048, 8192)),
-            _separate(_DISTSERVE, 2, 1, 2048),
-            _separate(_DISTSERVE, 1, 2, 2048),
-        ),
+        (*(_separate(_DISTSERVE, *split, budget, _AHEAD_TOKENS, 128) for split, budget in _SPLITS),),
     ),
     Contender(
         "continuous", tuple(_continuous(budget, rows) for budget in (512, 2048, 8192) for rows in (64, 256))

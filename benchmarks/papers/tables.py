@@ -26,7 +26,7 @@ are 95 % intervals over seeds."""
 def markdown(results: Results, plan: Plan) -> str:
     cells = sorted({(trial.workload, trial.padding) for trial in results.trials}, key=_rank)
     parts = [
-        f"{CONDITIONS}\n{len(plan.seeds)} seeds; at least {plan.requests_per_gpu} requests a GPU, twice that at once.",
+        f"{CONDITIONS}\n{len(plan.seeds)} seeds; {plan.requests_per_gpu} requests a GPU or more.",
         "### Targets\n\n" + _targets(results),
         *(f"### {workload}, {padding}\n\n" + _cell(results, workload, padding) for workload, padding in cells),
         f"### `full`, one choice replaced: {', '.join(ABLATED)}\n\n" + _ablation(results.ablation),
