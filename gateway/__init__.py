@@ -3,6 +3,7 @@
 Floors, an upper one imports a lower one, never back (held by import-linter):
 
 - `__main__`: the command line
+- `simulator`: the same driver and policies on virtual time, over engines that only take time
 - `up`, `bench`: a whole system on this machine; a load on any, measured from outside
 - `app`, `local`: putting a process together; starting and supervising the embedded servers
 - `server`, `settings`: HTTP; the one settings tree
@@ -13,5 +14,6 @@ Floors, an upper one imports a lower one, never back (held by import-linter):
 - `request`, `errors`: the words
 
 `policy`, `load`, `openai`, `request` and `errors` are pure: no clock, randomness, os, asyncio, redis.  Only
-`triton_backend.contract` and `triton_backend.memory` are shared with the engine.
+`triton_backend.contract` and `triton_backend.memory` are shared with the engine; the simulator also plans with its
+`plan` and `sequence`, and `fit` measures it.
 """

@@ -102,8 +102,21 @@ def simulate(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return command.start(parser.parse_args(argv))
 
 
+def fit(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Measure the engine's steps on this machine, and fit the cost model that `simulate --cost` takes."""
+    from gateway.simulator import fitting
+
+    parser = Parser(prog="bucketserve fit", description=fit.__doc__, allow_abbrev=False)
+    fitting.add(parser)
+    return fitting.start(parser.parse_args(argv))
+
+
 COMMANDS: dict[str, Callable[[Loaded, Sequence[str]], int]] = {"up": up, "gateway": gateway, "config": config}
-TOOLS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {"bench": bench, "simulate": simulate}
+TOOLS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
+    "bench": bench,
+    "simulate": simulate,
+    "fit": fit,
+}
 """Commands that know nothing of the settings and have options of their own."""
 
 

@@ -29,15 +29,19 @@ class Replica:
         self.tpot_s = inf
         """The tightest target of its rows."""
         self._stopwatch = Stopwatch()
+        self._pace: Pace | None = None
+        """Of all that was heard; None: not reckoned since."""
 
     def heard(self, telemetry: Telemetry) -> None:
-        self.telemetry = telemetry
+        self.telemetry, self._pace = telemetry, None
         if telemetry.decode_rows:
             self._stopwatch.note_decode(telemetry.decode_rows, telemetry.step_s)
 
     @property
     def pace(self) -> Pace:
-        return self._stopwatch.pace(self.telemetry.prefill_tokens_per_s)
+        if self._pace is None:
+            self._pace = self._stopwatch.pace(self.telemetry.prefill_tokens_per_s)
+        return self._pace
 
     @property
     def slowdown(self) -> float:

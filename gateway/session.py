@@ -87,7 +87,12 @@ class TritonSession:
     async def send(self, control: Control) -> None:
         self._is_detached |= isinstance(control, Detach)
         self._seq = control.seq
-        ack = await self._ask(control)
+        try:
+            ack = await self._ask(control)
+        except BackendLost:
+            if isinstance(control, Detach) and self._is_over:
+                return  # The session's end overtook the acknowledgement, and says the same.
+            raise
         if ack.epoch > control.epoch:
             raise Outranked(ack.epoch)
         if ack.error is not None:

@@ -6,6 +6,7 @@ rounding rule.  Lengths are tokens, sizes are bytes.  Pure.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -95,9 +96,9 @@ class FuturePeak:
 
     def __init__(self, layout: KVLayout, rows: Sequence[Row] = ()) -> None:
         self._layout = layout
-        table = np.array(rows, np.int64).reshape(-1, 2)
+        table = np.fromiter(chain.from_iterable(rows), np.int64, 2 * len(rows)).reshape(-1, 2)
         self._held, self._left = table[:, 0], table[:, 1]
-        self._steps = np.unique(self._left)
+        self._steps = np.array(sorted({left for _, left in rows}), np.int64)
         """From now until some row leaves, ascending."""
         alive = self._left >= self._steps[:, None]
         self._room_at = (layout.room_array(self._held + self._steps[:, None]) * alive).sum(axis=1)

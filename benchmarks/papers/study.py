@@ -13,7 +13,7 @@ from benchmarks.papers.contenders import CONTENDERS, Contender, Setting, ablatio
 from benchmarks.papers.trials import Job, Trial
 from benchmarks.papers.workloads import FACTORS, MIXED
 from gateway.load.workload import Source
-from gateway.simulator.engine import Padding
+from gateway.simulator.job import Padding
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

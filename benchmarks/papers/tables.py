@@ -10,7 +10,7 @@ from benchmarks.papers.study import ABLATED, Plan, Results
 from benchmarks.papers.targets import TARGETS, THROUGHPUT, Target, compare, is_met, values, why, without_padding
 from benchmarks.papers.trials import Trial
 from benchmarks.papers.workloads import MIXED
-from gateway.simulator.engine import Padding
+from gateway.simulator.job import Padding
 
 CONDITIONS = """\
 OPT-13B on A100s by DistServe's published coefficients. Requests/s are per GPU, DistServe's GPUs being those of

@@ -11,7 +11,7 @@ from gateway.load import report
 from gateway.load.record import Ending, Records
 from gateway.load.workload import Source, Workload
 from gateway.simulator.cost import COSTS
-from gateway.simulator.engine import Padding
+from gateway.simulator.job import Padding
 from gateway.simulator.lengths import LengthsName
 from gateway.simulator.run import Config, Result, simulate
 

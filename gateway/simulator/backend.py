@@ -16,6 +16,7 @@ from gateway.roster import Mails, Roster, Running
 from gateway.simulator.engine import Engine, Report
 from triton_backend import contract
 from triton_backend.memory import Row
+from triton_backend.sequence import Status
 
 _SILENT = 2**62
 """Of a ticket's tokens none is told apart: the vocabulary is never looked at."""
@@ -105,9 +106,15 @@ class SimRoster(Roster):
         rows = []
         for number, running in self._rows.items():
             ticket, row = running.ticket, live.get(number)
-            drawn = row.drawn(decodes) if row is not None else 0
+            if row is None:
+                drawn = 0
+            elif row.status is Status.RUNNING:
+                # As Row.drawn, without the call: every choice asks this of every row.
+                drawn = row.base + decodes - row.prompt_tokens
+            else:
+                drawn = len(row.tokens)
             left = left_tokens(ticket.profile, drawn, ticket.max_tokens - drawn)
-            rows.append(Row(ticket.prompt_tokens + drawn, max(left - 1, 0)))
+            rows.append(Row(ticket.prompt_tokens + drawn, left - 1 if left else 0))
         return rows
 
     @property

@@ -14,7 +14,8 @@ import msgspec
 
 from gateway.simulator.backend import SimRoster
 from gateway.simulator.cost import Cost
-from gateway.simulator.engine import Engine, Job, Lengths, Padding, Report, Style
+from gateway.simulator.engine import Engine, Lengths, Report
+from gateway.simulator.job import Job, Padding, Style, own, prefill_size
 from gateway.simulator.row import Row
 from triton_backend.contract import End, Step
 from triton_backend.memory import OverBudget
@@ -57,7 +58,7 @@ class PrefillEngine(Engine):
         self._tell()
 
     def _plan(self, now_s: float) -> Job | None:
-        waiting = [row for batch in self._state.batches for row in self._rows(batch)][:MAX_BATCH_ROWS]
+        waiting = [row for batch in self._state.batches for row in own(batch)][:MAX_BATCH_ROWS]
         chunks: list[tuple[Row, int]] = []
         used = longest = 0
         for row in waiting:
@@ -68,7 +69,7 @@ class PrefillEngine(Engine):
             chunks.append((row, row.prompt_tokens))
         if not chunks:
             return None
-        tokens, squares = self._prefill_size(chunks)
+        tokens, squares = prefill_size(chunks, self._is_padded)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
 
     def _join(self, row: Row) -> None:
@@ -128,7 +129,7 @@ class DecodeEngine(Engine):
         row, prefill = self._of[number]
         self._moving_tokens -= row.prompt_tokens
         prefill.moved(row)
-        here = Row(msgspec.structs.replace(row.new, row=number))
+        here = Row(msgspec.structs.replace(row.new, row=number), prompt_tokens=row.prompt_tokens)
         here.prefill(here.prompt_tokens)
         here.draw(0, 2 * here.prompt_tokens + here.new.max_tokens)
         self._waiting.append(here)
@@ -146,12 +147,12 @@ class DecodeEngine(Engine):
             self._run(self._waiting.popleft(), 1)
 
     def _run(self, row: Row, drawn: int) -> None:
-        row.since = self.decodes + 1 - drawn
+        row.join(self.decodes, drawn)
         self.live[row.row] = row
         self._state.running.append(row)
-        self._context += row.held(self.decodes)
-        self._longest = max(self._longest, row.held(0))
-        heapq.heappush(self._ends, (row.since + row.new.max_tokens - 1, row.row))
+        self._context += row.base + self.decodes
+        self._longest = max(self._longest, row.base)
+        heapq.heappush(self._ends, (row.last_at, row.row))
 
     def _hold_room(self) -> None:
         while self._state.running:
@@ -162,7 +163,7 @@ class DecodeEngine(Engine):
                 last = self._running.pop()
                 del self.live[last.row]
                 self.ledger.release(last.row)
-                self._context -= last.held(self.decodes)
+                self._context -= last.base + self.decodes
                 self._swapped.append((last, last.drawn(self.decodes)))
 
     def _try_reserve(self, number: int, tokens: int) -> bool:

@@ -8,10 +8,9 @@ however many rows run.
 import asyncio
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from gateway.simulator.cost import Cost
+from gateway.simulator.job import Job, Padding, Style, fill, own, prefill_size
 from gateway.simulator.meter import Meter, Tally
 from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
@@ -21,42 +20,13 @@ from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
 BLOCK_TOKENS = 16
+HEARTBEAT_S = 0.2
+"""Age of the last message at which another one goes out that tells only how fast steps are."""
 _NO_LIMIT = 2**60
 
 Lengths = Callable[[NewRow], tuple[int, int]]
 """Of a row: prompt tokens, and answer tokens that will really be drawn."""
 Report = Callable[[Step], None]
-
-
-class Style(StrEnum):
-    """What shares a step, and when rows come and go."""
-
-    ALTERNATE = "alternate"
-    """Ours: chunks of prompts and decode steps take turns."""
-    MIXED = "mixed"
-    """One step holds all running rows' next tokens, and prompts up to a token budget (vLLM)."""
-    WHOLE = "whole"
-    """A batch's prompts in one step, and decode steps until its last row has ended."""
-
-
-class Padding(StrEnum):
-    PADDED = "padded"
-    """Every row of a step costs as much as the longest."""
-    PACKED = "packed"
-    """Every row costs what it is."""
-
-
-@dataclass(slots=True)
-class Job:
-    """What is being run: chunks of prompts, decode steps, or (mixed) one step of both."""
-
-    started_s: float
-    ends_s: float
-    chunks: list[tuple[Row, int]]
-    """Rows and how many tokens of their prompts."""
-    padded_tokens: int
-    steps: int
-    """Decode steps."""
 
 
 class Engine:
@@ -101,6 +71,7 @@ class Engine:
         self._reserved_at = 0
         """The count of decode steps up to which running rows' growth is in the ledger."""
         self._is_settled = True
+        self._told_s = -HEARTBEAT_S
         self._job: Job | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -138,11 +109,6 @@ class Engine:
     def telemetry_step(self) -> Step:
         """A sign of life."""
         return Step(self._seq, self._meter.read(self.ledger, self._num_running, len(self.live)))
-
-    @property
-    def unstarted_tokens(self) -> int:
-        """Prompt tokens of rows that have drawn nothing."""
-        return sum(row.prompt_tokens for batch in self._state.batches for row in batch)
 
     @property
     def _is_empty(self) -> bool:
@@ -188,8 +154,10 @@ class Engine:
                 row.prefill(tokens)
                 if row.prefilled_tokens == row.prompt_tokens:
                     self._draw_first(row)
-        self._state.num_decodes = self._state.num_decodes + job.steps if job.steps else 0
-        if job.steps or self._firsts or self._ended:
+        if not job.steps:
+            self._state.num_decodes = 0
+        if self._firsts or self._ended or (job.steps and job.ends_s - self._told_s >= HEARTBEAT_S):
+            self._told_s = job.ends_s
             self._tell()
         self._turn(job.ends_s)
 
@@ -263,23 +231,23 @@ class Engine:
 
     def _join(self, row: Row) -> None:
         """The row has drawn its first token and goes on."""
-        row.since = self.decodes
+        row.join(self.decodes)
         row.first_s = self._loop.time()
-        self._context += row.held(self.decodes)
-        heapq.heappush(self._ends, (self.decodes + row.new.max_tokens - 1, row.row))
+        self._context += row.base + self.decodes
+        heapq.heappush(self._ends, (row.last_at, row.row))
 
     def _end_drawn(self) -> None:
         """End the rows that have drawn all their tokens."""
         while self._ends and self._ends[0][0] <= self.decodes:
             at, number = heapq.heappop(self._ends)
             row = self.live.get(number)
-            if row is not None and row.status is Status.RUNNING and at == row.since + row.new.max_tokens - 1:
+            if row is not None and row.status is Status.RUNNING and at == row.last_at:
                 self._end([row], End.LENGTH)
 
     def _end(self, rows: Sequence[Row], reason: End) -> None:
         for row in rows:
             if row.status is Status.RUNNING:
-                self._context -= row.held(self.decodes)
+                self._context -= row.base + self.decodes
             row.leave(reason, self.decodes)
             del self.live[row.row]
             self._release(row)
@@ -306,8 +274,8 @@ class Engine:
             for number in self._ghosts:
                 self.ledger.release(number)
             self._ghosts = []
-        if not self._ghosts:
-            self._longest = max((row.held(0) for row in self._running), default=-_NO_LIMIT)
+        if self._is_padded and not self._ghosts:
+            self._longest = max([row.base for row in self._running], default=-_NO_LIMIT)
 
     def _hold_room(self) -> None:
         """As the engine does (rows.py): what does not fit is evicted, and a row that does not fit alone fails."""
@@ -329,7 +297,7 @@ class Engine:
         """Whether the running rows surely have room for their next step.  A row that has grown by n tokens since
         it was last reserved may take n and the rest of a block more than the ledger says."""
         grown = self.decodes - self._reserved_at + BLOCK_TOKENS - 1
-        needed_bytes = self._num_running * grown * self.layout.bytes_per_token
+        needed_bytes = len(self._state.running) * grown * self.cost.kv_token_bytes
         return needed_bytes + beside_bytes <= self.ledger.free_bytes
 
     def _reserve_growth(self, beside_bytes: int) -> None:
@@ -338,7 +306,7 @@ class Engine:
             self._reserve([row for row in self._running if row.status is Status.RUNNING])
 
     def _reserve(self, rows: Iterable[Row]) -> None:
-        self.ledger.reserve({row.row: row.held(self.decodes) for row in rows})
+        self.ledger.reserve({row.row: row.base + self.decodes for row in rows})
         self._reserved_at = self.decodes
 
     # Planning
@@ -356,47 +324,27 @@ class Engine:
             steps = self._num_steps()
             return Job(now_s, now_s + self._decode_s(steps), [], 0, steps)
         start, length = plan.start, plan.length
-        chunks = [(row, min(length, row.prompt_tokens - start)) for row in self._rows(plan.rows)]
-        tokens, squares = self._prefill_size(chunks)
+        chunks = [(row, min(length, row.prompt_tokens - start)) for row in own(plan.rows)]
+        tokens, squares = prefill_size(chunks, self._is_padded)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
 
     def _spare_tokens(self, now_s: float) -> int | None:
         """As the real engine reckons it, with due times brought up to date."""
-        for row in self._running:
-            row.due_s = row.first_s + row.drawn(self.decodes) * row.new.tpot_s
-        meter = self._meter
-        return spare_tokens(self._running, now_s, meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s)
+        rows, meter = self._running, self._meter
+        for row in rows:
+            row.due_s = row.first_s + (row.base + self.decodes - row.prompt_tokens) * row.new.tpot_s
+        return spare_tokens(rows, now_s, meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
-        chunks = self._fill(self._max_step_tokens - self._num_running)
+        chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._is_padded)
         if not chunks:
             steps = self._num_steps() if self._num_running else 0
             return Job(now_s, now_s + self._decode_s(steps), [], 0, steps) if steps else None
-        tokens, squares = self._prefill_size(chunks)
+        tokens, squares = prefill_size(chunks, self._is_padded)
         if not self._num_running:
             return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
         mixed_s = self.cost.mixed_s(tokens, squares, *self._decode_size())
         return Job(now_s, now_s + mixed_s, chunks, tokens, 1)
-
-    def _fill(self, max_tokens: int) -> list[tuple[Row, int]]:
-        """Prompts in order of arrival, the last of them cut to what fits.  Padding counts."""
-        chunks: list[tuple[Row, int]] = []
-        used = longest = 0
-        for batch in self._state.batches:
-            for row in self._rows(batch):
-                room = max_tokens // (len(chunks) + 1) if self._is_padded else max_tokens - used
-                if room <= 0 or (self._is_padded and longest > room):
-                    return chunks
-                tokens = min(row.prompt_tokens - row.prefilled_tokens, room)
-                chunks.append((row, tokens))
-                used, longest = used + tokens, max(longest, tokens)
-        return chunks
-
-    def _prefill_size(self, chunks: list[tuple[Row, int]]) -> tuple[int, int]:
-        """Tokens and growth of squared lengths, as the step's padding has them."""
-        longest = max(tokens for _, tokens in chunks)
-        sizes = [(row.prefilled_tokens, longest if self._is_padded else tokens) for row, tokens in chunks]
-        return sum(size for _, size in sizes), sum((start + size) ** 2 - start**2 for start, size in sizes)
 
     def _num_steps(self) -> int:
         """Decode steps in which nothing happens but tokens: until a row ends or memory could run short."""
@@ -410,13 +358,15 @@ class Engine:
 
     def _decode_size(self) -> tuple[int, int]:
         """Rows and context tokens, as the padding has them."""
+        rows = len(self._state.running)
         if not self._is_padded:
-            return self._num_running, self._context
-        rows = self._num_running + len(self._ghosts)
+            return rows, self._context
+        rows += len(self._ghosts)
         return rows, rows * (self._longest + self.decodes)
 
     def _decode_s(self, steps: int) -> float:
-        return self.cost.decode_s(*self._decode_size(), steps)
+        rows, context_tokens = self._decode_size()
+        return self.cost.decode_s(rows, context_tokens, steps)
 
     def _steps_in(self, seconds: float, limit: int) -> int:
         """How many whole decode steps take no longer, up to a limit."""
@@ -430,7 +380,8 @@ class Engine:
         return low
 
     def _advance(self, steps: int) -> None:
-        self._context += steps * self._num_running
+        self._context += steps * len(self._state.running)
+        self._state.num_decodes += steps
         self.decodes += steps
 
     @property
@@ -439,8 +390,4 @@ class Engine:
 
     @property
     def _running(self) -> list[Row]:
-        return self._rows(self._state.running)
-
-    @staticmethod
-    def _rows(rows: Iterable[object]) -> list[Row]:
-        return rows  # type: ignore[return-value]
+        return own(self._state.running)

@@ -1,10 +1,10 @@
-"""The fleet's figures, read four times a second: each is a sum over all replicas, and every request asks."""
+"""The fleet's figures, read twice a second: each is a sum over all replicas, and every request asks."""
 
 import asyncio
 
 from gateway.fleet import Fleet
 
-_REFRESH_S = 0.25
+_REFRESH_S = 0.5
 
 
 class SimFleet(Fleet):

@@ -8,7 +8,7 @@ from gateway.options import SettingsError
 from gateway.policy.preset import PRESETS
 from gateway.simulator import cost
 from gateway.simulator.cost import COSTS, Cost, CostError
-from gateway.simulator.engine import Padding, Style
+from gateway.simulator.job import Padding, Style
 from gateway.simulator.lengths import LengthsName
 from gateway.simulator.run import DISAGGREGATED, Config
 
@@ -110,13 +110,19 @@ def _add_bounds(bounds: argparse._ArgumentGroup) -> None:
         type=count,
         help="What clients allow an answer (default: the longest one there is).",
     )
-    bounds.add_argument("--max-rows", metavar="REQUESTS", type=count, default=256, help="On a replica at once.")
-    bounds.add_argument("--max-batch-rows", metavar="REQUESTS", type=count, default=64, help="Started at once.")
+    defaults = Config(policy="")
+    for flag, default, text in (
+        ("--max-rows", defaults.max_rows, "Requests on a replica at once"),
+        ("--max-batch-rows", defaults.max_batch_rows, "Requests started at once"),
+    ):
+        bounds.add_argument(
+            flag, metavar="REQUESTS", type=count, default=default, help=f"{text} (default: %(default)s)."
+        )
     bounds.add_argument(
         "--max-prefill-tokens",
         metavar="TOKENS",
         type=count,
-        help="Of prompts in one step (default: 2048; with distserve 8192).",
+        help=f"Of prompts in one step (default: {defaults.step_tokens}; with distserve 8192).",
     )
     bounds.add_argument(
         "--retries",

@@ -11,20 +11,26 @@ from triton_backend.sequence import Sequence, Status
 
 @dataclass(slots=True, eq=False)
 class Row(Sequence):
-    since: int = 0
-    """The engine's count of decode steps when this row joined them."""
+    prompt_tokens: int = 0
+    base: int = 0
+    """Tokens held while it runs, less the engine's count of decode steps."""
     first_s: float = 0.0
-    """When it did."""
+    """When it joined them."""
+
+    def join(self, decodes: int, drawn: int = 1) -> None:
+        """It takes part in the decode steps from now on."""
+        self.base = self.prompt_tokens + drawn - decodes
 
     def drawn(self, decodes: int) -> int:
         """Tokens drawn in this attempt, when the engine has run so many decode steps."""
         if self.status is Status.RUNNING:
-            return 1 + decodes - self.since
+            return self.base + decodes - self.prompt_tokens
         return len(self.tokens)
 
-    def held(self, decodes: int) -> int:
-        """Tokens whose room it needs before its next step (Sequence.held_tokens, without the list)."""
-        return self.prompt_tokens + self.drawn(decodes)
+    @property
+    def last_at(self) -> int:
+        """The count of decode steps at which it draws its last token."""
+        return self.prompt_tokens + self.new.max_tokens - self.base
 
     def leave(self, reason: End, decodes: int, detail: str = "") -> None:
         """End with what it has drawn."""
@@ -36,4 +42,4 @@ class Row(Sequence):
 def row_of(new: NewRow, prompt_tokens: int, answer_tokens: int) -> Row:
     """`answer_tokens` is how many it is really going to draw."""
     prompt: Any = range(prompt_tokens)
-    return Row(msgspec.structs.replace(new, prompt=prompt, max_tokens=answer_tokens))
+    return Row(msgspec.structs.replace(new, prompt=prompt, max_tokens=answer_tokens), prompt_tokens=prompt_tokens)

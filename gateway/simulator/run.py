@@ -1,6 +1,7 @@
 """One run: a workload, a policy and simulated replicas put together, and what came of it."""
 
 import asyncio
+import gc
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -15,13 +16,15 @@ from gateway.load.workload import Workload
 from gateway.policy.preset import PRESETS, Policy
 from gateway.ports import Limits
 from gateway.request import ServiceClass
+from gateway.settings import Settings
 from gateway.simulator import clock
 from gateway.simulator.backend import SimBackend, SimRoster
 from gateway.simulator.cost import COSTS, Cost
 from gateway.simulator.disaggregated import DecodeEngine, PrefillEngine, PrefillRoster
-from gateway.simulator.engine import Engine, Padding, Report, Style
+from gateway.simulator.engine import Engine, Report
 from gateway.simulator.fleet import SimFleet
 from gateway.simulator.front import NAME, Front
+from gateway.simulator.job import Padding, Style
 from gateway.simulator.lengths import LENGTHS, LengthsName
 from gateway.simulator.quiet import Quiet
 from gateway.store.memory import MemoryStore
@@ -36,17 +39,15 @@ STYLES = {
 }
 """The engine that each preset's authors had.  DistServe's has replicas for each phase instead."""
 DISAGGREGATED = "distserve"
-_MAX_PREFILL_TOKENS = 2048
 _DISTSERVE_PREFILL_TOKENS = 8192
-_SHARES = {ServiceClass.PRIORITY: 0.6, ServiceClass.DEFAULT: 0.3, ServiceClass.FLEX: 0.1}
-_AIMS = {
-    ServiceClass.PRIORITY: Aim(0.5, 0.1),
-    ServiceClass.DEFAULT: Aim(2.0, 0.2),
-    ServiceClass.FLEX: Aim(60.0, 1.0),
-}
+_SETTINGS = Settings()
+_SHARES = {name: class_.share for name, class_ in _SETTINGS.classes.targets().items()}
+_AIMS = {name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in _SETTINGS.classes.targets().items()}
 _FOREVER_S = 1e9
 _NO_ROWS = 2**60
-_POLL_S = 5.0
+_GC_OBJECTS = 50_000
+"""New objects between collections: nearly everything is freed by its count, and looking takes time."""
+_POLL_S = 30.0
 """Wake-ups reach every driver with room here, so that drivers hardly ever have to look by themselves."""
 
 
@@ -64,13 +65,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     lengths: LengthsName = LengthsName.HISTORY
     max_tokens: int | None = None
     """What clients allow an answer; None: the longest one of the workload."""
-    max_rows: int = 256
-    max_batch_rows: int = 64
+    max_rows: int = _SETTINGS.scheduling.max_rows
+    max_batch_rows: int = _SETTINGS.scheduling.max_batch_rows
     max_prefill_tokens: int | None = None
-    """None: 2,048, or 8,192 for DistServe's prefill replicas."""
+    """None: the gateway's own setting, or 8,192 for DistServe's prefill replicas."""
     max_sent_tokens: int | None = None
     """Of prompts sent to an engine and not yet run there; None: a step's, so that the queue can still reorder."""
-    safety_factor: float = 0.9
+    safety_factor: float = _SETTINGS.scheduling.safety_factor
     max_queued: int = 10**9
     max_returns: int = 0
     seed: int = 1
@@ -85,7 +86,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def step_tokens(self) -> int:
-        default = _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _MAX_PREFILL_TOKENS
+        default = _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _SETTINGS.scheduling.max_prefill_tokens
         return self.max_prefill_tokens or default
 
     @property
@@ -115,7 +116,12 @@ def simulate(workload: Workload, config: Config, progress: Callable[[], object] 
     """`progress` is called at each request's end."""
     # Admission spreads returns by this generator.
     random.seed(config.seed)
-    result: Result = clock.run(_World(workload, config, progress).run())
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_GC_OBJECTS)
+    try:
+        result: Result = clock.run(_World(workload, config, progress).run())
+    finally:
+        gc.set_threshold(*thresholds)
     return result
 
 
@@ -125,7 +131,7 @@ class _World:
         self._config = config
         self._progress = progress
         self._metrics = Quiet()
-        self._drivers: list[Driver] = []
+        self._driven: list[tuple[Driver, SimRoster]] = []
 
     async def run(self) -> Result:
         config, workload = self._config, self._workload
@@ -151,8 +157,10 @@ class _World:
             for _ in range(config.replicas - config.num_driven)
         ]
         backends = [SimBackend(f"r{number}", self._engine) for number in range(config.num_driven)]
-        self._drivers = [self._driver(backend) for backend in backends]
-        running = [asyncio.create_task(driver.run()) for driver in self._drivers]
+        rosters = [_roster(backend.engine) for backend in backends]
+        drivers = [self._driver(*each) for each in zip(backends, rosters, strict=True)]
+        self._driven = list(zip(drivers, rosters, strict=True))
+        running = [asyncio.create_task(driver.run()) for driver in drivers]
         try:
             while len(self._fleet.replicas) < len(backends):
                 await asyncio.sleep(0)
@@ -170,7 +178,7 @@ class _World:
         style = config.style or STYLES.get(config.policy, Style.ALTERNATE)
         return Engine(config.cost, style, config.padding, config.step_tokens, lengths, report)
 
-    def _driver(self, backend: SimBackend) -> Driver:
+    def _driver(self, backend: SimBackend, roster: SimRoster) -> Driver:
         config = self._config
         return Driver(
             gateway=NAME,
@@ -179,7 +187,7 @@ class _World:
             fleet=self._fleet,
             receiver=lambda origin: self._front,
             metrics=self._metrics,
-            roster=_roster(backend.engine),
+            roster=roster,
             config=driving.Config(
                 lease_s=2 * _FOREVER_S,
                 renew_s=_FOREVER_S,
@@ -197,19 +205,20 @@ class _World:
         )
 
     def _wake(self) -> None:
-        """As a gateway does: the driver with the most room."""
-        best, least = None, (True, _NO_ROWS)
-        for driver in self._drivers:
-            load = (not driver.has_room, driver.num_rows)
-            if driver.leads and load < least:
-                best, least = driver, load
+        """As a gateway does: the driver with the most room, or without any the one with the fewest rows."""
+        best, fewest = None, _NO_ROWS
+        for driver, roster in self._driven:
+            if driver.has_room and (rows := len(roster)) < fewest:
+                best, fewest = driver, rows
+        if best is None:
+            best = min((each for each, _ in self._driven if each.leads), key=_num_rows, default=None)
         if best is not None:
             best.wake()
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)
         if tickets:
-            for driver in self._drivers:
+            for driver, _ in self._driven:
                 driver.cancel(tickets)
 
     def _result(self, engines: list[Engine]) -> Result:
@@ -224,6 +233,10 @@ class _World:
             preempted=self._metrics.num_preempted,
             buckets=self._metrics.max_buckets,
         )
+
+
+def _num_rows(driver: Driver) -> int:
+    return driver.num_rows
 
 
 def _roster(engine: Engine) -> SimRoster:

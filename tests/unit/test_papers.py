@@ -13,7 +13,7 @@ from benchmarks.papers.study import Best, Cell
 from benchmarks.papers.trials import Job, Point, Trial
 from gateway.load.workload import Generator, Lengths, TrafficClass
 from gateway.policy.preset import FULL
-from gateway.simulator.engine import Padding
+from gateway.simulator.job import Padding
 
 
 def a_trial(setting: str, seed: int = 1, once: float = 1.0, load: float = 1.0, contender: str = "full") -> Trial:

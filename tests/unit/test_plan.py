@@ -2,11 +2,13 @@
 
 from collections import deque
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_backend.contract import NewRow
-from triton_backend.plan import Decode, Idle, Prefill, State, plan_step
+from triton_backend.plan import Decode, Idle, Prefill, State, plan_step, spare_tokens
 from triton_backend.sequence import Sequence
 
 
@@ -98,3 +100,66 @@ def test_every_prompt_is_run_once_within_the_bound(batches: list[list[int]], max
         advance(state, plan)
     assert [seen[id(row)] for row in all_rows] == [row.prompt_tokens for row in all_rows]
     assert all(row.ending for row in all_rows)
+
+
+def test_the_batch_of_the_lowest_rank_goes_first_and_passes_a_long_one_between_chunks() -> None:
+    long, short = rows(30, max_tokens=1), rows(4, max_tokens=1)
+    for batch, rank in ((long, 9.0), (short, 5.0)):
+        for at, row in enumerate(batch):
+            row.new = msgspec.structs.replace(row.new, rank=rank + at)
+    state = State(10, deque([long]))
+    advance(state, plan_step(state))  # type: ignore[arg-type]
+    state.batches.append(short)
+    plans = [plan for plan in play(state) if isinstance(plan, Prefill)]
+    assert [plan.rows for plan in plans] == [short, long, long]
+
+
+# Credit
+
+
+def running(due_s: float, tpot_s: float = 0.1, at: int = 0) -> Sequence:
+    """A row with a token, whose next one is due."""
+    row = Sequence(NewRow(at, "t", 0, "o", [0], 0, 100, tpot_s=tpot_s))
+    row.prefill(1)
+    row.draw(0, 1000)
+    row.pace(due_s - tpot_s)
+    return row
+
+
+def test_tokens_are_due_at_the_mean_pace_from_the_first_on() -> None:
+    row = running(due_s=5.1)
+    assert row.due_s == pytest.approx(5.1)
+    for now_s in (5.0, 5.01, 9.0):
+        row.draw(0, 1000)
+        row.pace(now_s)
+    assert row.due_s == pytest.approx(5.4)
+
+
+def test_credit_is_the_time_until_the_first_row_needs_its_token() -> None:
+    rows = [running(10.3), running(10.5, at=1)]
+    # 10.3 less 50 ms of decoding and the time it is, at 1,000 tokens a second.
+    assert spare_tokens(rows, 10.0, 10.0, 0.05, 1000.0) == 250
+    assert spare_tokens(rows, 10.4, 10.0, 0.05, 1000.0) == 0
+    # However much credit there is, the next tokens come within four times the target.
+    assert spare_tokens([running(99.0)], 10.0, 10.0, 0.05, 1000.0) in (349, 350)
+    assert spare_tokens([running(10.3, tpot_s=0.0)], 10.0, 10.0, 0.05, 1000.0) is None
+    assert spare_tokens(rows, 10.0, 10.0, 0.05, 0.0) is None
+    assert spare_tokens([], 10.0, 10.0, 0.05, 1000.0) is None
+
+
+@pytest.mark.parametrize(
+    ("spare", "num_decodes", "tokens"),
+    [(2000, 1, 1000), (600, 0, 500), (511, 1, 0), (0, 7, 0), (0, 8, 125), (None, 1, 1000), (None, 0, 0)],
+    ids=["plenty", "after a chunk", "saved up", "none", "none for long", "no target", "no target, its turn"],
+)
+def test_a_chunk_takes_the_credit_there_is(spare: int | None, num_decodes: int, tokens: int) -> None:
+    state = State(1000, deque([rows(1000)]), [running(1.0)], num_decodes, spare)
+    plan = plan_step(state)
+    assert (plan.length if isinstance(plan, Prefill) else 0) == tokens
+
+
+def test_a_short_prompt_needs_no_more_credit_than_it_is_long() -> None:
+    state = State(1000, deque([rows(80)]), [running(1.0)], 1, 80)
+    assert plan_step(state) == Prefill(state.batches[0], 0, 80)
+    state.spare_tokens = 79
+    assert plan_step(state) == Decode(state.running)

@@ -12,7 +12,7 @@ from gateway.load.workload import TrafficClass, Workload, generate
 from gateway.policy.preset import PRESETS
 from gateway.simulator.cost import COSTS, Cost, CostError, DecodeCost, load
 from gateway.simulator.disaggregated import LINK_BYTES_PER_S
-from gateway.simulator.engine import Padding, Style
+from gateway.simulator.job import Padding, Style
 from gateway.simulator.lengths import LengthsName
 from gateway.simulator.run import Config, Result, simulate
 

@@ -10,7 +10,8 @@ import pytest
 
 from gateway.simulator import clock
 from gateway.simulator.cost import COSTS, Cost, DecodeCost
-from gateway.simulator.engine import BLOCK_TOKENS, Engine, Padding, Style
+from gateway.simulator.engine import BLOCK_TOKENS, Engine
+from gateway.simulator.job import Padding, Style
 from triton_backend.contract import Batch, End, Evict, NewRow, Step
 from triton_backend.sequence import Status
 
@@ -200,7 +201,7 @@ def check_memory(engine: Engine) -> None:
     room = engine.layout.room_tokens
     # The room for the token that the step in progress draws was taken when it began.
     held = sum(
-        room(row.held(engine.decodes) if row.status is Status.RUNNING else row.prompt_tokens + 1)
+        room(row.prompt_tokens + (row.drawn(engine.decodes) if row.status is Status.RUNNING else 1))
         for row in engine.live.values()
     )
     assert held * engine.layout.bytes_per_token <= engine.ledger.capacity_bytes

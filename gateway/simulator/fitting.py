@@ -1,0 +1,72 @@
+"""`bucketserve fit`: its options, and what it prints."""
+
+import argparse
+from pathlib import Path
+
+import msgspec
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from gateway.bench.options import count, positive
+from gateway.options import SettingsError
+from gateway.simulator.fit import Error, fit
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="FOLDER|ID", required=True, help="Local folder or Hugging Face id.")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="Where the cost model goes (JSON)."
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s).")
+    parser.add_argument("--dtype", default="float32", help="The model's (default: %(default)s).")
+    parser.add_argument("--threads", metavar="COUNT", type=count, help="Of the engine (default: torch's choice).")
+    parser.add_argument(
+        "--seconds", metavar="SECONDS", type=positive, default=60.0, help="To measure for (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--max-rows", metavar="REQUESTS", type=count, default=32, help="Running at once (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--max-prefill-tokens",
+        metavar="TOKENS",
+        type=count,
+        default=2048,
+        help="Prompt tokens in one step, at most (default: %(default)s).",
+    )
+    parser.add_argument("--kv-bytes", metavar="BYTES", type=count, help="KV memory (default: measured).")
+    parser.add_argument("--seed", metavar="NUMBER", type=count, default=1, help="Of the load.")
+
+
+def start(given: argparse.Namespace) -> int:
+    """Raises SettingsError."""
+    # Here, not above: nothing else of the gateway needs torch.
+    from gateway.simulator.observe import observe
+    from triton_backend.engine import EngineConfig
+
+    config = EngineConfig(
+        model=given.model,
+        name="fit",
+        device=given.device,
+        dtype=given.dtype,
+        kv_budget_bytes=given.kv_bytes,
+        max_prefill_tokens=given.max_prefill_tokens,
+        threads=given.threads,
+    )
+    with tqdm(total=given.seconds, unit="s", desc="measuring", disable=None) as bar:
+        observed = observe(config, given.seconds, given.max_rows, given.seed, bar.update)
+    found = fit(observed.records, given.out.stem, observed.kv_tokens, observed.kv_token_bytes)
+    print(f"{len(observed.records)} steps")
+    print(f"prefill: {_text(found.prefill)}")
+    print(f"decode:  {_text(found.decode)}")
+    try:
+        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found.cost), indent=2))
+    except OSError as error:
+        raise SettingsError(f"--out {given.out}: {error.strerror}") from None
+    print(f"written: {given.out}")
+    return 0
+
+
+def _text(error: Error) -> str:
+    return (
+        f"median error {error.median:.1%}, P90 {error.p90:.1%} of a step not fitted to; "
+        f"{error.total:.1%} of all their time"
+    )
