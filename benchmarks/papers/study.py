@@ -11,7 +11,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from benchmarks.papers import trials
 from benchmarks.papers.contenders import CONTENDERS, Contender, Setting, ablations
 from benchmarks.papers.trials import Job, Trial
-from benchmarks.papers.workloads import FACTORS, MIXED
+from benchmarks.papers.workloads import MIXED
 from gateway.load.workload import Source
 from gateway.simulator.job import Padding
 
@@ -22,7 +22,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seeds: tuple[int, ...]
     sweep_seeds: tuple[int, ...]
     requests_per_gpu: int
-    """Times the workload's factor, and twice as many at once."""
+    """At least (see trials.size)."""
     sweep_requests_per_gpu: int
     halvings: int
     """Of the bracket around each load that is looked for, which is a doubling at first."""
@@ -32,8 +32,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 FULL = Plan(
     seeds=(1, 2, 3, 4, 5),
     sweep_seeds=(101,),
-    requests_per_gpu=350,
-    sweep_requests_per_gpu=120,
+    requests_per_gpu=250,
+    sweep_requests_per_gpu=100,
     halvings=2,
     sweep_halvings=1,
 )
@@ -121,7 +121,7 @@ def _sweep(sources: Mapping[str, Source], cells: Iterable[Cell], plan: Plan) -> 
                         setting=setting,
                         lengths=contender.lengths,
                         seed=seed,
-                        requests_per_gpu=plan.sweep_requests_per_gpu * FACTORS.get(cell.workload, 1),
+                        requests_per_gpu=plan.sweep_requests_per_gpu,
                         halvings=plan.sweep_halvings,
                         is_searched=setting.for_load,
                     )
@@ -182,7 +182,7 @@ def _jobs(
             setting=setting,
             lengths=contender.lengths,
             seed=seed,
-            requests_per_gpu=plan.requests_per_gpu * FACTORS.get(cell.workload, 1),
+            requests_per_gpu=plan.requests_per_gpu,
             halvings=plan.halvings,
             is_searched=is_searched,
         )

@@ -26,12 +26,17 @@ are 95 % intervals over seeds."""
 def markdown(results: Results, plan: Plan) -> str:
     cells = sorted({(trial.workload, trial.padding) for trial in results.trials}, key=_rank)
     parts = [
-        f"{CONDITIONS}\n{len(plan.seeds)} seeds; {plan.requests_per_gpu} requests a GPU or more.",
+        f"{CONDITIONS}\n{_runs(plan)}",
         "### Targets\n\n" + _targets(results),
         *(f"### {workload}, {padding}\n\n" + _cell(results, workload, padding) for workload, padding in cells),
         f"### `full`, one choice replaced: {', '.join(ABLATED)}\n\n" + _ablation(results.ablation),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _runs(plan: Plan) -> str:
+    size = f"{plan.requests_per_gpu} requests a GPU or more"
+    return f"{len(plan.seeds)} seeds; a run has {size}, and lasts ten times the longest target or more."
 
 
 def _rank(cell: tuple[str, Padding]) -> tuple[bool, str, bool]:

@@ -1,6 +1,7 @@
 """One seed of one contender at one setting: everything at once, then ever more load.  Runs in any process."""
 
 from dataclasses import dataclass
+from math import ceil
 
 import msgspec
 import numpy as np
@@ -17,8 +18,10 @@ from gateway.simulator.run import Config, Result, simulate
 
 COST = COSTS["distserve-opt13b-tp1"]
 TARGETS = (0.9, 0.8)
-_AT_ONCE = 2
-"""So many times the requests of a load are there at once for the throughput."""
+AT_ONCE = 4
+"""So many times the fewest requests are there at once for the throughput."""
+_LONGEST_TARGETS = 10
+"""A run lasts so many times the longest target: else an overload is only ever postponed."""
 _FIRST_PART = 0.25
 """Of the throughput with everything there at once: where the search begins."""
 
@@ -80,15 +83,15 @@ class Truncated(AssertionError):
 
 
 def run(job: Job) -> Trial:
-    size = job.requests_per_gpu * job.gpus
     # Long enough that the end, when the last answers run alone, does not count for much.
-    once = simulated(job, workloads.all_at_once(job.source, _AT_ONCE * size, job.seed))
+    num_requests = AT_ONCE * job.requests_per_gpu * job.gpus
+    once = simulated(job, workloads.all_at_once(job.source, num_requests, job.seed))
     figures = report.make(once.records).total
     throughput = figures.requests_per_s / job.gpus
     points: list[Point] = []
     if job.is_searched:
         measured = search.curve(
-            lambda load: _point(job, size, load), _attainment, _FIRST_PART * throughput, TARGETS, job.halvings
+            lambda load: _point(job, load), _attainment, _FIRST_PART * throughput, TARGETS, job.halvings
         )
         points = list(measured.values())
     curve = [(point.load, point.attainment) for point in points]
@@ -107,8 +110,14 @@ def run(job: Job) -> Trial:
     )
 
 
-def _point(job: Job, size: int, load: float) -> Point:
-    workload = workloads.at_rate(job.source, size, load * job.gpus, job.seed)
+def size(job: Job, load: float) -> int:
+    """How many requests a run at so many requests/s per GPU has."""
+    longest_s = max(traffic.ttft_slo_s or 0.0 for traffic in job.source.classes)
+    return job.gpus * max(job.requests_per_gpu, ceil(_LONGEST_TARGETS * longest_s * load))
+
+
+def _point(job: Job, load: float) -> Point:
+    workload = workloads.at_rate(job.source, size(job, load), load * job.gpus, job.seed)
     records = simulated(job, workload).records
     finished, met = records.ended(Ending.FINISHED), records.meets()
     first_slo_s = np.array([traffic.ttft_slo_s for traffic in records.classes])[records.class_index]

@@ -14,9 +14,6 @@ from gateway.request import ServiceClass
 LIMIT_TOKENS = 4096
 """The longest prompt of BucketServe's model; its document workload is cut there."""
 MIXED = ("mixed-1024", "mixed-4096")
-FACTORS = {"alpaca": 2, "mixed-1024": 2}
-"""More requests of those that take little time each.  A run has to last many times the longest target: else what
-overloads is only ever postponed."""
 _NEVER_S = 1e6
 _TRACED = {"azure-code": named.AZURE_CODE.traffic, "azure-conv": named.AZURE_CONV.traffic}
 
