@@ -350,7 +350,7 @@ class Driver:
             stop_ids=work.stop_ids,
             sampling=work.sampling,
             rank=ticket.score,
-            tpot_s=ticket.tpot_s,
+            tpot_s=ticket.tpot_s if self._config.choice.policy.batch.keeps_pace else 0.0,
         )
 
     async def _send_cancels(self, session: Session, epoch: int) -> NoReturn:

@@ -38,6 +38,15 @@ class Gatekeeper:
         self._margins: defaultdict[tuple[ServiceClass, int], Margin] = defaultdict(Margin)
         self._demand = {name: Demand() for name in ServiceClass}
 
+    def arrived(self, call: OpenCall, request: Request) -> None:
+        """To be told of each call once, before `limits` is asked."""
+        now_s = asyncio.get_running_loop().time()
+        tickets = [live.ticket for live in call.live.values()]
+        seconds = sum(ticket.seconds for ticket in tickets)
+        self._demand[request.service_class].note(tickets[0].ttft_s, seconds, now_s)
+        if request.num_retries:
+            self._lines[request.service_class].returned(now_s)
+
     async def limits(self, call: OpenCall, request: Request) -> Limits:
         """The bounds under which the call may be queued, relied on by its admission.
 
@@ -49,13 +58,9 @@ class Gatekeeper:
             backlog = await self._backlog(call)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
-        waiting, now_s = self._lines[request.service_class], asyncio.get_running_loop().time()
-        if request.num_retries:
-            waiting.returned(now_s)
-        promised = [] if request.num_retries else waiting.promised(now_s)
+        now_s = asyncio.get_running_loop().time()
+        promised = [] if request.num_retries else self._lines[request.service_class].promised(now_s)
         asked, start_s = self._look(call, backlog)
-        demand = self._demand[request.service_class]
-        demand.note(asked.ttft_s, asked.seconds, now_s)
         load = Load(
             backlog=backlog.slots,
             slot_s=SLOT_S,
@@ -63,7 +68,7 @@ class Gatekeeper:
             rate=self._fleet.work_rate,
             start_s=start_s,
             shares=self._shares,
-            impatient=demand.tighter(asked.ttft_s, now_s),
+            impatient=self._demand[request.service_class].tighter(asked.ttft_s, now_s),
             margin=self._margin(asked).part,
             promised=promised,
         )

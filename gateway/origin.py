@@ -192,6 +192,7 @@ class Origin:
         return call
 
     async def _put(self, call: OpenCall, request: Request) -> None:
+        self._gatekeeper.arrived(call, request)
         for _ in range(_MAX_PUTS):
             limits = await self._gatekeeper.limits(call, request)
             entries = [live.entry for live in call.live.values()]

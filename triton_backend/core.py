@@ -155,7 +155,7 @@ class Core:
         state, meter = self._rows.state, self._meter
         if state.batches and state.running:
             state.spare_tokens = spare_tokens(
-                state.running, self._clock(), meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s
+                state.running, self._clock(), meter.decode_s, meter.prefill_tokens_per_s
             )
 
     def _look_for_driver(self) -> None:

@@ -9,6 +9,7 @@ is, and decode steps earn it back.
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from triton_backend.sequence import TO_PREFILL, Sequence, Status
 
@@ -47,23 +48,19 @@ GOOD_CHUNK_TOKENS = 512
 """Credit is saved up for a chunk of this size, or for what is left of the batch."""
 MAX_DECODES = 8
 """Decode steps in a row while prompts wait, at most."""
-MAX_GAP = 4.0
-"""Decode steps are never further apart than this many times the tightest target."""
 
 
 def spare_tokens(
-    running: Iterable[Sequence], now_s: float, decoded_s: float, decode_s: float, prefill_tokens_per_s: float
+    running: Iterable[Sequence], now_s: float, decode_s: float, prefill_tokens_per_s: float
 ) -> int | None:
     """Prompt tokens that may be run before the running rows must have their next token; None: any number.
 
-    `decoded_s` is when the last decode step ended, `decode_s` what the next one will take.
+    `decode_s` is what the next decode step will take.
     """
-    targeted = [row for row in running if row.new.tpot_s]
-    if not targeted or not prefill_tokens_per_s:
+    due_s = min((row.due_s for row in running if row.new.tpot_s), default=inf)
+    if due_s == inf or not prefill_tokens_per_s:
         return None
-    due_s = min(row.due_s for row in targeted)
-    gap_ends_s = decoded_s + MAX_GAP * min(row.new.tpot_s for row in targeted)
-    return int(max(0.0, min(due_s, gap_ends_s) - decode_s - now_s) * prefill_tokens_per_s)
+    return int(max(0.0, due_s - decode_s - now_s) * prefill_tokens_per_s)
 
 
 @dataclass(slots=True)

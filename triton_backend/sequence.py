@@ -6,11 +6,16 @@ by its next decode step.  Nothing derived is stored.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf, isfinite
+from math import inf, isfinite, isinf
 
 from triton_backend.contract import Alternatives, End, Ended, LiveRow, NewRow, Sampling
 
 MAX_LOGPROBS = 20
+PACE = 0.95
+"""Part of the target for the time per token that is planned for."""
+MAX_CREDIT = 2.0
+"""A row's next token is due after so many times the target at most, however early the ones before were: what is
+saved is worth more to its reader than to prompts that wait."""
 
 
 class Status(StrEnum):
@@ -89,9 +94,12 @@ class Sequence:
         elif len(self.tokens) == self.new.max_tokens or self.held_tokens >= context_tokens:
             self.end(End.LENGTH)
 
-    def pace(self, now_s: float) -> None:
-        """Its latest token came now: the next one is due."""
-        self.due_s = self.new.tpot_s + (now_s if len(self.tokens) == 1 else self.due_s)
+    def pace(self, now_s: float, tokens: int = 1) -> None:
+        """Tokens came, the latest of them now: when the next one is due."""
+        tpot_s = PACE * self.new.tpot_s
+        due_s = now_s if isinf(self.due_s) else self.due_s
+        # A row that is late has no debt: prompts that wait would pay for what is lost anyway.
+        self.due_s = min(max(due_s + tokens * tpot_s, now_s), now_s + MAX_CREDIT * tpot_s)
 
     def end(self, reason: End, detail: str = "") -> None:
         self._become(Status.ENDED)

@@ -43,8 +43,6 @@ class Meter:
         self._decode_rows = 0
         self.decode_s = 0.0
         """The last decode step."""
-        self.decoded_s = -inf
-        """When it ended."""
         self.prefill_tokens_per_s = 0.0
         """Smoothed; 0 until measured."""
         self._decode_tokens_per_s = 0.0
@@ -56,7 +54,7 @@ class Meter:
 
     def note_decode(self, rows: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, rows
-        self.decode_s, self.decoded_s = step_s, self._clock()
+        self.decode_s = step_s
         self._decode_tokens_per_s = _smooth(self._decode_tokens_per_s, rows / step_s)
 
     def rest(self) -> None:

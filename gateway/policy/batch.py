@@ -55,6 +55,8 @@ class Room:
 class BatchRule(Protocol):
     runs_to_completion: ClassVar[bool]
     """No row joins until the whole batch has ended."""
+    keeps_pace: ClassVar[bool]
+    """The engine is told the rows' targets, and sizes chunks of prompts by them."""
 
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
         """Those of the tickets (best first) that start now, in order."""
@@ -97,6 +99,7 @@ class ToTheEnd:
     """
 
     runs_to_completion: ClassVar[bool] = False
+    keeps_pace: ClassVar[bool] = True
 
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
         peak = FuturePeak(room.layout, room.running)
@@ -127,6 +130,7 @@ class ByPrompt:
     """
 
     runs_to_completion: ClassVar[bool] = False
+    keeps_pace: ClassVar[bool] = False
 
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
         free_tokens = _free_tokens(room)
@@ -149,6 +153,7 @@ class InOrder:
     """Prompt tokens of one batch; a longer prompt goes alone."""
     max_running: int = 256
     runs_to_completion: ClassVar[bool] = False
+    keeps_pace: ClassVar[bool] = False
 
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
         free_tokens = _free_tokens(room)
@@ -170,6 +175,7 @@ class Fixed:
 
     size: int = 8
     runs_to_completion: ClassVar[bool] = True
+    keeps_pace: ClassVar[bool] = False
 
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
         return [] if room.running else list(tickets[: min(self.size, room.max_rows)])
@@ -183,6 +189,7 @@ class SloOdbs:
     cap: int = 10
     threshold: float = 15_000.0
     runs_to_completion: ClassVar[bool] = True
+    keeps_pace: ClassVar[bool] = False
 
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
         chosen: list[Ticket] = []

@@ -9,6 +9,8 @@ HALF_LIFE_S = 30.0
 """After so long a ticket counts half in the recent traffic."""
 PAUSE_S = 1.0
 """Between two looks at the traffic."""
+MIN_NEW = 32
+"""Tickets started since the last look that are worth another: fewer tell nothing of the traffic."""
 MIN_DRIFT = 0.1
 """Change of the traffic since the last look that is worth another: a tenth of all tickets lie elsewhere."""
 
@@ -43,11 +45,13 @@ class Replanner:
         self._recent = Recent()
         self._looked: Mapping[int, float] = {}
         self._looked_depth = 0
+        self._num_new = 0
         self._next_s = 0.0
 
     def note(self, bin: int, now_s: float) -> None:
         """A ticket of this bin was started."""
         self._recent.note(bin, now_s)
+        self._num_new += 1
 
     def bounds(
         self,
@@ -65,9 +69,9 @@ class Replanner:
         return self._rule.bounds(traffic)
 
     def _is_due(self, waiting: int, now_s: float) -> bool:
-        if now_s < self._next_s:
+        if now_s < self._next_s or self._num_new < MIN_NEW:
             return False
-        self._next_s = now_s + PAUSE_S
+        self._next_s, self._num_new = now_s + PAUSE_S, 0
         recent, depth = self._recent.read(), waiting.bit_length()
         if depth == self._looked_depth and boundaries.drift(recent, self._looked) < MIN_DRIFT:
             return False

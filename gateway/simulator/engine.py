@@ -232,7 +232,8 @@ class Engine:
     def _join(self, row: Row) -> None:
         """The row has drawn its first token and goes on."""
         row.join(self.decodes)
-        row.first_s = self._loop.time()
+        row.pace(self._loop.time())
+        row.paced = 1
         self._context += row.base + self.decodes
         heapq.heappush(self._ends, (row.last_at, row.row))
 
@@ -332,8 +333,11 @@ class Engine:
         """As the real engine reckons it, with due times brought up to date."""
         rows, meter = self._running, self._meter
         for row in rows:
-            row.due_s = row.first_s + (row.base + self.decodes - row.prompt_tokens) * row.new.tpot_s
-        return spare_tokens(rows, now_s, meter.decoded_s, meter.decode_s, meter.prefill_tokens_per_s)
+            drawn = row.base + self.decodes - row.prompt_tokens
+            if drawn > row.paced:
+                row.pace(meter.decoded_s, drawn - row.paced)
+                row.paced = drawn
+        return spare_tokens(rows, now_s, meter.decode_s, meter.prefill_tokens_per_s)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
         chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._is_padded)

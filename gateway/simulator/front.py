@@ -160,6 +160,7 @@ class Front:
         call = OpenCall(id, request, self._loop.time(), [prompt_tokens], [])
         asked = _Asked(number, call, ticket, min(self._wanted_tokens[number], max_tokens))
         call.live[id] = asked
+        self._gatekeeper.arrived(call, request)
         limits = await self._gatekeeper.limits(call, request)
         self._live[id] = asked
         try:

@@ -14,8 +14,8 @@ class Row(Sequence):
     prompt_tokens: int = 0
     base: int = 0
     """Tokens held while it runs, less the engine's count of decode steps."""
-    first_s: float = 0.0
-    """When it joined them."""
+    paced: int = 0
+    """Of its tokens so many have moved the time when the next one is due."""
 
     def join(self, decodes: int, drawn: int = 1) -> None:
         """It takes part in the decode steps from now on."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.policy.boundaries import Costs, Optimal, drift
 from gateway.policy.bucket import Bounds, Paper, Reason, Traffic, bin_of, bucket_of, first_tokens
-from gateway.policy.replan import Recent, Replanner
+from gateway.policy.replan import MIN_NEW, Recent, Replanner
 
 HISTOGRAMS = st.dictionaries(st.integers(0, 60), st.integers(1, 50), min_size=1, max_size=7)
 
@@ -215,15 +215,17 @@ def test_the_table_is_thought_over_when_the_traffic_changes() -> None:
     rule = Counting()
     replanner = Replanner(rule)
 
-    def look(now_s: float) -> int:
+    def look(now_s: float, bin: int, count: int = MIN_NEW) -> int:
+        for _ in range(count):
+            replanner.note(bin, now_s)
         replanner.bounds((0,), {5: 10}, 8, 4096, 0.0, now_s)
         return rule.asked
 
-    replanner.note(40, 0.0)
-    assert look(0.1) == 1
-    assert [look(0.1 + at) for at in range(1, 5)] == [1] * 4
-    for _ in range(5):
-        replanner.note(60, 5.0)
-    assert look(5.2) == 2
-    replanner.note(80, 5.7)
-    assert look(5.7) == 2
+    assert look(0.0, 40, count=MIN_NEW - 1) == 0
+    assert look(0.1, 40) == 1
+    # The same traffic, a look too soon, and too few tickets.
+    assert look(5.0, 40) == 1
+    assert look(5.5, 60) == 1
+    assert look(9.0, 60, count=0) == 2
+    assert look(12.0, 90, count=MIN_NEW - 1) == 2
+    assert look(12.0, 90, count=1) == 3

@@ -1,6 +1,7 @@
 """The planner alone: chunks, turns and order.  No model, no memory."""
 
 from collections import deque
+from math import inf
 
 import msgspec
 import pytest
@@ -122,29 +123,30 @@ def running(due_s: float, tpot_s: float = 0.1, at: int = 0) -> Sequence:
     row = Sequence(NewRow(at, "t", 0, "o", [0], 0, 100, tpot_s=tpot_s))
     row.prefill(1)
     row.draw(0, 1000)
-    row.pace(due_s - tpot_s)
+    row.due_s = due_s
     return row
 
 
 def test_tokens_are_due_at_the_mean_pace_from_the_first_on() -> None:
-    row = running(due_s=5.1)
-    assert row.due_s == pytest.approx(5.1)
-    for now_s in (5.0, 5.01, 9.0):
-        row.draw(0, 1000)
+    """0.095 s apart; never more than twice that after the one before, and not before it."""
+    row = running(due_s=inf)
+    due = []
+    for now_s in (5.0, 5.01, 5.02, 9.0):
         row.pace(now_s)
-    assert row.due_s == pytest.approx(5.4)
+        due.append(row.due_s)
+    assert due == [pytest.approx(s) for s in (5.095, 5.19, 5.21, 9.0)]
+    row.pace(9.05, tokens=9)
+    assert row.due_s == pytest.approx(9.05 + 0.19)
 
 
 def test_credit_is_the_time_until_the_first_row_needs_its_token() -> None:
     rows = [running(10.3), running(10.5, at=1)]
     # 10.3 less 50 ms of decoding and the time it is, at 1,000 tokens a second.
-    assert spare_tokens(rows, 10.0, 10.0, 0.05, 1000.0) == 250
-    assert spare_tokens(rows, 10.4, 10.0, 0.05, 1000.0) == 0
-    # However much credit there is, the next tokens come within four times the target.
-    assert spare_tokens([running(99.0)], 10.0, 10.0, 0.05, 1000.0) in (349, 350)
-    assert spare_tokens([running(10.3, tpot_s=0.0)], 10.0, 10.0, 0.05, 1000.0) is None
-    assert spare_tokens(rows, 10.0, 10.0, 0.05, 0.0) is None
-    assert spare_tokens([], 10.0, 10.0, 0.05, 1000.0) is None
+    assert spare_tokens(rows, 10.0, 0.05, 1000.0) == 250
+    assert spare_tokens(rows, 10.4, 0.05, 1000.0) == 0
+    assert spare_tokens([running(10.3, tpot_s=0.0)], 10.0, 0.05, 1000.0) is None
+    assert spare_tokens(rows, 10.0, 0.05, 0.0) is None
+    assert spare_tokens([], 10.0, 0.05, 1000.0) is None
 
 
 @pytest.mark.parametrize(
