@@ -223,7 +223,7 @@ class Driver:
         async for event in session.events():
             self._heard_s = loop.time()
             if isinstance(event, contract.Step):
-                is_roomier = bool(event.ended) or event.telemetry.waiting < replica.telemetry.waiting
+                num_unstarted = self._roster.num_unstarted
                 replica.heard(event.telemetry)
                 self._metrics.telemetry(self.replica, event.telemetry)
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
@@ -231,7 +231,7 @@ class Driver:
                 self._deliver(self._roster.step(event))
                 self._tell(replica)
                 self._evicting = {number for number in self._evicting if number in self._roster}
-                if self._is_short and is_roomier:
+                if self._is_short and (event.ended or self._roster.num_unstarted < num_unstarted):
                     self._work.set()
         raise BackendLost("the session ended")
 

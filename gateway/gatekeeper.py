@@ -16,7 +16,7 @@ from gateway.policy.admission import AdmissionRule, Asked, Everybody, Load
 from gateway.policy.demand import Demand, octave
 from gateway.policy.line import Line
 from gateway.policy.margin import Margin
-from gateway.ports import SLOT_S, Limits, Store
+from gateway.ports import Limits, Store
 from gateway.request import Backlog, Request, ServiceClass
 
 
@@ -64,7 +64,6 @@ class Gatekeeper:
         asked, start_s = self._look(call, backlog)
         load = Load(
             backlog=backlog.slots,
-            slot_s=SLOT_S,
             now_s=backlog.now_s,
             rate=self._fleet.work_rate,
             start_s=start_s,
@@ -91,7 +90,7 @@ class Gatekeeper:
         except StoreLost:
             return TooManyRequests(f"Too many requests are waiting ({reason}).", retry_after_s=1.0)
         asked, start_s = self._look(call, backlog)
-        load = Load(backlog.slots, SLOT_S, backlog.now_s, self._fleet.work_rate, start_s, self._shares)
+        load = Load(backlog.slots, backlog.now_s, self._fleet.work_rate, start_s, self._shares)
         # Half of what waits should have gone by then.
         late_s = 0.5 * backlog.seconds / load.rate if load.rate else 1.0
         return self._refusal(request, asked, load, late_s, reason)

@@ -10,8 +10,6 @@ import msgspec
 from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
-SLOT_S = 0.5
-"""Width of the slots in which the backlog is counted: a fraction of the tightest target."""
 MAX_SAMPLES = 8192
 """Finished requests that the store keeps to learn from."""
 MAX_SNAPSHOT_BYTES = 1 << 20

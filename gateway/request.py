@@ -5,6 +5,7 @@ Times are seconds, lengths tokens, sizes bytes.
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from math import floor, inf
 
 import msgspec
 
@@ -137,6 +138,24 @@ class Head(msgspec.Struct, frozen=True):
     """Tickets in the set."""
 
 
+SLOT_WIDTHS_S = ((16.0, 0.5), (128.0, 4.0), (inf, 32.0))
+"""Slack up to which a ticket is counted in slots of a width: deadlines are told apart by a fraction of the slack,
+and slots stay few however far ahead they lie."""
+
+
+def slot_of(score: float, slack_s: float) -> int:
+    """The deadline slot in which a ticket is counted: four times its number among those of its width, plus which
+    width that is."""
+    level = next(at for at, (most_s, _) in enumerate(SLOT_WIDTHS_S) if slack_s <= most_s)
+    return 4 * floor(score / SLOT_WIDTHS_S[level][1]) + level
+
+
+def slot_bounds(slot: int) -> tuple[float, float]:
+    """The first deadline of a slot, and its width.  Raises IndexError for what is no slot."""
+    width_s = SLOT_WIDTHS_S[slot % 4][1]
+    return slot // 4 * width_s, width_s
+
+
 class Slot(msgspec.Struct, frozen=True):
     """What waits in one (class, deadline slot)."""
 
@@ -154,7 +173,7 @@ class Backlog(msgspec.Struct, frozen=True):
     start_s: float
     """Virtual start of the next ticket of the tenant that was asked for."""
     slots: Mapping[tuple[ServiceClass, int], Slot]
-    """Slot s: deadlines in [s, s + 1) * SLOT_S."""
+    """See `slot_of`."""
 
     @property
     def seconds(self) -> float:

@@ -59,6 +59,11 @@ class Roster:
         return [running.memory for running in self._rows.values()]
 
     @property
+    def num_unstarted(self) -> int:
+        """Rows that have drawn nothing yet."""
+        return sum(not running.drawn for running in self._rows.values())
+
+    @property
     def unstarted(self) -> list[Unstarted]:
         """Rows that have drawn nothing yet."""
         waiting = (running.ticket for running in self._rows.values() if not running.drawn)

@@ -361,8 +361,8 @@ class StoreContract:
         await store.put_back([entry("a/2", score=0.5), entry("a/3", score=-1.0, service_class=FLEX)])
         assert await slots(store) == {
             (DEFAULT, 0): (20, 0.3),
-            (DEFAULT, 1): (10, 0.1),
-            (FLEX, -2): (10, 0.1),
+            (DEFAULT, 4): (10, 0.1),
+            (FLEX, -8): (10, 0.1),
         }
         await claim_all(store, "a/0", "a/2")
         await store.cancel(["a/3"])

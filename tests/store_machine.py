@@ -1,7 +1,6 @@
 """A store against a model so small that it is plainly right: one dict of tickets, all else counted anew."""
 
 import asyncio
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +18,12 @@ from hypothesis.stateful import (
 
 from gateway.errors import LeaseLost, QueueFull
 from gateway.ports import Entry, Limits, Store
-from gateway.request import ServiceClass, Ticket
+from gateway.request import ServiceClass, Ticket, slot_of
 from tests.store_contract import entry
 
 IDS = [f"call/{i}" for i in range(12)]
 REPLICAS = ["replica-1", "replica-2"]
 SETS = [(bin, service_class) for bin in range(3) for service_class in ServiceClass]
-SLOT_S = 0.5
 LEASE_S = 1e6
 """No lease ends by itself here; the contract suite has the clock."""
 
@@ -196,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
     def the_backlog_balances(self) -> None:
         sums: dict[tuple[ServiceClass, int], list[int]] = {}
         for known in self.queued():
-            slot = known.ticket.service_class, math.floor(known.ticket.score / SLOT_S)
+            slot = known.ticket.service_class, slot_of(known.ticket.score, known.ticket.slack_s)
             tokens, us = sums.get(slot, [0, 0])
             sums[slot] = [tokens + known.ticket.prompt_tokens, us + round(known.ticket.seconds * 1e6)]
         slots = self.run(self.store.backlog(ServiceClass.DEFAULT, "")).slots

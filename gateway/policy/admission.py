@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from gateway.request import ServiceClass, Slot
+from gateway.request import ServiceClass, Slot, slot_bounds
 
 MAX_RETRY_S = 120.0
 """Clients of the OpenAI libraries do not retry at all when told to wait longer."""
@@ -56,8 +56,7 @@ class Load(NamedTuple):
     """What waits, and how fast it is done."""
 
     backlog: Mapping[tuple[ServiceClass, int], Slot]
-    """By class and deadline slot; slot s holds deadlines in [s, s + 1) * slot_s on the store's clock."""
-    slot_s: float
+    """By class and deadline slot, on the store's clock."""
     now_s: float
     """The store's clock."""
     rate: float
@@ -120,11 +119,11 @@ def class_rate(service_class: ServiceClass, load: Load) -> float:
 def _work(asked: Asked, load: Load) -> tuple[float, list[tuple[float, float]]]:
     """Engine seconds of the class's work that goes before the request; and for each later deadline, which the
     request must not break, the seconds until then and all work due by then."""
-    queued = [
-        (slot * load.slot_s - load.now_s, load.slot_s, waiting.seconds)
-        for (name, slot), waiting in load.backlog.items()
-        if name is asked.service_class
-    ]
+    queued = []
+    for (name, slot), waiting in load.backlog.items():
+        if name is asked.service_class:
+            begins_s, lasts_s = slot_bounds(slot)
+            queued.append((begins_s - load.now_s, lasts_s, waiting.seconds))
     promised = [(due_s, 0.0, seconds) for due_s, seconds in load.promised]
     before_s = work_s = 0.0
     later: list[tuple[float, float]] = []

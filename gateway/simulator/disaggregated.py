@@ -60,10 +60,11 @@ class PrefillEngine(Engine):
     def _plan(self, now_s: float) -> Job | None:
         waiting = [row for batch in self._state.batches for row in own(batch)][:MAX_BATCH_ROWS]
         chunks: list[tuple[Row, int]] = []
-        left = self._max_step_tokens
+        used = longest = 0
         for row in waiting:
-            left -= row.prompt_tokens
-            if chunks and left < 0:
+            used, longest = used + row.prompt_tokens, max(longest, row.prompt_tokens)
+            step_tokens = longest * (len(chunks) + 1) if self._is_padded else used
+            if chunks and step_tokens > self._max_step_tokens:
                 break
             chunks.append((row, row.prompt_tokens))
         if not chunks:

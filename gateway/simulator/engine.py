@@ -194,6 +194,8 @@ class Engine:
             joined: list[Base] = [row for new in control.rows if (row := self._admit(new))]
             if joined:
                 self._state.batches.append(joined)
+                # Its driver measures by this how many of them have started when it hears of the engine again.
+                self._report(self.telemetry_step())
         else:
             reason = End.EVICTED if isinstance(control, Evict) else End.CANCELLED
             self._end([self.live[number] for number in control.rows if number in self.live], reason)
@@ -283,7 +285,7 @@ class Engine:
                 self._reserve(self._running)
                 return
             except OverBudget:
-                if len(self.live) == 1:
+                if len(self.live) == 1 and not self._ghosts:
                     self._end(list(self.live.values()), End.FAILED)
                 else:
                     by_rank = max(self.live.values(), key=lambda row: (row.new.rank, row.row))
@@ -338,7 +340,7 @@ class Engine:
         return spare_tokens(rows, now_s, meter.decode_s, meter.prefill_tokens_per_s)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
-        chunks = fill(self._state.batches, self._max_step_tokens - self._num_running)
+        chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._is_padded)
         if not chunks:
             steps = self._num_steps() if self._num_running else 0
             return Job(now_s, now_s + self._decode_s(steps), [], 0, steps) if steps else None

@@ -44,16 +44,18 @@ def own(rows: Iterable[Sequence]) -> list[Row]:
     return rows  # type: ignore[return-value]
 
 
-def fill(batches: Iterable[list[Sequence]], max_tokens: int) -> list[tuple[Row, int]]:
-    """Prompts in order of arrival, the last of them cut to what fits."""
+def fill(batches: Iterable[list[Sequence]], max_tokens: int, is_padded: bool) -> list[tuple[Row, int]]:
+    """Prompts in order of arrival, the last of them cut to what fits.  Padding counts."""
     chunks: list[tuple[Row, int]] = []
+    used = longest = 0
     for batch in batches:
         for row in own(batch):
-            if max_tokens <= 0:
+            room = max_tokens // (len(chunks) + 1) if is_padded else max_tokens - used
+            if room <= 0 or (is_padded and longest > room):
                 return chunks
-            tokens = min(row.prompt_tokens - row.prefilled_tokens, max_tokens)
+            tokens = min(row.prompt_tokens - row.prefilled_tokens, room)
             chunks.append((row, tokens))
-            max_tokens -= tokens
+            used, longest = used + tokens, max(longest, tokens)
     return chunks
 
 

@@ -13,7 +13,7 @@ from gateway import driver as driving
 from gateway.driver import Driver
 from gateway.load.record import Records
 from gateway.load.workload import Workload
-from gateway.policy.preset import PRESETS
+from gateway.policy.preset import PRESETS, Policy
 from gateway.ports import Limits
 from gateway.request import ServiceClass
 from gateway.settings import Settings
@@ -53,6 +53,8 @@ _POLL_S = 30.0
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
+    rules: Policy | None = None
+    """In the place of the preset's own; the engine stays that of `policy`."""
     cost: Cost = COSTS["distserve-opt13b-tp1"]
     replicas: int = 1
     prefill_replicas: int | None = None
@@ -67,10 +69,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_rows: int = _SETTINGS.scheduling.max_batch_rows
     max_prefill_tokens: int | None = None
     """None: the gateway's own setting, or 8,192 for DistServe's prefill replicas."""
+    max_sent_tokens: int | None = None
+    """Of prompts sent to an engine and not yet run there; None: a step's, so that the queue can still reorder."""
     safety_factor: float = _SETTINGS.scheduling.safety_factor
     max_queued: int = 10**9
     max_returns: int = 0
     seed: int = 1
+
+    @property
+    def choices(self) -> Policy:
+        return self.rules or PRESETS[self.policy]
 
     @property
     def is_disaggregated(self) -> bool:
@@ -133,7 +141,7 @@ class _World:
             workload=workload,
             store=self._store,
             fleet=self._fleet,
-            policy=PRESETS[config.policy],
+            policy=config.choices,
             aims=_aims(workload),
             shares=_SHARES,
             limits=Limits(config.max_queued, 2**60, 2**60),
@@ -187,10 +195,10 @@ class _World:
                 idle_silence_s=_FOREVER_S,
                 busy_silence_s=_FOREVER_S,
                 choice=chooser.Config(
-                    policy=PRESETS[config.policy],
+                    policy=config.choices,
                     max_rows=config.max_rows,
                     max_batch_rows=config.max_batch_rows,
-                    max_prefill_tokens=config.step_tokens,
+                    max_prefill_tokens=config.max_sent_tokens or config.step_tokens,
                     shares=_SHARES,
                 ),
             ),

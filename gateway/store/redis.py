@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis, RedisCluster
 
 from gateway.errors import LeaseLost, QueueFull, StoreLost
-from gateway.ports import MAX_SAMPLES, SLOT_S, Entry, Limits
+from gateway.ports import MAX_SAMPLES, Entry, Limits
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
 from gateway.store.keys import queue_keys
@@ -59,7 +59,7 @@ class RedisStore:
         max_us = wire.microseconds(min(limits.max_seconds, wire.MAX_TIME_S))
         max_lead_s = min(limits.max_lead_s, wire.MAX_TIME_S)
         bounds = (limits.max_tickets, limits.max_tokens, limits.max_bytes, max_us, max_lead_s)
-        args = [*bounds, SLOT_S, self._grace_s, *_entries_args(entries)]
+        args = [*bounds, self._grace_s, *_entries_args(entries)]
         result = await self._run("put", args, _scores_or_reason)
         if isinstance(result, str):
             raise QueueFull(result)
@@ -67,7 +67,7 @@ class RedisStore:
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
         for part in _parts(entries):
-            await self._run("put_back", [SLOT_S, self._grace_s, *_entries_args(part)], bool)
+            await self._run("put_back", [self._grace_s, *_entries_args(part)], bool)
 
     async def queue(self) -> Queue:
         return await self._run("queue", [], wire.queue)

@@ -2,14 +2,13 @@
 
 import bisect
 import heapq
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from gateway.errors import QueueFull
-from gateway.ports import SLOT_S, Entry, Limits
-from gateway.request import Head, ServiceClass, Slot, Ticket
+from gateway.ports import Entry, Limits
+from gateway.request import Head, ServiceClass, Slot, Ticket, slot_of
 from gateway.store.wire import microseconds
 
 Set = tuple[int, ServiceClass]
@@ -90,7 +89,7 @@ class Waiting:
         self.tokens += sign * ticket.prompt_tokens
         self.bytes += sign * ticket.size_bytes
         self.us += sign * microseconds(ticket.seconds)
-        slot = ticket.service_class, math.floor(ticket.score / SLOT_S)
+        slot = ticket.service_class, slot_of(ticket.score, ticket.slack_s)
         self._slots[slot] += sign
         self._slot_tokens[slot] += sign * ticket.prompt_tokens
         self._slot_us[slot] += sign * microseconds(ticket.seconds)

@@ -12,7 +12,7 @@ from gateway.policy.demand import Demand
 from gateway.policy.drain import Drain
 from gateway.policy.line import SPEED, Line, guess
 from gateway.policy.margin import Margin
-from gateway.request import Profile, ServiceClass, Slot, Ticket
+from gateway.request import Profile, ServiceClass, Slot, Ticket, slot_bounds, slot_of
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
 SHARES = {PRIORITY: 0.6, DEFAULT: 0.3, FLEX: 0.1}
@@ -20,8 +20,8 @@ SHARES = {PRIORITY: 0.6, DEFAULT: 0.3, FLEX: 0.1}
 
 def load(*slots: tuple[ServiceClass, int, float], rate: float = 1.0, now_s: float = 100.0, **more: object) -> Load:
     """Slots of half a second, counted from now."""
-    waiting = {(name, 200 + slot): Slot(10, seconds) for name, slot, seconds in slots}
-    return Load(waiting, 0.5, now_s, rate, 0.0, SHARES, **more)  # type: ignore[arg-type]
+    waiting = {(name, 4 * (200 + slot)): Slot(10, seconds) for name, slot, seconds in slots}
+    return Load(waiting, now_s, rate, 0.0, SHARES, **more)  # type: ignore[arg-type]
 
 
 def asked(ttft_s: float = 2.0, seconds: float = 0.4, first_s: float = 0.1) -> Asked:
@@ -110,6 +110,13 @@ def test_who_is_let_in_could_be_served_in_deadline_order(work: list[tuple[int, f
         if slot * 0.5 > ttft_s:
             clock_s += due[slot]
             assert clock_s <= (slot + 1) * 0.5 + 1e-9
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e6))
+def test_a_deadline_lies_in_its_slot(score: float, slack_s: float) -> None:
+    begins_s, lasts_s = slot_bounds(slot_of(score, slack_s))
+    assert begins_s <= score <= begins_s + lasts_s
+    assert lasts_s <= max(0.5, slack_s / 4)
 
 
 # The line of the refused

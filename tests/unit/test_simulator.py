@@ -1,5 +1,7 @@
 """Whole runs: the gateway's own driver and policies, over simulated replicas, end every request exactly once."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from gateway.load.arrivals import Arrivals, Process
 from gateway.load.named import WORKLOADS
 from gateway.load.record import Ending, Records
 from gateway.load.workload import TrafficClass, Workload, generate
+from gateway.policy.batch import Fixed
 from gateway.policy.preset import PRESETS
 from gateway.simulator.cost import COSTS, Cost, CostError, DecodeCost, load
 from gateway.simulator.disaggregated import LINK_BYTES_PER_S
@@ -165,3 +168,29 @@ def test_cost_models_come_by_name_or_from_a_file(tmp_path: object) -> None:
 
 def _finished(records: Records) -> int:
     return int(records.ended(Ending.FINISHED).sum())
+
+
+@pytest.mark.parametrize("policy", ["full", "continuous"])
+def test_prompts_that_wait_start_when_those_before_have(policy: str) -> None:
+    # They fill the engine two by two; answers go on long after all have started.
+    load = workload(*[(0.0, 1024, 300)] * 3)
+    first_s = simulate(load, Config(policy=policy, padding=Padding.PACKED)).records.ttft_s
+    assert first_s.max() < 2.0
+
+
+def test_padding_counts_in_the_budget_of_a_step_of_both_phases() -> None:
+    # Three padded to 600 tokens would take two budgets; one waits for the next step.
+    load = workload((0.0, 600, 2), (0.0, 16, 2), (0.0, 16, 2), (0.0, 16, 2))
+    padded, packed = (
+        simulate(load, Config(policy="continuous", cost=COST, padding=padding, max_prefill_tokens=1280))
+        for padding in (Padding.PADDED, Padding.PACKED)
+    )
+    assert len(set(packed.records.ttft_s)) == 1
+    assert sorted(map(list(padded.records.ttft_s).count, set(padded.records.ttft_s))) == [2, 2]
+
+
+def test_rules_of_ones_own_run_on_a_presets_engine() -> None:
+    load = workload(*[(0.0, 16, 2)] * 4)
+    rules = replace(PRESETS["static"], batch=Fixed(2))
+    first_s = simulate(load, Config(policy="static", rules=rules, cost=COST)).records.ttft_s
+    assert len(set(first_s)) == 2

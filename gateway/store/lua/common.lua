@@ -84,10 +84,16 @@ local function set_of(ticket)
   return SET .. ':' .. ticket.bin .. ':' .. ticket.class
 end
 
+-- The deadline slot of a ticket: request.slot_of.
+local function slot_of(score, slack)
+  local level, width = 2, 32
+  if slack <= 16 then level, width = 0, 0.5 elseif slack <= 128 then level, width = 1, 4 end
+  return integer(4 * math.floor(score / width) + level + 0)
+end
+
 -- A ticket the store does not know becomes queued.
-local function enqueue(ticket, slot_s)
-  -- Slot -0 is slot 0, but not the same text.
-  ticket.slot = integer(math.floor(ticket.score / slot_s) + 0)
+local function enqueue(ticket)
+  ticket.slot = slot_of(tonumber(ticket.score), tonumber(ticket.slack))
   redis.call('HSET', TICKET .. ':' .. ticket.id,
     'meta', ticket.meta, 'payload', ticket.payload, 'attempt', ticket.attempt, 'origin', ticket.origin,
     'bin', ticket.bin, 'class', ticket.class, 'score', ticket.score, 'at', ticket.at, 'slot', ticket.slot,

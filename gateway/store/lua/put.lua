@@ -1,12 +1,12 @@
 -- Queue a call's tickets, all or none.  A ticket already known is left as it is.
--- ARGV: max_tickets, max_tokens, max_bytes, max_us, max_lead_s, slot_s, grace_s, then ENTRY arguments per ticket.
+-- ARGV: max_tickets, max_tokens, max_bytes, max_us, max_lead_s, grace_s, then ENTRY arguments per ticket.
 -- Returns the scores in the order of ARGV, or the name of the bound that would be passed.
 
 local now_us = clock_us()
-local now_s, slot_s, grace_s = now_us / 1e6, tonumber(ARGV[6]), tonumber(ARGV[7])
+local now_s, grace_s = now_us / 1e6, tonumber(ARGV[6])
 local group, fresh, tokens, bytes, us = {}, {}, 0, 0, 0
 
-for at = 8, #ARGV, ENTRY do
+for at = 7, #ARGV, ENTRY do
   local id = ARGV[at]
   local score = field(id, 'score')
   if score then
@@ -34,12 +34,12 @@ for i, ticket in ipairs(fresh) do
   local next_start = start + ticket.cost
   ticket.score = exact(start + ticket.slack)
   ticket.at = string.format('%016.0f%04d', now_us, i)
-  enqueue(ticket, slot_s)
+  enqueue(ticket)
   if next_start > now_s then redis.call('SET', tag, exact(next_start), 'PXAT', integer(math.ceil(next_start * 1e3))) end
   redis.call('ZADD', ORIGINS, 'GT', exact(now_s + grace_s), ticket.origin)
 end
 
 settle()
 local scores = {}
-for at = 8, #ARGV, ENTRY do scores[#scores + 1] = group[ARGV[at]].score end
+for at = 7, #ARGV, ENTRY do scores[#scores + 1] = group[ARGV[at]].score end
 return scores
