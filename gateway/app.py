@@ -18,7 +18,6 @@ from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
 from gateway.fleet import Fleet
-from gateway.intake import Aim
 from gateway.metrics import Metrics
 from gateway.origin import Origin
 from gateway.policy import preset
@@ -27,6 +26,7 @@ from gateway.profiler import Profiler
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.store import link
 from gateway.store.redis import RedisStore
+from gateway.ticketing import Aim
 from gateway.tokenizer import HFTokenizer
 
 log = structlog.get_logger()

@@ -14,8 +14,7 @@ from gateway.policy.preset import Policy
 from gateway.ports import Tokenizer
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass, Work
-from gateway.ticketing import Aim as Aim
-from gateway.ticketing import Ticketing
+from gateway.ticketing import Aim, Ticketing
 
 
 class Intake:

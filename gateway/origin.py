@@ -28,7 +28,7 @@ from gateway.errors import (
 )
 from gateway.fleet import Fleet
 from gateway.gatekeeper import Gatekeeper
-from gateway.intake import Aim, Intake
+from gateway.intake import Intake
 from gateway.metrics import Metrics
 from gateway.outbox import Outbox
 from gateway.policy.preset import Policy
@@ -42,6 +42,7 @@ from gateway.request import (
     Request,
     ServiceClass,
 )
+from gateway.ticketing import Aim
 from triton_backend.contract import End
 
 log = structlog.get_logger()
@@ -194,7 +195,11 @@ class Origin:
     async def _put(self, call: OpenCall, request: Request) -> None:
         self._gatekeeper.arrived(call, request)
         for _ in range(_MAX_PUTS):
-            limits = await self._gatekeeper.limits(call, request)
+            try:
+                limits = await self._gatekeeper.limits(call, request)
+            except ApiError:
+                self._forget(call)
+                raise
             entries = [live.entry for live in call.live.values()]
             try:
                 scores = await self._store.put(entries, limits)
@@ -208,9 +213,13 @@ class Origin:
                 self._queued(entries, scores)
                 return
         refusal = await self._gatekeeper.full(call, request, reason)
+        self._forget(call)
+        raise refusal
+
+    def _forget(self, call: OpenCall) -> None:
+        """Nothing of the call was queued."""
         for live in list(call.live.values()):
             self._remove(live)
-        raise refusal
 
     def _queued(self, entries: Sequence[Entry], scores: Sequence[float]) -> None:
         for entry, score in zip(entries, scores, strict=True):

@@ -12,7 +12,6 @@ from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
 from gateway.fleet import Fleet
-from gateway.intake import Aim
 from gateway.metrics import Metrics
 from gateway.origin import Origin
 from gateway.policy.admission import Everybody
@@ -23,6 +22,7 @@ from gateway.ports import Limits
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass
 from gateway.store.memory import MemoryStore
+from gateway.ticketing import Aim
 from gateway.training import train
 from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.tokenizer import CharTokenizer
