@@ -65,6 +65,7 @@ class Gateway:
         self._profiler = Profiler(self._name, store)
         self._policy = preset.named(settings.policy, settings.scheduling.bulk_order)
         queue, classes = settings.queue, settings.classes.targets()
+        self._shares = {name: class_.share for name, class_ in classes.items()}
         self.origin = Origin(
             gateway=self._name,
             model=model_name(settings),
@@ -76,7 +77,7 @@ class Gateway:
                 limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
                 policy=self._policy,
                 aims={name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in classes.items()},
-                shares={name: class_.share for name, class_ in classes.items()},
+                shares=self._shares,
                 audit_s=settings.origin.audit_s,
                 progress_timeout_s=settings.origin.progress_timeout_s,
             ),
@@ -120,17 +121,13 @@ class Gateway:
                     max_rows=settings.scheduling.max_rows,
                     max_batch_rows=settings.scheduling.max_batch_rows,
                     max_prefill_tokens=settings.scheduling.max_prefill_tokens,
-                    shares={name: targets.share for name, targets in settings.classes.targets().items()},
+                    shares=self._shares,
                 ),
             ),
         )
 
     def _wake(self) -> None:
-        """One driver is enough: the one with the most room, or with the fewest rows, since an urgent request may
-        pass others in the engine."""
-        leading = [driver for driver in self._drivers if driver.leads]
-        if leading:
-            min(leading, key=lambda driver: (not driver.has_room, driver.num_rows)).wake()
+        driving.wake_one(self._drivers)
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)

@@ -109,6 +109,11 @@ class OpenCall:
         self._deltas: list[Delta] = []
         self._news = asyncio.Event()
 
+    @property
+    def tickets(self) -> list[Ticket]:
+        """Of what has not ended."""
+        return [live.ticket for live in self.live.values()]
+
     async def next(self) -> list[Delta]:
         """All that is new, at least one; [] when every choice has finished.  Raises ApiError."""
         while self.live and not self._deltas and self.error is None:

@@ -8,6 +8,7 @@ the origin that a row is gone, and the origin decides.
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -144,6 +145,7 @@ class Driver:
             try:
                 replica = self._fleet.joined(self.replica, session.attached)
                 self._deliver(self._roster.adopt(session.attached.rows))
+                self._tell(replica)
                 await self._sweep(epoch)
                 log.info("driver.attached", replica=self.replica, epoch=epoch, rows=len(self._roster))
                 await self._serve(session, replica, epoch)
@@ -223,7 +225,7 @@ class Driver:
         async for event in session.events():
             self._heard_s = loop.time()
             if isinstance(event, contract.Step):
-                num_unstarted = self._roster.num_unstarted
+                num_unstarted = len(replica.unstarted)
                 replica.heard(event.telemetry)
                 self._metrics.telemetry(self.replica, event.telemetry)
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
@@ -231,7 +233,7 @@ class Driver:
                 self._deliver(self._roster.step(event))
                 self._tell(replica)
                 self._evicting = {number for number in self._evicting if number in self._roster}
-                if self._is_short and (event.ended or self._roster.num_unstarted < num_unstarted):
+                if self._is_short and (event.ended or len(replica.unstarted) < num_unstarted):
                     self._work.set()
         raise BackendLost("the session ended")
 
@@ -374,6 +376,20 @@ class Driver:
         if refused_bytes is not None and (not len(self._roster) or _free_bytes(replica.telemetry) > refused_bytes):
             self._refused_free_bytes = None
         return self._refused_free_bytes is not None
+
+
+def wake_one(drivers: Sequence[Driver]) -> None:
+    """Work was queued, and one driver is enough: of those with room the one with the fewest rows.  If none has
+    room, of all, since an urgent request may pass others in the engine."""
+    best, fewest = None, inf
+    for driver in drivers:
+        if driver.has_room and (rows := driver.num_rows) < fewest:
+            best, fewest = driver, rows
+    if best is None:
+        leading = (driver for driver in drivers if driver.leads)
+        best = min(leading, key=lambda driver: driver.num_rows, default=None)
+    if best is not None:
+        best.wake()
 
 
 def _free_bytes(telemetry: contract.Telemetry) -> int:

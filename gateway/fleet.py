@@ -52,8 +52,7 @@ class Replica:
     def start_s(self, rank: float) -> float:
         """Until the prompts in the engine that go before such a rank have been run."""
         rate = self.telemetry.prefill_tokens_per_s
-        tokens = sum(row.prompt_tokens for row in self.unstarted if row.rank <= rank)
-        return self.slowdown * tokens / rate if rate else 0.0
+        return self.slowdown * batch.tokens_before(self.unstarted, rank) / rate if rate else 0.0
 
     def longest_row_tokens(self, safety_factor: float) -> int:
         """The most tokens of prompt and answer that a request may have here."""

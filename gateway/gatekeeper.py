@@ -41,7 +41,7 @@ class Gatekeeper:
     def arrived(self, call: OpenCall, request: Request) -> None:
         """To be told of each call once, before `limits` is asked."""
         now_s = asyncio.get_running_loop().time()
-        tickets = [live.ticket for live in call.live.values()]
+        tickets = call.tickets
         seconds = sum(ticket.seconds for ticket in tickets)
         self._demand[request.service_class].note(tickets[0].ttft_s, seconds, now_s)
         if request.num_retries:
@@ -54,11 +54,11 @@ class Gatekeeper:
         """
         if isinstance(self._rule, Everybody):
             return self._limits
+        _check_target(call, request)
         try:
             backlog = await self._backlog(call)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
-        _check_target(call, request)
         now_s = asyncio.get_running_loop().time()
         promised = [] if request.num_retries else self._lines[request.service_class].promised(now_s)
         asked, start_s = self._look(call, backlog)
@@ -108,7 +108,7 @@ class Gatekeeper:
 
     def _look(self, call: OpenCall, backlog: Backlog) -> tuple[Asked, float]:
         """What the call asks for, and when its first prompt could start if nothing waited."""
-        first = next(iter(call.live.values())).ticket
+        first = call.tickets[0]
         lead_s = min(backlog.start_s - backlog.now_s, self._max_lead_s(backlog))
         start_s, slowdown = self._fleet.start(backlog.now_s + lead_s + first.slack_s)
         return _asked(call, lead_s, slowdown), start_s
@@ -119,7 +119,7 @@ class Gatekeeper:
         return backlog.seconds / rate if rate > 0 else inf
 
     async def _backlog(self, call: OpenCall) -> Backlog:
-        first = next(iter(call.live.values())).ticket
+        first = call.tickets[0]
         return await self._store.backlog(first.service_class, first.tenant)
 
     def _refusal(
@@ -138,7 +138,7 @@ class Gatekeeper:
 
 def _check_target(call: OpenCall, request: Request) -> None:
     """Raises TooManyRequests if the client names a target that no replica could keep."""
-    prefill_s = max(live.ticket.prefill_s for live in call.live.values())
+    prefill_s = max(ticket.prefill_s for ticket in call.tickets)
     target_s = request.targets.ttft_s
     if target_s is not None and prefill_s > target_s:
         raise TooManyRequests(
@@ -150,7 +150,7 @@ def _check_target(call: OpenCall, request: Request) -> None:
 
 
 def _asked(call: OpenCall, lead_s: float, slowdown: float) -> Asked:
-    tickets = [live.ticket for live in call.live.values()]
+    tickets = call.tickets
     first = tickets[0]
     return Asked(
         service_class=first.service_class,

@@ -74,6 +74,10 @@ class Profile(msgspec.Struct, frozen=True):
     upper_tokens: int
 
 
+NO_TARGET_S = 3600.0
+"""Stands for a target that anything meets."""
+
+
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """One choice of one prompt, as the queue sees it: everything a policy needs, no prompt.
 
@@ -96,9 +100,9 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     bin: int
     """Length bin of `prompt_tokens`."""
-    ttft_s: float = 3600.0
+    ttft_s: float = NO_TARGET_S
     """Target for the time to the first token."""
-    tpot_s: float = 3600.0
+    tpot_s: float = NO_TARGET_S
     """Target for the time per further token."""
     slack_s: float
     """Virtual deadline minus virtual start."""

@@ -8,7 +8,7 @@ import msgspec
 from gateway.policy.batch import Unstarted
 from gateway.policy.length import left_tokens
 from gateway.policy.preempt import Victim
-from gateway.request import Departed, Drawn, Profile, Ticket, TokenLogprob
+from gateway.request import NO_TARGET_S, Departed, Drawn, Profile, Ticket, TokenLogprob
 from triton_backend import contract
 from triton_backend.memory import Row
 
@@ -57,11 +57,6 @@ class Roster:
     @property
     def memory(self) -> list[Row]:
         return [running.memory for running in self._rows.values()]
-
-    @property
-    def num_unstarted(self) -> int:
-        """Rows that have drawn nothing yet."""
-        return sum(not running.drawn for running in self._rows.values())
 
     @property
     def unstarted(self) -> list[Unstarted]:
@@ -174,7 +169,7 @@ def _ticket_of(row: contract.LiveRow) -> Ticket:
         index=row.index,
         max_tokens=max_tokens,
         profile=Profile(max_tokens, max_tokens),
-        tpot_s=row.tpot_s or 3600.0,
+        tpot_s=row.tpot_s or NO_TARGET_S,
         bin=0,
         slack_s=0.0,
         cost_s=0.0,

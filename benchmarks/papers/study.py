@@ -109,22 +109,16 @@ def study(sources: Mapping[str, Source], plan: Plan, pool: Pool) -> Results:
 
 
 def _sweep(sources: Mapping[str, Source], cells: Iterable[Cell], plan: Plan) -> Iterable[Job]:
+    short = msgspec.structs.replace(
+        plan,
+        seeds=plan.sweep_seeds,
+        requests_per_gpu=plan.sweep_requests_per_gpu,
+        halvings=plan.sweep_halvings,
+    )
     for cell in cells:
         for contender in CONTENDERS:
             for setting in contender.settings if contender.like is None else ():
-                for seed in plan.sweep_seeds:
-                    yield Job(
-                        workload=cell.workload,
-                        source=sources[cell.workload],
-                        padding=cell.padding,
-                        contender=contender.name,
-                        setting=setting,
-                        lengths=contender.lengths,
-                        seed=seed,
-                        requests_per_gpu=plan.sweep_requests_per_gpu,
-                        halvings=plan.sweep_halvings,
-                        is_searched=setting.for_load,
-                    )
+                yield from _jobs(sources, cell, contender, setting, short, is_searched=setting.for_load)
 
 
 def choose(cells: Iterable[Cell], swept: Sequence[Trial]) -> Bests:

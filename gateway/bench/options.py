@@ -84,12 +84,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="An answer that takes longer has expired (default: %(default)s).",
     )
     add_load(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
+    add_output(parser, "report.json, requests.csv")
+
+
+def add_output(parser: argparse.ArgumentParser, files: str) -> None:
+    """`files` are named beside those that every report has."""
+    parser.add_argument_group("output").add_argument(
         "--out",
         metavar="FOLDER",
         type=Path,
-        help="Where report.json, requests.csv, the pictures and report.html go; by default nowhere.",
+        help=f"Where {files}, the pictures and report.html go; by default nowhere.",
     )
 
 

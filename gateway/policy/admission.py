@@ -1,4 +1,4 @@
-"""May a request come in, and if not, when should it come back?
+"""May a request come in?
 
 A request is let in if its class can still keep every target it has given: with the work that waits, in order of
 virtual deadlines, over the rate at which such work is measured to be done (earliest-deadline-first
@@ -10,11 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from gateway.request import ServiceClass, Slot, slot_bounds
-
-MAX_RETRY_S = 120.0
-"""Clients of the OpenAI libraries do not retry at all when told to wait longer."""
-MIN_RETRY_S = 1.0
-
 
 MIN_PATIENT_SHARE = 0.3
 """Part of its class's rate that a patient request can count on, however many impatient ones come."""

@@ -4,7 +4,8 @@ A rule sees the tickets best first, and a replica's room as a value.  All the ti
 lengths: they lie in one bucket.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, NamedTuple, Protocol
@@ -21,6 +22,11 @@ class Unstarted(NamedTuple):
 
     rank: float
     prompt_tokens: int
+
+
+def tokens_before(unstarted: Iterable[Unstarted], rank: float) -> int:
+    """Prompt tokens that are run before those of a new row of this rank."""
+    return sum(row.prompt_tokens for row in unstarted if row.rank <= rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,10 @@ class Room:
     tpot_s: float = inf
     """The tightest target for the time per token among the running rows."""
 
-    def tokens_before(self, rank: float) -> int:
-        """Prompt tokens in the engine that are run before those of a new row."""
-        return sum(row.prompt_tokens for row in self.unstarted if row.rank <= rank)
-
     @property
     def is_busy(self) -> bool:
         """So many prompts wait in the engine that no more should, in order of arrival."""
-        return self.tokens_before(inf) >= self.max_prefill_tokens
+        return tokens_before(self.unstarted, inf) >= self.max_prefill_tokens
 
 
 class BatchRule(Protocol):
@@ -77,14 +79,7 @@ def row_of(ticket: Ticket) -> Row:
 def longest_row_tokens(layout: KVLayout, budget_bytes: int) -> int:
     """The most tokens (prompt and answer) that one row alone may hold within the budget."""
     room = budget_bytes // layout.bytes_per_token
-    low, high = 0, room
-    while low < high:
-        middle = (low + high + 1) // 2
-        if layout.room_tokens(middle) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return bisect_right(range(1, room + 1), room, key=layout.room_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +104,7 @@ class ToTheEnd:
             if len(chosen) >= room.max_rows:
                 break
             num_rows = len(room.running) + len(chosen) + 1
-            before = room.tokens_before(ticket.score)
+            before = tokens_before(room.unstarted, ticket.score)
             padded = max(longest, ticket.prompt_tokens) * (len(chosen) + 1)
             if (before or chosen) and before + padded > room.max_prefill_tokens:
                 continue

@@ -56,8 +56,9 @@ class Guard:
             for ticket, count, since_s in self._passed.values()
             if count >= MAX_PASSED or now_s - since_s >= MAX_PASSED_S
         ]
+        overdue.sort(key=lambda ticket: (ticket.score, ticket.id))
         fitting = (t for t in overdue if FuturePeak(room.layout, [row_of(t)]).bytes <= room.budget_bytes)
-        held = min(fitting, key=lambda ticket: (ticket.score, ticket.id), default=None)
+        held = next(fitting, None)
         if held != self._held:
             self._held, self._beside = held, []
         return held

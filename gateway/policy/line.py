@@ -8,8 +8,9 @@ and only clients that tell a first request from a return have a place: the other
 
 from collections import deque
 
-from gateway.policy.admission import MAX_RETRY_S, MIN_RETRY_S
-
+MAX_RETRY_S = 120.0
+"""Clients of the OpenAI libraries do not retry at all when told to wait longer."""
+MIN_RETRY_S = 1.0
 GRACE_S = 10.0
 """So long after its time a client may still return and find its place."""
 SPEED = 0.7

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from gateway.policy import boundaries
 from gateway.policy.bucket import Bounds, BucketRule, Paper, Traffic
+from gateway.policy.fading import Fading
 
 HALF_LIFE_S = 30.0
 """After so long a ticket counts half in the recent traffic."""
@@ -15,34 +16,12 @@ MIN_DRIFT = 0.1
 """Change of the traffic since the last look that is worth another: a tenth of all tickets lie elsewhere."""
 
 
-class Recent:
-    """A histogram of the bins of recent tickets, the older the lighter."""
-
-    _MAX_WEIGHT = 1e9
-
-    def __init__(self) -> None:
-        self._weights: dict[int, float] = {}
-        self._since_s = 0.0
-
-    def note(self, bin: int, now_s: float) -> None:
-        # A newer ticket weighs more, which comes to the same as all older ones weighing less.
-        weight = 2.0 ** min(64.0, (now_s - self._since_s) / HALF_LIFE_S)
-        if weight > self._MAX_WEIGHT:
-            floor = weight * 1e-4
-            self._weights = {b: old / weight for b, old in self._weights.items() if old > floor}
-            self._since_s, weight = now_s, 1.0
-        self._weights[bin] = self._weights.get(bin, 0.0) + weight
-
-    def read(self) -> Mapping[int, float]:
-        return dict(self._weights)
-
-
 class Replanner:
     """Applies a bucket rule to what one driver sees."""
 
     def __init__(self, rule: BucketRule) -> None:
         self._rule = rule
-        self._recent = Recent()
+        self._recent = Fading(HALF_LIFE_S)
         self._looked: Mapping[int, float] = {}
         self._looked_depth = 0
         self._num_new = 0
@@ -50,7 +29,7 @@ class Replanner:
 
     def note(self, bin: int, now_s: float) -> None:
         """A ticket of this bin was started."""
-        self._recent.note(bin, now_s)
+        self._recent.add(bin, 1.0, now_s)
         self._num_new += 1
 
     def bounds(
@@ -65,14 +44,14 @@ class Replanner:
         """The table from now on.  The published rule is applied at every batch, as published."""
         if not isinstance(self._rule, Paper) and not self._is_due(sum(queued.values()), now_s):
             return bounds
-        traffic = Traffic(bounds, queued, self._recent.read(), max_batch, longest_tokens, batch_cost_tokens)
+        traffic = Traffic(bounds, queued, self._recent.read(now_s), max_batch, longest_tokens, batch_cost_tokens)
         return self._rule.bounds(traffic)
 
     def _is_due(self, waiting: int, now_s: float) -> bool:
         if now_s < self._next_s or self._num_new < MIN_NEW:
             return False
         self._next_s, self._num_new = now_s + PAUSE_S, 0
-        recent, depth = self._recent.read(), waiting.bit_length()
+        recent, depth = self._recent.read(now_s), waiting.bit_length()
         if depth == self._looked_depth and boundaries.drift(recent, self._looked) < MIN_DRIFT:
             return False
         self._looked, self._looked_depth = recent, depth

@@ -118,10 +118,6 @@ class SimRoster(Roster):
         return rows
 
     @property
-    def num_unstarted(self) -> int:
-        return len(self._unstarted)
-
-    @property
     def unstarted(self) -> list[Unstarted]:
         return list(self._unstarted.values())
 

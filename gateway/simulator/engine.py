@@ -7,6 +7,7 @@ however many rows run.
 
 import asyncio
 import heapq
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 from gateway.simulator.cost import Cost
@@ -194,8 +195,6 @@ class Engine:
             joined: list[Base] = [row for new in control.rows if (row := self._admit(new))]
             if joined:
                 self._state.batches.append(joined)
-                # Its driver measures by this how many of them have started when it hears of the engine again.
-                self._report(self.telemetry_step())
         else:
             reason = End.EVICTED if isinstance(control, Evict) else End.CANCELLED
             self._end([self.live[number] for number in control.rows if number in self.live], reason)
@@ -374,14 +373,7 @@ class Engine:
 
     def _steps_in(self, seconds: float, limit: int) -> int:
         """How many whole decode steps take no longer, up to a limit."""
-        low, high = 0, limit
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._decode_s(middle) <= seconds:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return bisect_right(range(1, limit + 1), seconds, key=self._decode_s)
 
     def _advance(self, steps: int) -> None:
         self._context += steps * len(self._state.running)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gateway.bench.options import LoadOptions, add_load, count, load_fields
+from gateway.bench.options import LoadOptions, add_load, add_output, count, load_fields
 from gateway.options import SettingsError
 from gateway.policy.preset import PRESETS
 from gateway.simulator import cost
@@ -57,13 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser.add_argument_group("replicas"))
     add_load(parser)
     _add_bounds(parser.add_argument_group("bounds and clients"))
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        metavar="FOLDER",
-        type=Path,
-        help="Where report.json, summary.csv, requests.csv, the pictures and report.html go; by default nowhere.",
-    )
+    add_output(parser, "report.json, summary.csv, requests.csv")
 
 
 def _add_engine(engine: argparse._ArgumentGroup) -> None:

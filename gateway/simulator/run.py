@@ -44,7 +44,6 @@ _SETTINGS = Settings()
 _SHARES = {name: class_.share for name, class_ in _SETTINGS.classes.targets().items()}
 _AIMS = {name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in _SETTINGS.classes.targets().items()}
 _FOREVER_S = 1e9
-_NO_ROWS = 2**60
 _GC_OBJECTS = 50_000
 """New objects between collections: nearly everything is freed by its count, and looking takes time."""
 _POLL_S = 30.0
@@ -131,7 +130,7 @@ class _World:
         self._config = config
         self._progress = progress
         self._metrics = Quiet()
-        self._driven: list[tuple[Driver, SimRoster]] = []
+        self._drivers: list[Driver] = []
 
     async def run(self) -> Result:
         config, workload = self._config, self._workload
@@ -157,10 +156,8 @@ class _World:
             for _ in range(config.replicas - config.num_driven)
         ]
         backends = [SimBackend(f"r{number}", self._engine) for number in range(config.num_driven)]
-        rosters = [_roster(backend.engine) for backend in backends]
-        drivers = [self._driver(*each) for each in zip(backends, rosters, strict=True)]
-        self._driven = list(zip(drivers, rosters, strict=True))
-        running = [asyncio.create_task(driver.run()) for driver in drivers]
+        self._drivers = [self._driver(backend, _roster(backend.engine)) for backend in backends]
+        running = [asyncio.create_task(driver.run()) for driver in self._drivers]
         try:
             while len(self._fleet.replicas) < len(backends):
                 await asyncio.sleep(0)
@@ -205,20 +202,12 @@ class _World:
         )
 
     def _wake(self) -> None:
-        """As a gateway does: the driver with the most room, or without any the one with the fewest rows."""
-        best, fewest = None, _NO_ROWS
-        for driver, roster in self._driven:
-            if driver.has_room and (rows := len(roster)) < fewest:
-                best, fewest = driver, rows
-        if best is None:
-            best = min((each for each, _ in self._driven if each.leads), key=_num_rows, default=None)
-        if best is not None:
-            best.wake()
+        driving.wake_one(self._drivers)
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)
         if tickets:
-            for driver, _ in self._driven:
+            for driver in self._drivers:
                 driver.cancel(tickets)
 
     def _result(self, engines: list[Engine]) -> Result:
@@ -233,10 +222,6 @@ class _World:
             preempted=self._metrics.num_preempted,
             buckets=self._metrics.max_buckets,
         )
-
-
-def _num_rows(driver: Driver) -> int:
-    return driver.num_rows
 
 
 def _roster(engine: Engine) -> SimRoster:

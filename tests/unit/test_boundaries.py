@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gateway.policy.boundaries import Costs, Optimal, drift
 from gateway.policy.bucket import Bounds, Paper, Reason, Traffic, bin_of, bucket_of, first_tokens
-from gateway.policy.replan import MIN_NEW, Recent, Replanner
+from gateway.policy.fading import Fading
+from gateway.policy.replan import HALF_LIFE_S, MIN_NEW, Replanner
 
 HISTOGRAMS = st.dictionaries(st.integers(0, 60), st.integers(1, 50), min_size=1, max_size=7)
 
@@ -186,12 +187,12 @@ def test_drift_is_the_share_that_lies_elsewhere() -> None:
 
 
 def test_recent_traffic_fades_by_half_lives() -> None:
-    recent = Recent()
+    recent = Fading(HALF_LIFE_S)
     for second in range(10_000):
-        recent.note(1, second)
+        recent.add(1, 1.0, second)
     for _ in range(10):
-        recent.note(2, 10_000 + 30)
-    weights = recent.read()
+        recent.add(2, 1.0, 10_000 + 30)
+    weights = recent.read(10_000 + 30)
     last = weights[2] / 10
     # A second's ticket of 30 to 10,030 s ago: a geometric series of half-lives.
     assert weights[1] / last == pytest.approx(0.5 / (1 - 2 ** (-1 / 30)), rel=0.05)
