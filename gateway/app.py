@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from gateway.profiler import Profiler
 from gateway.settings import DEMO_MODEL, Settings
 from gateway.store import link
 from gateway.store.redis import RedisStore
+from gateway.switchboard import Switchboard
 from gateway.ticketing import Aim
 from gateway.tokenizer import HFTokenizer
 
@@ -61,7 +62,7 @@ class Gateway:
         self._store = store
         self._metrics = metrics
         self._fleet = Fleet(settings.scheduling.safety_factor)
-        self._drivers: list[Driver] = []
+        self._switchboard = Switchboard(self._name, store, self._fleet, metrics)
         self._profiler = Profiler(self._name, store)
         self._policy = preset.named(settings.policy, settings.scheduling.bulk_order)
         queue, classes = settings.queue, settings.classes.targets()
@@ -82,17 +83,25 @@ class Gateway:
                 progress_timeout_s=settings.origin.progress_timeout_s,
             ),
             metrics=metrics,
-            wake=self._wake,
-            cancel=self._cancel,
+            wake=self._switchboard.wake,
+            cancel=self._switchboard.cancel,
+            recall=self._switchboard.recall,
         )
+        self._switchboard.origin = self.origin
 
     async def run(self) -> None:
         """Serve the queue for ever; ends only by cancellation or a bug."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.origin.run())
+            group.create_task(self._switchboard.run())
             group.create_task(self._profiler.run())
             for address in self._settings.triton:
                 group.create_task(self._drive(address))
+
+    def leave(self) -> None:
+        """Take nothing new in, and let other gateways drive."""
+        self.origin.is_draining = True
+        self._switchboard.board.is_leaving = True
 
     async def _drive(self, address: str) -> None:
         """Drive every replica of one Triton, once it answers."""
@@ -101,7 +110,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             for model in models:
                 driver = self._driver(triton.TritonBackend(address, model))
-                self._drivers.append(driver)
+                self._switchboard.drivers.append(driver)
                 group.create_task(driver.run())
 
     def _driver(self, backend: triton.TritonBackend) -> Driver:
@@ -111,7 +120,8 @@ class Gateway:
             backend=backend,
             store=self._store,
             fleet=self._fleet,
-            receiver=lambda origin: self.origin if origin == self._name else None,
+            receiver=self._switchboard.receiver,
+            may_drive=self._switchboard.board.may_drive,
             metrics=self._metrics,
             config=driving.Config(
                 lease_s=settings.driver.lease_s,
@@ -125,14 +135,6 @@ class Gateway:
                 ),
             ),
         )
-
-    def _wake(self) -> None:
-        driving.wake_one(self._drivers)
-
-    def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
-        tickets = list(tickets)
-        for driver in self._drivers:
-            driver.cancel(tickets)
 
 
 async def serve(settings: Settings) -> None:
@@ -153,7 +155,7 @@ async def serve(settings: Settings) -> None:
         await site.start()
         log.info("gateway.listening", host=settings.host, port=settings.port, model=model_name(settings))
         await _first(running, asyncio.create_task(_stop_signal()))
-        gateway.origin.is_draining = True
+        gateway.leave()
         await site.stop()
         await _drain(gateway, settings.http.grace_s)
 

@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 import msgspec
 import structlog
 
-from gateway import chooser
+from gateway import chooser, standing
 from gateway.chooser import Chooser
 from gateway.errors import BackendLost, LeaseLost, Outranked, StoreLost
 from gateway.fleet import Fleet, Replica
@@ -61,18 +61,21 @@ class Driver:
         backend: Backend,
         store: Store,
         fleet: Fleet,
-        receiver: Callable[[str], Receiver | None],
+        receiver: Callable[[str], Receiver],
         config: Config,
         metrics: Metrics,
+        may_drive: Callable[[str], bool] = lambda replica: True,
         roster: Roster | None = None,
     ) -> None:
-        """`roster` None: it counts the events' tokens itself."""
+        """`receiver` gives the origin in a gateway of that name; `may_drive` is asked before each election.
+        `roster` None: it counts the events' tokens itself."""
         self.replica = backend.replica
         self._gateway = gateway
         self._backend = backend
         self._store = store
         self._fleet = fleet
         self._receiver = receiver
+        self._may_drive = may_drive
         self._config = config
         self._metrics = metrics
         self._roster = Roster() if roster is None else roster
@@ -84,6 +87,10 @@ class Driver:
         self._doomed: dict[str, int] | None = None
         """While a claim is under way: tickets cancelled meanwhile, up to which attempt."""
         self._leased = False
+        self._giving = asyncio.Event()
+        """Another gateway is to drive."""
+        self.failed_s = -inf
+        """When it last could not attach, on the event loop's clock."""
         self._is_short = False
         """Something waits, as far as is known, and there was no room for it."""
         self._unsure = False
@@ -113,6 +120,10 @@ class Driver:
         """There may be something to dispatch."""
         self._work.set()
 
+    def hand_over(self) -> None:
+        """Let another gateway drive; the rows go on."""
+        self._giving.set()
+
     def cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         """Free the rows of these tickets up to the given attempts, now or when a claim under way brings them."""
         for ticket, attempt in tickets:
@@ -130,9 +141,10 @@ class Driver:
         said = ""
         while True:
             try:
-                epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
-                if epoch is not None:
-                    await self._drive(epoch)
+                if self._may_drive(self.replica):
+                    epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
+                    if epoch is not None:
+                        await self._drive(epoch)
             except (StoreLost, BackendLost, LeaseLost, Outranked) as error:
                 if said != (said := str(error) or repr(error)):
                     log.warning("driver.interrupted", replica=self.replica, error=said)
@@ -161,15 +173,19 @@ class Driver:
         try:
             return await self._backend.attach(contract.Attach(epoch, self._gateway))
         except BackendLost:
-            self._leave()
+            self.failed_s = asyncio.get_running_loop().time()
+            self._fleet.left(self.replica)
+            self._metrics.replica_left(self.replica)
             self._deliver(self._roster.lose())
             await self._backend.revive()
             raise
 
     async def _serve(self, session: Session, replica: Replica, epoch: int) -> None:
         self._leased = True
+        self._giving.clear()
         tasks = (
-            self._renew(epoch),
+            self._renew(replica, epoch),
+            self._give(),
             self._listen(session, replica),
             self._watch(replica),
             self._dispatch(session, replica, epoch),
@@ -184,23 +200,27 @@ class Driver:
             error = errors.exceptions[0]
         else:
             return
-        if isinstance(error, Outranked):
+        if isinstance(error, Outranked) or self._giving.is_set():
             self._roster.clear()
-            self._leave()
+            self._metrics.replica_left(self.replica)
         raise error
 
-    def _leave(self) -> None:
-        self._fleet.left(self.replica)
-        self._metrics.replica_left(self.replica)
+    async def _give(self) -> NoReturn:
+        await self._giving.wait()
+        raise LeaseLost(f"handed {self.replica} over")
 
-    async def _renew(self, epoch: int) -> NoReturn:
-        """Keep the lease.  Without it nothing is claimed any more, but the session goes on until another driver
-        has had the time to take over; then this one competes again."""
+    async def _renew(self, replica: Replica, epoch: int) -> NoReturn:
+        """Keep the lease, and tell everybody how the replica stands.  Without the lease nothing is claimed any
+        more, but the session goes on until another driver has had the time to take over; then this one
+        competes again."""
         while True:
-            await asyncio.sleep(self._config.renew_s)
             with contextlib.suppress(StoreLost):
-                self._leased = self._leased and await self._store.renew(self.replica, epoch, self._config.lease_s)
-            if not self._leased:
+                self._leased = self._leased and await self._store.renew(
+                    self.replica, epoch, self._config.lease_s, standing.encode(replica.standing)
+                )
+            if self._leased:
+                await asyncio.sleep(self._config.renew_s)
+            else:
                 await asyncio.sleep(self._config.lease_s)
                 raise LeaseLost(f"lost the lease of {self.replica}")
 
@@ -242,14 +262,11 @@ class Driver:
         replica.rows = len(self._roster)
         replica.unstarted = self._roster.unstarted
         replica.tpot_s = self._roster.tpot_s
+        replica.has_room = self.has_room
 
     def _deliver(self, mails: Mails) -> None:
         for origin, mail in mails.items():
-            receiver = self._receiver(origin)
-            if receiver is None:
-                self.cancel((drawn.ticket, drawn.attempt) for drawn in mail.drawn)
-            else:
-                self.cancel(receiver.receive(mail.drawn, mail.departed))
+            self.cancel(self._receiver(origin).receive(mail.drawn, mail.departed))
 
     # Towards the engine
 
@@ -320,8 +337,7 @@ class Driver:
         for entry in entries:
             by_origin.setdefault(entry.ticket.origin, []).append((entry.ticket.id, entry.ticket.attempt))
         for origin, tickets in by_origin.items():
-            if (receiver := self._receiver(origin)) is not None:
-                receiver.claimed(tickets)
+            self._receiver(origin).claimed(tickets)
 
     async def _send(self, session: Session, replica: Replica, epoch: int, entries: Sequence[Entry]) -> None:
         rows = [row for entry in entries if (row := self._new_row(entry)) is not None]

@@ -7,23 +7,26 @@ from gateway.policy import batch
 from gateway.policy.batch import Unstarted
 from gateway.policy.drain import Drain
 from gateway.policy.pace import Pace, Stopwatch
+from gateway.standing import Standing
 from triton_backend.contract import Attached, ModelInfo, Telemetry
-from triton_backend.memory import KVLayout
+from triton_backend.memory import Layout
 
 _BUSY_ROWS = 32
 """Rows that share a decode step when the cost of a token is reckoned."""
 
 
 class Replica:
-    """One attached engine."""
+    """One engine, driven here or elsewhere."""
 
-    def __init__(self, attached: Attached) -> None:
-        self.model: ModelInfo = attached.model
-        self.layout: KVLayout = attached.layout
-        self.telemetry: Telemetry = attached.telemetry
+    def __init__(self, seen: Attached | Standing) -> None:
+        self.model: ModelInfo = seen.model
+        self.layout: Layout = seen.layout
+        self.telemetry: Telemetry = seen.telemetry
         self.drain = Drain()
         self.rows = 0
         """Rows in the engine, started or not."""
+        self.has_room = True
+        """Nothing waits for want of room there, as far as is known."""
         self.unstarted: Sequence[Unstarted] = ()
         """Rows in the engine whose prompts are still to be run."""
         self.tpot_s = inf
@@ -36,6 +39,27 @@ class Replica:
         self.telemetry, self._pace = telemetry, None
         if telemetry.decode_rows:
             self._stopwatch.note_decode(telemetry.decode_rows, telemetry.step_s)
+
+    def told(self, standing: Standing) -> None:
+        """Its driver is elsewhere, and says this."""
+        self.model, self.layout, self.telemetry = standing.model, standing.layout, standing.telemetry
+        self._pace, self.drain.rate = standing.pace, standing.work_rate
+        self.rows, self.has_room, self.tpot_s = standing.rows, standing.has_room, standing.tpot_s
+        self.unstarted = standing.unstarted
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(
+            model=self.model,
+            layout=self.layout,
+            telemetry=self.telemetry,
+            pace=self.pace,
+            work_rate=self.drain.rate,
+            rows=self.rows,
+            has_room=self.has_room,
+            tpot_s=self.tpot_s,
+            unstarted=list(self.unstarted),
+        )
 
     @property
     def pace(self) -> Pace:
@@ -61,15 +85,23 @@ class Replica:
 
 
 class Fleet:
-    """The replicas that answer now.  Written by the drivers, read by everybody."""
+    """The replicas that answer now.  Written by the drivers, and by the board for those driven elsewhere; read by
+    everybody."""
 
     def __init__(self, safety_factor: float) -> None:
         self.safety_factor = safety_factor
         self.replicas: dict[str, Replica] = {}
 
     def joined(self, name: str, attached: Attached) -> Replica:
+        """This gateway drives it."""
         self.replicas[name] = Replica(attached)
         return self.replicas[name]
+
+    def told(self, name: str, standing: Standing) -> None:
+        """Another gateway drives it."""
+        if name not in self.replicas:
+            self.replicas[name] = Replica(standing)
+        self.replicas[name].told(standing)
 
     def left(self, name: str) -> None:
         self.replicas.pop(name, None)

@@ -173,6 +173,17 @@ class Metrics:
         self._splits.labels(reason).inc(max(0, after - before))
         self._merges.labels(reason).inc(max(0, before - after))
 
+    # The relay
+
+    def relayed(self, letters: int, tokens: int) -> None:
+        """Sent to other gateways."""
+        self._letters.inc(letters)
+        self._relayed_tokens.inc(tokens)
+
+    def relay_dropped(self, tokens: int) -> None:
+        """The store did not answer for too long; their tickets will be put back."""
+        self._dropped_tokens.inc(tokens)
+
     # The process
 
     def store_verb(self, verb: str, seconds: float, ok: bool) -> None:
@@ -238,6 +249,9 @@ class Metrics:
         self._queue_bytes = self._gauge("shared_queue_bytes", "Payload bytes in the shared queue.")
         self._buckets = self._gauge("shared_queue_buckets", "Length buckets of the shared queue.")
         self._preemptions = self._counter("preempted_rows", "Flex rows told to make room for a higher class.")
+        self._letters = self._counter("relayed_letters", "Messages sent to other gateways.")
+        self._relayed_tokens = self._counter("relayed_tokens", "Tokens sent to other gateways.")
+        self._dropped_tokens = self._counter("relay_dropped_tokens", "Tokens dropped while Redis did not answer.")
         self._splits = self._counter("bucket_splits", "Buckets added by this gateway.", "reason")
         self._merges = self._counter("bucket_merges", "Buckets removed by this gateway.", "reason")
 

@@ -86,8 +86,9 @@ class Origin:
         metrics: Metrics,
         wake: Callable[[], None],
         cancel: Callable[[Iterable[tuple[str, int]]], None],
+        recall: Callable[[Iterable[tuple[str, int, str]]], None],
     ) -> None:
-        """`wake` and `cancel` reach the drivers: work was queued; free these tickets' rows."""
+        """`wake`, `cancel` and `recall` reach the drivers, as in Outbox."""
         self.gateway = gateway
         self.models = [model]
         self._store = store
@@ -96,13 +97,14 @@ class Origin:
         self._metrics = metrics
         self._wake = wake
         self._cancel = cancel
+        self._recall = recall
         self._profiler = profiler
         self._intake = Intake(gateway, tokenizer, fleet, profiler, config.policy, config.aims)
         self._gatekeeper = Gatekeeper(config.policy.admission, store, fleet, config.limits, config.shares)
         self.is_draining = False
         """Set once at shutdown: nothing new comes in, and readiness says so."""
         self._live: dict[str, Live] = {}
-        self._outbox = Outbox(store, wake, cancel)
+        self._outbox = Outbox(store, wake, cancel, recall)
 
     # For the server
 
@@ -391,7 +393,7 @@ class Origin:
             if found is not None and found.ticket.attempt == asked[ticket]:
                 self._put_back(found, "unknown to the store")
         orphans = await self._store.reap(1000)
-        self._cancel((ticket, _ANY_ATTEMPT) for ticket, _ in orphans)
+        self._recall((ticket, _ANY_ATTEMPT, replica) for ticket, replica in orphans)
 
 
 def _now_s() -> float:

@@ -19,14 +19,19 @@ _RETRY_S = 0.2
 
 
 class Outbox:
-    """`wake` and `cancel` reach the drivers: work was queued; free these tickets' rows."""
-
     def __init__(
-        self, store: Store, wake: Callable[[], None], cancel: Callable[[Iterable[tuple[str, int]]], None]
+        self,
+        store: Store,
+        wake: Callable[[], None],
+        cancel: Callable[[Iterable[tuple[str, int]]], None],
+        recall: Callable[[Iterable[tuple[str, int, str]]], None],
     ) -> None:
+        """These reach the drivers: work was queued; free the rows of these (ticket, attempt)s that are driven
+        here; of these (ticket, attempt, replica)s, wherever."""
         self._store = store
         self._wake = wake
         self._cancel = cancel
+        self._recall = recall
         self._back: dict[str, Live] = {}
         self._finished: dict[str, int] = {}
         self._cancelled: dict[str, int] = {}
@@ -89,7 +94,7 @@ class Outbox:
             self._cancel(cancelled.items())
             leased = await self._store.cancel(list(cancelled))
             # A claim may have taken one in the meantime; its driver can be told only now.
-            self._cancel((id, cancelled[id]) for id, _ in leased)
+            self._recall((id, cancelled[id], replica) for id, replica in leased)
             _settled(self._cancelled, cancelled.items())
 
 

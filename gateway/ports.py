@@ -13,6 +13,10 @@ from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Eve
 MAX_SAMPLES = 8192
 """Finished requests that the store keeps to learn from."""
 MAX_SNAPSHOT_BYTES = 1 << 20
+MAX_LETTERS = 1000
+"""Letters that the store keeps for a gateway: what a fast engine says in some ten seconds."""
+INBOX_TTL_S = 30.0
+"""An inbox that nobody writes to goes after so long: its gateway may be gone."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -34,6 +38,23 @@ class Entry(msgspec.Struct, frozen=True):
 
     ticket: Ticket
     payload: bytes
+
+
+class Seat(msgspec.Struct, frozen=True):
+    """A replica's driver, and what it said of the replica last."""
+
+    gateway: str
+    standing: bytes
+    """Opaque to the store; empty before the first renewal."""
+
+
+class Assembly(msgspec.Struct, frozen=True):
+    """Who is there."""
+
+    gateways: Mapping[str, bytes]
+    """Those that would drive, each with its card (opaque to the store)."""
+    seats: Mapping[str, Seat]
+    """The replicas that have a driver."""
 
 
 class Store(Protocol):
@@ -98,14 +119,22 @@ class Store(Protocol):
         """Become the replica's driver: the new epoch, max(last + 1, clock in microseconds), or None while
         another gateway holds the lease.  Not idempotent."""
 
-    async def renew(self, replica: str, epoch: int, lease_s: float) -> bool:
-        """Prolong the lease; False if it is lost."""
+    async def renew(self, replica: str, epoch: int, lease_s: float, standing: bytes) -> bool:
+        """Prolong the lease and tell everybody how the replica stands; False if it is lost."""
 
     async def resign(self, replica: str, epoch: int) -> None:
         """Give the lease up, if it is still this epoch's."""
 
-    async def drivers(self) -> dict[str, str]:
-        """Replicas with a live driver, and the gateway that drives each."""
+    async def assemble(self, gateway: str, card: bytes, life_s: float) -> Assembly:
+        """Be counted among those that would drive for `life_s`, or with 0 no more, and see who is there."""
+
+    async def post(self, letters: Mapping[str, bytes]) -> None:
+        """Append a letter to each of these gateways' inboxes, of which the latest MAX_LETTERS are kept.  Not
+        idempotent."""
+
+    async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
+        """Up to `limit` (id, letter)s of an inbox, in order, from the one after the id `after` on, or if that is
+        empty from the oldest; waits up to `wait_s` for the first."""
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         """Replace the bucket table if its version is still `version` (the new one is version + 1)."""

@@ -1,6 +1,7 @@
 """What every store must do, once, for both adapters.  `tests/unit/test_store_memory.py` runs it on an
 injected clock, `tests/stack/test_store_redis.py` on a real Valkey.  Nothing here assumes what it says."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from gateway.errors import LeaseLost, QueueFull
-from gateway.ports import MAX_SAMPLES, MAX_SNAPSHOT_BYTES, Entry, Limits, Store
+from gateway.ports import MAX_LETTERS, MAX_SAMPLES, MAX_SNAPSHOT_BYTES, Entry, Limits, Seat, Store
 from gateway.request import Profile, ServiceClass, Ticket
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
@@ -52,6 +53,12 @@ async def lead(store: Store, replica: str = "replica", gateway: str = "gateway-1
     return epoch
 
 
+async def drivers(store: Store) -> dict[str, str]:
+    """The gateway that drives, by replica."""
+    seats = (await store.assemble("onlooker", b"", 0)).seats
+    return {replica: seat.gateway for replica, seat in seats.items()}
+
+
 async def claim_all(store: Store, *ids: str) -> int:
     epoch = await lead(store)
     assert len(await store.claim("replica", epoch, [(id, 0) for id in ids], {})) == len(ids)
@@ -80,7 +87,7 @@ class StoreContract:
         assert (queue.heads, queue.served, queue.tickets, queue.tokens, queue.bytes) == ([], {}, 0, 0, 0)
         assert (queue.bounds, queue.bounds_version) == ((0,), 0)
         assert await slots(store) == {}
-        assert await store.drivers() == {}
+        assert await drivers(store) == {}
         assert await peek_ids(store) == []
         assert await store.peek([], 5) == []
 
@@ -315,37 +322,85 @@ class StoreContract:
 
         await eventually(elected, tick)
         assert epochs[0] > first
-        assert await store.drivers() == {"replica": "gateway-2"}
-        assert not await store.renew("replica", first, 60)
-        assert await store.renew("replica", epochs[0], 60)
+        assert await drivers(store) == {"replica": "gateway-2"}
+        assert not await store.renew("replica", first, 60, b"")
+        assert await store.renew("replica", epochs[0], 60, b"")
 
     async def test_a_lease_is_refused_to_others_only(self, store: Store) -> None:
         first = await lead(store)
         assert await store.elect("replica", "gateway-2", 60) is None
         assert await lead(store) > first, "who lost the reply to its election asks again"
         assert await lead(store, "other", "gateway-2")
-        assert await store.drivers() == {"replica": "gateway-1", "other": "gateway-2"}
+        assert await drivers(store) == {"replica": "gateway-1", "other": "gateway-2"}
 
     async def test_a_renewed_lease_lasts(self, store: Store, tick: Tick) -> None:
         epoch = await store.elect("replica", "gateway-1", 30)
         assert epoch is not None
-        assert await store.renew("replica", epoch, LEASE_S)
+        assert await store.renew("replica", epoch, LEASE_S, b"")
 
         async def lapsed() -> bool:
-            return not await store.drivers()
+            return not await drivers(store)
 
         await eventually(lapsed, tick)
-        assert not await store.renew("replica", epoch, 60)
+        assert not await store.renew("replica", epoch, 60, b"")
         with pytest.raises(LeaseLost):
             await store.claim("replica", epoch, [], {})
+
+    async def test_what_a_driver_says_of_its_replica_is_seen_by_all(self, store: Store) -> None:
+        epoch = await lead(store)
+        assert await store.renew("replica", epoch, 60, b"\x00 fine\xff\n")
+        assert not await store.renew("replica", epoch + 1, 60, b"forged")
+        assert not await store.renew("other", epoch, 60, b"forged")
+        seats = (await store.assemble("onlooker", b"", 0)).seats
+        assert seats == {"replica": Seat("gateway-1", b"\x00 fine\xff\n")}
+
+    async def test_those_that_would_drive_are_counted_while_they_say_so(self, store: Store, tick: Tick) -> None:
+        assert (await store.assemble("onlooker", b"", 0)).gateways == {}
+        assert (await store.assemble("b", b"1 2\x00\n", 60)).gateways == {"b": b"1 2\x00\n"}
+        assert (await store.assemble("a", b"", LEASE_S)).gateways == {"a": b"", "b": b"1 2\x00\n"}
+        assert (await store.assemble("b", b"new", 60)).gateways["b"] == b"new"
+
+        async def lapsed() -> bool:
+            return "a" not in (await store.assemble("onlooker", b"", 0)).gateways
+
+        await eventually(lapsed, tick)
+        assert (await store.assemble("b", b"", 0)).gateways == {}
+
+    async def test_letters_are_collected_in_order_and_from_where_the_reader_was(self, store: Store) -> None:
+        assert await store.collect("a", "", 99, 0.01) == []
+        await store.post({"a": b"1", "b": b"other"})
+        await store.post({"a": b"\x002\xff"})
+        (first, one), (second, two) = await store.collect("a", "", 99, 0.01)
+        assert (one, two) == (b"1", b"\x002\xff")
+        assert await store.collect("a", "", 1, 0.01) == [(first, one)]
+        assert await store.collect("a", first, 99, 0.01) == [(second, two)]
+        assert await store.collect("a", second, 99, 0.01) == []
+        assert [letter for _, letter in await store.collect("b", "", 99, 0.01)] == [b"other"]
+        await store.post({})
+
+    async def test_a_letter_wakes_who_waits_for_it(self, store: Store) -> None:
+        waiting = asyncio.create_task(store.collect("a", "", 99, 30))
+        await asyncio.sleep(0.01)
+        await store.post({"b": b"no"})
+        await store.post({"a": b"yes"})
+        assert [letter for _, letter in await waiting] == [b"yes"]
+
+    async def test_an_inbox_keeps_the_latest_letters(self, store: Store) -> None:
+        for number in range(MAX_LETTERS + 300):
+            await store.post({"a": b"%d" % number})
+        kept: list[tuple[str, bytes]] = []
+        while letters := await store.collect("a", kept[-1][0] if kept else "", 99, 0.01):
+            kept += letters
+        assert MAX_LETTERS <= len(kept) < MAX_LETTERS + 200, "give or take"
+        assert [int(letter) for _, letter in kept] == [*range(MAX_LETTERS + 300)][-len(kept) :]
 
     async def test_a_resigned_lease_is_free_at_once(self, store: Store) -> None:
         first = await lead(store)
         await store.resign("replica", first + 1)
-        assert await store.drivers() == {"replica": "gateway-1"}
+        assert await drivers(store) == {"replica": "gateway-1"}
         for _ in range(2):
             await store.resign("replica", first)
-        assert await store.drivers() == {}
+        assert await drivers(store) == {}
         assert await lead(store, gateway="gateway-2") > first
 
     async def test_the_bucket_table_changes_from_its_version_on(self, store: Store) -> None:
@@ -448,9 +503,12 @@ class StoreContract:
         assert head.ticket == odd
         assert await peek_ids(store) == [odd]
         epoch = await lead(store, odd, odd)
-        assert await store.drivers() == {odd: odd}
+        assert await drivers(store) == {odd: odd}
         assert len(await store.claim(odd, epoch, [(odd, 0)], {})) == 1
         assert await store.sweep(odd, epoch, [(odd, 0)]) == []
-        assert await store.renew(odd, epoch, 60)
+        assert await store.renew(odd, epoch, 60, b"")
+        assert (await store.assemble(odd, b"", 60)).gateways == {odd: b""}
+        await store.post({odd: b"letter"})
+        assert len(await store.collect(odd, "", 99, 0.01)) == 1
         assert await store.cancel([odd]) == [(odd, odd)]
         assert await store.audit(odd, [(odd, 0)], 60) == [odd]

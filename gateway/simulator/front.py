@@ -89,7 +89,9 @@ class Front:
         self._progress = progress
         self._gatekeeper = Gatekeeper(policy.admission, store, fleet, limits, shares)
         self._ticketing = Ticketing(NAME, fleet, policy, aims)
-        self._outbox = Outbox(store, wake, cancel)
+        self._outbox = Outbox(
+            store, wake, cancel, lambda leased: cancel((id, attempt) for id, attempt, _ in leased)
+        )
         first = 0 if max_returns else None
         self._requests = [[_request(t, num_retries) for t in workload.classes] for num_retries in (first, 1)]
         self._prompt_tokens: list[int] = workload.prompt_tokens.tolist()

@@ -1,12 +1,13 @@
 """Every key of the queue, `bs1:{model/shard}:<name>`: schema version first, then a hash tag, so that all keys
 of one queue lie in one cluster slot.
 
-Every script gets all of these as its KEYS, in this order.  For ticket, set, tag, leased and origin the key is
-a prefix to which the script adds `:` and the rest, since only the script knows which tickets it meets; the
+Every script gets all of these as its KEYS, in this order.  For ticket, set, tag, leased, origin and inbox the key
+is a prefix to which the script adds `:` and the rest, since only the script knows which tickets it meets; the
 hash tag is in the prefix, so what it derives is in the same slot by construction.
 
 What is left when every ticket is gone: served, buckets, origins (one member a gateway, pruned by reap),
-drivers (one field a replica, pruned by elect a day after its lease), samples and snapshot, all of bounded size,
+drivers and standings (one field a replica, pruned by elect a day after its lease), gateways (pruned by assemble),
+inboxes until they expire, samples and snapshot, all of bounded size,
 and tags until they expire.
 """
 
@@ -41,6 +42,12 @@ class Keys(NamedTuple):
     drivers: str
     """hash replica -> "epoch expiry gateway": the last epoch and, while expiry (microseconds) lies ahead, the
     lease."""
+    standings: str
+    """hash replica -> what its driver said of it last."""
+    gateways: str
+    """hash gateway -> "expiry card": those that would drive, while expiry (microseconds) lies ahead."""
+    inbox: str
+    """inbox:<gateway>, stream of letters, capped; one field, letter."""
     samples: str
     """stream of finished requests, capped; one field, sample."""
     snapshot: str

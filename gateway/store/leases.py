@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from gateway.ports import Seat
+
 
 @dataclass(slots=True)
 class _Lease:
     epoch: int
     expiry_s: float
     gateway: str
+    standing: bytes = b""
 
 
 class Leases:
@@ -19,15 +22,23 @@ class Leases:
         if last and last.expiry_s > now_s and last.gateway != gateway:
             return None
         epoch = max(last.epoch + 1 if last else 1, int(now_s * 1e6))
-        self._of[replica] = _Lease(epoch, expiry_s, gateway)
+        self._of[replica] = _Lease(epoch, expiry_s, gateway, last.standing if last else b"")
         return epoch
 
     def holds(self, replica: str, epoch: int, now_s: float) -> bool:
         lease = self._of.get(replica)
         return lease is not None and lease.epoch == epoch and lease.expiry_s > now_s
 
-    def set_expiry(self, replica: str, expiry_s: float) -> None:
-        self._of[replica].expiry_s = expiry_s
+    def renew(self, replica: str, expiry_s: float, standing: bytes) -> None:
+        lease = self._of[replica]
+        lease.expiry_s, lease.standing = expiry_s, standing
 
-    def live(self, now_s: float) -> dict[str, str]:
-        return {replica: lease.gateway for replica, lease in self._of.items() if lease.expiry_s > now_s}
+    def end(self, replica: str, now_s: float) -> None:
+        self._of[replica].expiry_s = now_s
+
+    def live(self, now_s: float) -> dict[str, Seat]:
+        return {
+            replica: Seat(lease.gateway, lease.standing)
+            for replica, lease in self._of.items()
+            if lease.expiry_s > now_s
+        }

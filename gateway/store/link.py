@@ -40,8 +40,9 @@ class Link:
         self._timeout_s = timeout_s
         self._asked: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        task = asyncio.create_task(self._bounded(question))
+    async def ask(self, question: Callable[[], Awaitable[T]], wait_s: float = 0.0) -> T:
+        """`wait_s` is how long the store itself may rightly take."""
+        task = asyncio.create_task(self._bounded(question, wait_s))
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
         try:
@@ -50,9 +51,9 @@ class Link:
             await asyncio.wait([task])
             raise
 
-    async def _bounded(self, question: Callable[[], Awaitable[T]]) -> T:
+    async def _bounded(self, question: Callable[[], Awaitable[T]], wait_s: float) -> T:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s + wait_s):
                 return await question()
         except (RedisError, RedisClusterException, OSError) as error:
             raise StoreLost(f"the store failed ({type(error).__name__})") from error

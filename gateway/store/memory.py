@@ -1,6 +1,6 @@
 """The queue in one process, on any clock: the rules of `lua/`; a verb is atomic because it never awaits.
 
-For the simulator and for tests: one gateway sees it, and it dies with the process.  Dicts stand where Redis
+For the simulator and for tests: one process sees it, and it dies with the process.  Dicts stand where Redis
 has sets, so that runs repeat whatever the hash seed.
 """
 
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from gateway.errors import LeaseLost
-from gateway.ports import Entry, Limits
+from gateway.ports import Assembly, Entry, Limits
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
+from gateway.store.inboxes import Inboxes
 from gateway.store.leases import Leases
 from gateway.store.lessons import Lessons
 from gateway.store.waiting import Held, Set, Waiting
@@ -32,6 +33,8 @@ class MemoryStore:
         self._put_by: dict[str, dict[str, None]] = {}
         self._origins: dict[str, float] = {}
         self._leases = Leases()
+        self._gateways: dict[str, tuple[float, bytes]] = {}
+        self._inboxes = Inboxes()
         self._lessons = Lessons()
         self._tags: dict[tuple[str, ServiceClass], float] = {}
         self._max_tags = 64
@@ -127,20 +130,32 @@ class MemoryStore:
         now_s = self._clock()
         return self._leases.elect(replica, gateway, now_s + lease_s, now_s)
 
-    async def renew(self, replica: str, epoch: int, lease_s: float) -> bool:
+    async def renew(self, replica: str, epoch: int, lease_s: float, standing: bytes) -> bool:
         now_s = self._clock()
         if not self._leases.holds(replica, epoch, now_s):
             return False
-        self._leases.set_expiry(replica, now_s + lease_s)
+        self._leases.renew(replica, now_s + lease_s, standing)
         return True
 
     async def resign(self, replica: str, epoch: int) -> None:
         now_s = self._clock()
         if self._leases.holds(replica, epoch, now_s):
-            self._leases.set_expiry(replica, now_s)
+            self._leases.end(replica, now_s)
 
-    async def drivers(self) -> dict[str, str]:
-        return self._leases.live(self._clock())
+    async def assemble(self, gateway: str, card: bytes, life_s: float) -> Assembly:
+        now_s = self._clock()
+        self._gateways[gateway] = (now_s + life_s, card)
+        self._gateways = {
+            name: (until_s, card) for name, (until_s, card) in self._gateways.items() if until_s > now_s
+        }
+        cards = {name: card for name, (_, card) in self._gateways.items()}
+        return Assembly(cards, self._leases.live(now_s))
+
+    async def post(self, letters: Mapping[str, bytes]) -> None:
+        self._inboxes.post(letters)
+
+    async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
+        return await self._inboxes.collect(gateway, after, limit, wait_s)
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         if version != self._bounds_version:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis, RedisCluster
 
 from gateway.errors import LeaseLost, QueueFull, StoreLost
-from gateway.ports import MAX_SAMPLES, Entry, Limits
+from gateway.ports import INBOX_TTL_S, MAX_LETTERS, MAX_SAMPLES, Assembly, Entry, Limits
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
 from gateway.store.keys import queue_keys
@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 VERBS = (
     *("put", "put_back", "queue", "peek", "claim", "finish", "cancel", "audit", "reap", "sweep"),
-    *("elect", "renew", "resign", "drivers", "rebucket", "backlog", "ping"),
-    *("append_samples", "samples", "publish", "snapshot"),
+    *("elect", "renew", "resign", "assemble", "rebucket", "backlog", "ping"),
+    *("post", "append_samples", "samples", "publish", "snapshot"),
 )
 MAX_PER_SCRIPT = 512
 """A script holds the whole server; what need not be atomic goes in parts."""
@@ -114,14 +114,25 @@ class RedisStore:
     async def elect(self, replica: str, gateway: str, lease_s: float) -> int | None:
         return await self._run("elect", [replica, gateway, lease_s], _epoch)
 
-    async def renew(self, replica: str, epoch: int, lease_s: float) -> bool:
-        return await self._run("renew", [replica, epoch, lease_s], bool)
+    async def renew(self, replica: str, epoch: int, lease_s: float, standing: bytes) -> bool:
+        return await self._run("renew", [replica, epoch, lease_s, standing], bool)
 
     async def resign(self, replica: str, epoch: int) -> None:
         await self._run("resign", [replica, epoch], bool)
 
-    async def drivers(self) -> dict[str, str]:
-        return await self._run("drivers", [], wire.text_dict)
+    async def assemble(self, gateway: str, card: bytes, life_s: float) -> Assembly:
+        return await self._run("assemble", [gateway, card, life_s], wire.assembly)
+
+    async def post(self, letters: Mapping[str, bytes]) -> None:
+        await self._run("post", [MAX_LETTERS, round(INBOX_TTL_S * 1000), *wire.flat(letters.items())], bool)
+
+    async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
+        streams: Any = {f"{self._keys.inbox}:{gateway}": after or "0"}
+        # No script: those cannot wait.
+        reply = await self._link.ask(
+            lambda: self._client.xread(streams, count=limit, block=round(wait_s * 1000)), wait_s
+        )
+        return wire.parsed(wire.letters, reply)
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)

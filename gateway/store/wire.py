@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.errors import StoreLost
-from gateway.ports import MAX_SNAPSHOT_BYTES, Entry
+from gateway.ports import MAX_SNAPSHOT_BYTES, Assembly, Entry, Seat
 from gateway.request import Backlog, Head, Queue, ServiceClass, Slot, Ticket
 
 T = TypeVar("T")
@@ -86,10 +86,6 @@ def text_pairs(reply: Sequence[Sequence[bytes]]) -> list[tuple[str, str]]:
     return [(text(first), text(second)) for first, second in reply]
 
 
-def text_dict(reply: Sequence[bytes]) -> dict[str, str]:
-    return {text(name): text(value) for name, value in pairs(reply)}
-
-
 def ticket(id: bytes, attempt: bytes, score: bytes, meta: bytes) -> Ticket | None:
     """The ticket with the score the store gave it; None if these bytes are no such ticket."""
     try:
@@ -149,6 +145,19 @@ def backlog(reply: Sequence[Any]) -> Backlog:
         sums.setdefault((ServiceClass(service_class), int(slot)), {})[unit] = int(value)
     slots = {key: Slot(sum.get("tokens", 0), sum.get("us", 0) / 1e6) for key, sum in sums.items()}
     return Backlog(float(now), max(float(now), float(tag or 0)), slots)
+
+
+def assembly(reply: Sequence[Sequence[bytes]]) -> Assembly:
+    gateways, seats = reply
+    replicas = zip(seats[::3], seats[1::3], seats[2::3], strict=True)
+    return Assembly(
+        {text(name): card for name, card in pairs(gateways)},
+        {text(replica): Seat(text(gateway), standing) for replica, gateway, standing in replicas},
+    )
+
+
+def letters(reply: Sequence[tuple[bytes, Sequence[Any]]]) -> list[tuple[str, bytes]]:
+    return [(text(id), fields.get(b"letter", b"")) for _, entries in reply for id, fields in entries]
 
 
 def samples(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[tuple[str, bytes]]:

@@ -107,9 +107,11 @@ EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "reap": lambda store: store.reap(9),
     "sweep": lambda store: store.sweep("replica", 1, []),
     "elect": lambda store: store.elect("replica", "gateway-1", 60),
-    "renew": lambda store: store.renew("replica", 1, 60),
+    "renew": lambda store: store.renew("replica", 1, 60, b"fine"),
     "resign": lambda store: store.resign("replica", 1),
-    "drivers": lambda store: store.drivers(),
+    "assemble": lambda store: store.assemble("gateway-1", b"card", 60),
+    "post": lambda store: store.post({"gateway-1": b"letter"}),
+    "collect": lambda store: store.collect("gateway-1", "", 9, 0.01),
     "rebucket": lambda store: store.rebucket((0, 4), 0),
     "backlog": lambda store: store.backlog(DEFAULT, ""),
     "append_samples": lambda store: store.append_samples([b"sample"]),
@@ -310,7 +312,7 @@ async def test_a_full_server_still_drains(store: RedisStore, client: Redis) -> N
     try:
         with pytest.raises(StoreLost):
             await put(store, entry("b/0"), entry("b/1"))
-        assert await store.renew("replica", epoch, 60)
+        assert await store.renew("replica", epoch, 60, b"")
         assert await store.audit("gateway-1", [("b/0", 0)], 60) == ["b/0"]
         assert len(await store.claim("replica", epoch, [("a/0", 0), ("a/1", 0)], {FLEX: 1.0})) == 2
         await store.put_back([entry("a/1", attempt=1)])

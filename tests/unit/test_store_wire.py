@@ -56,8 +56,8 @@ replies = st.recursive(
 @pytest.mark.parametrize(
     "parse",
     [
-        *(wire.queue, wire.backlog, wire.texts, wire.text_pairs, wire.text_dict, wire.peeked, wire.claimed),
-        *(wire.samples, wire.snapshot),
+        *(wire.queue, wire.backlog, wire.texts, wire.text_pairs, wire.peeked, wire.claimed),
+        *(wire.samples, wire.snapshot, wire.assembly, wire.letters),
     ],
     ids=lambda parse: parse.__name__,
 )

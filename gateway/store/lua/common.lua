@@ -6,8 +6,8 @@
 -- end otherwise.  So what admits work writes with HSET first (refused whole), and what drains it or keeps a lease
 -- deletes first (let through).
 
-local TICKET, SET, HEADS, SUMS, TAG, SERVED, BUCKETS, LEASED, ORIGIN, ORIGINS, DRIVERS, SAMPLES, SNAPSHOT =
-  unpack(KEYS)
+local TICKET, SET, HEADS, SUMS, TAG, SERVED, BUCKETS, LEASED, ORIGIN, ORIGINS, DRIVERS, STANDINGS, GATEWAYS,
+  INBOX, SAMPLES, SNAPSHOT = unpack(KEYS)
 
 local FIELDS = {'attempt', 'origin', 'bin', 'class', 'score', 'at', 'slot', 'tokens', 'bytes', 'us', 'replica'}
 

@@ -10,7 +10,10 @@ if expiry_us > now_us and holder ~= gateway then return false end
 -- A replica gone for a day needs no memory of its epochs: the clock has passed them.
 for _, other in ipairs(redis.call('HKEYS', DRIVERS)) do
   local _, other_expiry_us = driver(other)
-  if other_expiry_us < now_us - 86400e6 then redis.call('HDEL', DRIVERS, other) end
+  if other_expiry_us < now_us - 86400e6 then
+    redis.call('HDEL', DRIVERS, other)
+    redis.call('HDEL', STANDINGS, other)
+  end
 end
 
 local epoch = integer(math.max((last or 0) + 1, now_us))

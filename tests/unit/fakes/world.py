@@ -1,9 +1,9 @@
-"""One gateway's driver(s) and origin over the memory store and model-less replicas, on virtual time."""
+"""Gateways, drivers and origins, over the memory store and model-less replicas, on virtual time."""
 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from prometheus_client import CollectorRegistry
 
@@ -22,6 +22,7 @@ from gateway.ports import Limits
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass
 from gateway.store.memory import MemoryStore
+from gateway.switchboard import Switchboard
 from gateway.ticketing import Aim
 from gateway.training import train
 from tests.unit.fakes.engine import FakeBackend
@@ -48,20 +49,25 @@ async def train_in_place(samples: Sequence[Sample]) -> Snapshot | None:
 
 
 class World:
+    """One gateway."""
+
     def __init__(
         self,
         store: MemoryStore,
         backends: list[FakeBackend],
         config: origins.Config = ORIGIN,
         profiler: Profiler | None = None,
+        name: str = "g",
     ) -> None:
+        self.name = name
         self.store = store
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
         self.metrics = Metrics(CollectorRegistry(), "fake")
-        self.profiler = profiler or Profiler("g", store, train_in_place)
+        self.profiler = profiler or Profiler(name, store, train_in_place)
+        self.switchboard = Switchboard(name, store, self.fleet, self.metrics)
         self.origin = Origin(
-            gateway="g",
+            gateway=name,
             model="fake",
             store=store,
             tokenizer=CharTokenizer(),
@@ -69,35 +75,42 @@ class World:
             profiler=self.profiler,
             config=config,
             metrics=self.metrics,
-            wake=self._wake,
-            cancel=self._cancel,
+            wake=self.switchboard.wake,
+            cancel=self.switchboard.cancel,
+            recall=self.switchboard.recall,
         )
-        self.drivers = [
+        self.switchboard.origin = self.origin
+        self.drivers = self.switchboard.drivers
+        self.drivers += [
             Driver(
-                gateway="g",
+                gateway=name,
                 backend=backend,
                 store=store,
                 fleet=self.fleet,
-                receiver=lambda name: self.origin if name == "g" else None,
+                receiver=self.switchboard.receiver,
+                may_drive=self.switchboard.board.may_drive,
                 config=DRIVER,
                 metrics=self.metrics,
             )
             for backend in backends
         ]
 
-    def _wake(self) -> None:
-        for driver in self.drivers:
-            driver.wake()
-
-    def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
-        tickets = list(tickets)
-        for driver in self.drivers:
-            driver.cancel(tickets)
-
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["World"]:
+        """Alone: the replicas end with it."""
+        try:
+            async with self.joined():
+                yield self
+        finally:
+            for backend in self.backends:
+                await backend.aclose()
+
+    @contextlib.asynccontextmanager
+    async def joined(self) -> AsyncIterator["World"]:
+        """Until it dies, without a word to anybody."""
         tasks = [asyncio.create_task(driver.run()) for driver in self.drivers]
         tasks.append(asyncio.create_task(self.origin.run()))
+        tasks.append(asyncio.create_task(self.switchboard.run()))
         tasks.append(asyncio.create_task(self.profiler.run()))
         try:
             while len(self.fleet.replicas) < len(self.backends):
@@ -107,8 +120,6 @@ class World:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for backend in self.backends:
-                await backend.aclose()
 
     async def answer(self, prompt: list[int], max_tokens: int = 8, call_id: str = "call") -> list[int]:
         """All tokens of a greedy answer of exactly `max_tokens`."""

@@ -1,0 +1,235 @@
+"""Several gateways on one store: whoever drives, every request gets exactly its tokens."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.policy import seats
+from gateway.store.memory import MemoryStore
+from tests.unit.fakes import clock
+from tests.unit.fakes.engine import STEP_S, FakeBackend, token_at
+from tests.unit.fakes.line import Line
+from tests.unit.fakes.world import World
+
+
+class Site:
+    """Gateways that come and go, over replicas that stay."""
+
+    def __init__(self, replicas: int) -> None:
+        self.store = MemoryStore(clock=asyncio.get_running_loop().time)
+        self.backends = [FakeBackend(f"r{number}") for number in range(replicas)]
+        self.gateways: dict[str, World] = {}
+        self._stacks: dict[str, contextlib.AsyncExitStack] = {}
+
+    async def join(self, name: str) -> World:
+        world = World(Line(self.store), self.backends, name=name)  # type: ignore[arg-type]
+        self._stacks[name] = contextlib.AsyncExitStack()
+        self.gateways[name] = await self._stacks[name].enter_async_context(world.joined())
+        return world
+
+    async def leave(self, name: str) -> None:
+        """In order: others drive before it goes."""
+        world = self.gateways[name]
+        world.origin.is_draining = world.switchboard.board.is_leaving = True
+        await world.origin.idle()
+        await asyncio.sleep(1.0)
+        assert not any(driver.leads for driver in world.drivers) or len(self.gateways) == 1
+        await self._end(name)
+
+    async def die(self, name: str) -> None:
+        """Without a word to anybody."""
+        self.gateways[name].store.is_cut = True  # type: ignore[attr-defined]
+        await self._end(name)
+
+    async def _end(self, name: str) -> None:
+        del self.gateways[name]
+        await self._stacks.pop(name).aclose()
+
+    def led(self) -> dict[str, list[str]]:
+        return {
+            name: [driver.replica for driver in world.drivers if driver.leads]
+            for name, world in self.gateways.items()
+        }
+
+    async def aclose(self) -> None:
+        for name in list(self.gateways):
+            await self._end(name)
+        for backend in self.backends:
+            await backend.aclose()
+
+
+@contextlib.asynccontextmanager
+async def site(replicas: int, *names: str) -> AsyncIterator[Site]:
+    """At its end nothing may be left of any request."""
+    made = Site(replicas)
+    try:
+        for name in names:
+            await made.join(name)
+        await asyncio.sleep(3.0)
+        async with asyncio.timeout(600):
+            yield made
+        await asyncio.sleep(15.0)
+        for world in made.gateways.values():
+            assert await world.is_idle()
+    finally:
+        await made.aclose()
+
+
+def play(scenario: Callable[[], Awaitable[None]]) -> None:
+    clock.run(scenario())
+
+
+def prompts(count: int, seed: int = 0) -> list[tuple[list[int], int]]:
+    rng = random.Random(seed)
+    return [
+        ([rng.randrange(1, 1000) for _ in range(rng.randrange(1, 120))], rng.randrange(20, 90))
+        for _ in range(count)
+    ]
+
+
+async def all_exact(world: World, requests: list[tuple[list[int], int]]) -> None:
+    calls = [world.answer(prompt, most, f"{world.name}{at}") for at, (prompt, most) in enumerate(requests)]
+    for (prompt, most), answer in zip(requests, await asyncio.gather(*calls), strict=True):
+        assert answer == [token_at(prompt, index) for index in range(most)]
+
+
+async def all_exact_everywhere(site: Site, count: int = 40) -> None:
+    await asyncio.gather(*(all_exact(world, prompts(count)) for world in site.gateways.values()))
+
+
+@pytest.mark.parametrize(("replicas", "gateways"), [(1, 2), (2, 2), (3, 2), (4, 3)])
+def test_replicas_are_shared_out_evenly_and_all_requests_answered(replicas: int, gateways: int) -> None:
+    async def scenario() -> None:
+        async with site(replicas, *"abcd"[:gateways]) as made:
+            counts = sorted(len(led) for led in made.led().values())
+            assert sum(counts) == replicas
+            assert counts[-1] - counts[0] <= 1
+            await all_exact_everywhere(made)
+
+    play(scenario)
+
+
+def test_a_gateway_that_drives_nothing_knows_the_replicas_and_is_answered_soon() -> None:
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            (idle,) = [made.gateways[name] for name, led in made.led().items() if not led]
+            assert await idle.origin.ready() == []
+            assert idle.fleet.longest_row_tokens > 0
+            begun_s = asyncio.get_running_loop().time()
+            await all_exact(idle, [([5], 3)])
+            # No poll in between: the driver is woken, and the tokens come as letters.
+            assert asyncio.get_running_loop().time() - begun_s < 6 * STEP_S
+
+    play(scenario)
+
+
+def test_a_gateway_that_comes_gets_its_share_while_rows_run() -> None:
+    async def scenario() -> None:
+        async with site(2, "a") as made:
+            running = asyncio.create_task(all_exact_everywhere(made))
+            await asyncio.sleep(0.2)
+            await made.join("b")
+            await running
+            await asyncio.sleep(2.0)
+            assert sorted(len(led) for led in made.led().values()) == [1, 1]
+            assert "put_backs_total{" not in made.gateways["a"].metrics.render().decode(), "nothing was recomputed"
+
+    play(scenario)
+
+
+def test_a_gateway_that_leaves_in_order_interrupts_nobody() -> None:
+    async def scenario() -> None:
+        async with site(2, "a", "b") as made:
+            running = asyncio.create_task(all_exact(made.gateways["b"], prompts(60)))
+            await asyncio.sleep(0.2)
+            await made.leave("a")
+            await running
+            assert made.led() == {"b": ["r0", "r1"]}
+            assert "put_backs_total{" not in made.gateways["b"].metrics.render().decode(), "nothing was recomputed"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("when_s", [0.0, 0.05, 0.3, 0.6])
+def test_a_driver_that_dies_is_replaced_within_5_s_and_rows_go_on(when_s: float) -> None:
+    async def scenario() -> None:
+        async with site(2, "a", "b") as made:
+            doomed = asyncio.create_task(all_exact(made.gateways["a"], prompts(20)))
+            running = asyncio.create_task(all_exact(made.gateways["b"], prompts(40, 1)))
+            await asyncio.sleep(when_s)
+            await made.die("a")
+            doomed.cancel()
+            died_s = asyncio.get_running_loop().time()
+            while len(made.led()["b"]) < 2:
+                await asyncio.sleep(0.1)
+            assert asyncio.get_running_loop().time() - died_s < 5.0
+            await running
+            assert 'reason="engine died"' not in made.gateways["b"].metrics.render().decode()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_gateways_and_engines_come_and_go_at_random(seed: int) -> None:
+    async def scenario() -> None:
+        rng = random.Random(seed)
+        async with site(3, "stays", "g0", "g1") as made:
+            running = asyncio.create_task(all_exact(made.gateways["stays"], prompts(150, seed)))
+            for number in range(2, 8):
+                await asyncio.sleep(rng.random())
+                match rng.randrange(3):
+                    case 0:
+                        rng.choice(made.backends).kill()
+                    case 1 if len(made.gateways) > 1:
+                        await made.die(rng.choice([name for name in made.gateways if name != "stays"]))
+                    case _:
+                        await made.join(f"g{number}")
+            await running
+
+    play(scenario)
+
+
+def test_a_store_that_forgot_everything_is_filled_again() -> None:
+    async def scenario() -> None:
+        async with site(2, "a", "b") as made:
+            running = asyncio.create_task(all_exact_everywhere(made))
+            await asyncio.sleep(0.2)
+            MemoryStore.__init__(made.store, clock=asyncio.get_running_loop().time)
+            await running
+
+    play(scenario)
+
+
+def test_a_gateway_cut_off_from_the_store_for_10_s_goes_on_and_does_no_harm() -> None:
+    async def scenario() -> None:
+        async with site(2, "a", "b") as made:
+            running = asyncio.create_task(all_exact_everywhere(made))
+            await asyncio.sleep(0.2)
+            made.gateways["a"].store.is_cut = True  # type: ignore[attr-defined]
+            await asyncio.sleep(10)
+            made.gateways["a"].store.is_cut = False  # type: ignore[attr-defined]
+            await running
+
+    play(scenario)
+
+
+COUNTS = st.dictionaries(st.text(max_size=2), st.integers(0, 9), max_size=5)
+
+
+@given(mine=st.integers(0, 9), others=COUNTS)
+def test_who_gives_a_seat_does_not_take_it_back(mine: int, others: dict[str, int]) -> None:
+    if seats.gives(mine, others):
+        assert not seats.takes(mine - 1, others)
+        assert any(seats.takes(count, {"me": mine - 1}) for count in others.values())
+
+
+@given(mine=st.integers(0, 9), others=COUNTS)
+def test_a_free_seat_is_taken_by_somebody(mine: int, others: dict[str, int]) -> None:
+    counts = {"": mine} | {f"-{name}": count for name, count in others.items()}
+    takers = [seats.takes(count, {n: c for n, c in counts.items() if n != name}) for name, count in counts.items()]
+    assert any(takers)
