@@ -149,14 +149,18 @@ async def serve(settings: Settings) -> None:
         runner = server.make_runner(_web_app(settings, gateway, tokenizer, metrics))
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, settings.host, settings.port)
+        sites = [web.TCPSite(runner, settings.host, settings.port, reuse_port=settings.own_port is not None)]
+        if settings.own_port is not None:
+            sites.append(web.TCPSite(runner, settings.host, settings.own_port))
         running = asyncio.create_task(_run_all(gateway.run(), _measure_lag(metrics)))
         stack.push_async_callback(_cancel, running)
-        await site.start()
+        for site in sites:
+            await site.start()
         log.info("gateway.listening", host=settings.host, port=settings.port, model=model_name(settings))
         await _first(running, asyncio.create_task(_stop_signal()))
         gateway.leave()
-        await site.stop()
+        for site in sites:
+            await site.stop()
         await _drain(gateway, settings.http.grace_s)
 
 

@@ -30,6 +30,7 @@ UNITS = {
     "triton": "HOST:PORT",
     "redis": "URL",
     "gateways": "COUNT",
+    "port": "PORT",
     "replicas": "COUNT",
     "threads": "COUNT",
     "model": "FOLDER|ID",

@@ -18,7 +18,6 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SecretStr,
-    field_validator,
     model_validator,
 )
 
@@ -169,8 +168,11 @@ class Settings(Section):
     """Address to listen on; only this machine by default, as there is no key by default either."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
+    own_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """A second port to listen on, of this gateway alone, where several on one machine share `port`."""
     gateways: PositiveInt = 1
-    """Number of gateways; only 1 until gateways share work."""
+    """Number of gateways that `up` starts; several share `port`, and the first is also on the port after it, the
+    second on the next and so on."""
     replicas: PositiveInt = 1
     """Number of engines that `up` starts."""
     redis: RedisUrl | None = None
@@ -203,9 +205,13 @@ class Settings(Section):
     origin: Origin = Origin()
     log: Log = Log()
 
-    @field_validator("gateways")
-    @classmethod
-    def _one_gateway(cls, count: int) -> int:
-        if count > 1:
-            raise ValueError("more than 1 comes with sharing work between gateways, in a later version")
-        return count
+    @model_validator(mode="after")
+    def _has_ports(self) -> "Settings":
+        if self.gateways > 1 and self.port + self.gateways > 65535:
+            raise ValueError(f"{self.gateways} gateways need as many ports after {self.port}")
+        return self
+
+    @property
+    def own_ports(self) -> list[int]:
+        """Of the gateways that `up` starts, where they are several."""
+        return [self.port + 1 + number for number in range(self.gateways)] if self.gateways > 1 else []

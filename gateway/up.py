@@ -22,7 +22,8 @@ class Failed(Exception):
 def run(settings: Settings, arguments: Sequence[str]) -> int:
     """The exit status.  `arguments` are those after `up`: the gateway gets them too.  Raises Failed."""
     model = _model(settings.model)
-    _check_free(settings.host, settings.port)
+    for port in (settings.port, *settings.own_ports):
+        _check_free(settings.host, port)
     return local.supervise(_up(settings, model, arguments))
 
 
@@ -61,8 +62,13 @@ async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
         context_tokens=settings.context_tokens,
         say=_say,
     ) as stack:
-        await stack.start_gateway([*arguments, *_started(settings, stack)])
-        await asyncio.gather(stack.wait(restarts=["triton"]), _announce(settings, started_s))
+        given = [*arguments, *_started(settings, stack)]
+        if not settings.own_ports:
+            await stack.start_gateway(given)
+        children = [await stack.start_gateway([*given, "--own-port", str(port)]) for port in settings.own_ports]
+        # One of several gateways may die; the others serve on.
+        restarts = ["triton", *(child.name for child in children)]
+        await asyncio.gather(stack.wait(restarts), _announce(settings, started_s))
 
 
 def _started(settings: Settings, stack: local.Stack) -> list[str]:
@@ -74,33 +80,43 @@ def _started(settings: Settings, stack: local.Stack) -> list[str]:
 
 async def _announce(settings: Settings, started_s: float) -> None:
     """Say what is missing until nothing is, and then how to ask."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    url = _url(settings.host, settings.port)
     key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with aiohttp.ClientSession(url, headers=headers) as client:
-        await _ready(client)
-        async with client.get("/v1/models") as response:
+    async with aiohttp.ClientSession(headers=headers) as client:
+        for port in settings.own_ports or [settings.port]:
+            await _ready(client, _url(settings.host, port))
+        async with client.get(f"{url}/v1/models") as response:
             model = (await response.json())["data"][0]["id"]
     took_s = asyncio.get_running_loop().time() - started_s
-    _say(f"ready after {took_s:.1f} s: {model} on {url}.  Ctrl-C ends it.  Try:")
+    alone = f" (each gateway alone: ports {_range(settings.own_ports)})" if settings.own_ports else ""
+    _say(f"ready after {took_s:.1f} s: {model} on {url}{alone}.  Ctrl-C ends it.  Try:")
     print(f"\n{_example(url, model, bool(key))}\n", flush=True)
 
 
-async def _ready(client: aiohttp.ClientSession) -> None:
+def _url(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _range(ports: Sequence[int]) -> str:
+    return f"{ports[0]} to {ports[-1]}"
+
+
+async def _ready(client: aiohttp.ClientSession, url: str) -> None:
     while True:
         for _ in range(round(SAY_S / POLL_S)):
-            missing = await _missing(client)
+            missing = await _missing(client, url)
             if missing == []:
                 return
             await asyncio.sleep(POLL_S)
         _say("waiting: " + "; ".join(missing or ["the gateway does not answer yet"]))
 
 
-async def _missing(client: aiohttp.ClientSession) -> list[str] | None:
+async def _missing(client: aiohttp.ClientSession, url: str) -> list[str] | None:
     """Why the gateway is not ready; None while it does not answer at all."""
     try:
-        async with client.get("/ready") as response:
+        async with client.get(f"{url}/ready") as response:
             return list((await response.json())["reasons"])
     except aiohttp.ClientError:
         return None

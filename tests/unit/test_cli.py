@@ -31,7 +31,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 2) ->
         (("up", "here"), "unexpected argument 'here'"),
         (("config", "--port"), "--port: expected one argument"),
         (("config", "--port", "x"), "port = 'x' (from --port)"),
-        (("up", "--gateways", "2"), "more than 1 comes with sharing work"),
+        (("up", "--gateways", "2", "--port", "65534"), "need as many ports after 65534"),
         (("gateway",), "needs --redis"),
         (("gateway", "--redis", "redis://h"), "needs --triton"),
     ],

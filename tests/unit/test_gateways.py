@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -80,7 +81,7 @@ async def site(replicas: int, *names: str) -> AsyncIterator[Site]:
         await made.aclose()
 
 
-def play(scenario: Callable[[], Awaitable[None]]) -> None:
+def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     clock.run(scenario())
 
 
