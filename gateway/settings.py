@@ -135,8 +135,9 @@ class Store(Section):
 class Driver(Section):
     lease_s: PositiveFloat = 3.0
     """How long a replica's driver stays elected without renewing: the pause if it dies."""
-    renew_s: PositiveFloat = 1.0
-    """Pause between renewals: two may fail before the lease is lost."""
+    renew_s: PositiveFloat = 0.5
+    """Pause between renewals, with which the others also learn how the replica stands; several may fail before the
+    lease is lost."""
 
     @model_validator(mode="after")
     def _renewed_in_time(self) -> "Driver":

@@ -85,7 +85,6 @@ def test_unknown_names_come_with_the_nearest_known_one(tmp_path: Path) -> None:
     [
         ("port", "x", "port = 'x' (from --port): "),
         ("port", "65536", "less than or equal to 65535"),
-        ("gateways", "2", "more than 1 comes with sharing work between gateways"),
         ("triton", ["somewhere"], "should be HOST:PORT"),
         ("device", "gpu", "should be cpu, cuda or cuda:N"),
         ("dtype", "float8", "'float32', 'bfloat16' or 'float16'"),
