@@ -7,7 +7,7 @@ while it has no more than any other, and hands one over when another has two few
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, Protocol
 
 from gateway import standing
@@ -54,12 +54,16 @@ class Board:
         store: Store,
         fleet: Fleet,
         drivers: Sequence[Seated],
+        card: Callable[[], bytes],
+        heard: Callable[[Iterable[bytes]], None],
     ) -> None:
-        """`drivers` may grow."""
+        """`drivers` may grow.  `card` is what the others should know; `heard` gets theirs."""
         self._gateway = gateway
         self._store = store
         self._fleet = fleet
         self._drivers = drivers
+        self._card = card
+        self._heard = heard
         self._assembly = Assembly({}, {})
         self._free_since_s: dict[str, float] = {}
         self.is_leaving = False
@@ -94,9 +98,10 @@ class Board:
     async def look(self) -> None:
         """Raises StoreLost."""
         life_s = LIFE_S if self._is_willing else 0.0
-        self._assembly = await self._store.assemble(self._gateway, b"", life_s)
+        self._assembly = await self._store.assemble(self._gateway, self._card(), life_s)
         self._note_free()
         self._note_standings()
+        self._heard(card for name, card in self._assembly.gateways.items() if name != self._gateway)
         self._balance()
 
     @property

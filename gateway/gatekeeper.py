@@ -3,15 +3,17 @@
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import inf
 
 import msgspec
 
+from gateway import card
 from gateway.call import OpenCall, Promise
+from gateway.card import Cards
 from gateway.errors import StoreLost, TooManyRequests, Unavailable
 from gateway.fleet import Fleet
-from gateway.policy import admission, line
+from gateway.policy import admission, demand, line
 from gateway.policy.admission import AdmissionRule, Asked, Everybody, Load
 from gateway.policy.demand import Demand, octave
 from gateway.policy.line import Line
@@ -37,6 +39,16 @@ class Gatekeeper:
         self._lines = {name: Line() for name in ServiceClass}
         self._margins: defaultdict[tuple[ServiceClass, int], Margin] = defaultdict(Margin)
         self._demand = {name: Demand() for name in ServiceClass}
+        self._others = Cards()
+
+    def card(self) -> bytes:
+        """What the other gateways should know."""
+        now_s = asyncio.get_running_loop().time()
+        return card.encode({c: card.word(self._demand[c], self._lines[c], now_s) for c in ServiceClass})
+
+    def heard(self, cards: Iterable[bytes]) -> None:
+        """The others' cards."""
+        self._others.read(cards, asyncio.get_running_loop().time())
 
     def arrived(self, call: OpenCall, request: Request) -> None:
         """To be told of each call once, before `limits` is asked."""
@@ -60,7 +72,6 @@ class Gatekeeper:
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
         now_s = asyncio.get_running_loop().time()
-        promised = [] if request.num_retries else self._lines[request.service_class].promised(now_s)
         asked, start_s = self._look(call, backlog)
         load = Load(
             backlog=backlog.slots,
@@ -68,10 +79,10 @@ class Gatekeeper:
             rate=self._fleet.work_rate,
             start_s=start_s,
             shares=self._shares,
-            impatient=self._demand[request.service_class].tighter(asked.ttft_s, now_s),
+            impatient=self._impatient(asked, now_s),
             # Who was told to come now has a right to the reserve too.
             margin=1.0 if request.num_retries else self._margin(asked).part,
-            promised=promised,
+            promised=[] if request.num_retries else self._promised(asked.service_class, now_s),
         )
         forecast = self._rule.forecast(asked, load)
         if forecast.late_s > 0:
@@ -106,6 +117,15 @@ class Gatekeeper:
         """Short waits are not estimated wrongly in the same way as long ones."""
         return self._margins[asked.service_class, octave(asked.ttft_s)]
 
+    def _impatient(self, asked: Asked, now_s: float) -> float:
+        """Work of the class that comes in a second, to any gateway, and passes this."""
+        others = self._others.demand(asked.service_class, now_s)
+        return demand.tighter(asked.ttft_s, [self._demand[asked.service_class].rates(now_s), *others])
+
+    def _promised(self, service_class: ServiceClass, now_s: float) -> list[tuple[float, float]]:
+        """Work of those whom any gateway told to come back."""
+        return self._lines[service_class].promised(now_s) + self._others.promised(service_class, now_s)
+
     def _look(self, call: OpenCall, backlog: Backlog) -> tuple[Asked, float]:
         """What the call asks for, and when its first prompt could start if nothing waited."""
         first = call.tickets[0]
@@ -131,6 +151,7 @@ class Gatekeeper:
         else:
             now_s = asyncio.get_running_loop().time()
             place = self._lines[asked.service_class]
+            late_s = max(late_s, self._others.end_in_s(asked.service_class, now_s))
             retry_after_s = place.book(now_s, late_s, asked.seconds, rate, random.random())
         why = reason or f"targets would be missed by {late_s:.1f} s"
         return TooManyRequests(f"Too many requests are waiting ({why}).", retry_after_s=retry_after_s)

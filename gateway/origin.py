@@ -100,7 +100,7 @@ class Origin:
         self._recall = recall
         self._profiler = profiler
         self._intake = Intake(gateway, tokenizer, fleet, profiler, config.policy, config.aims)
-        self._gatekeeper = Gatekeeper(config.policy.admission, store, fleet, config.limits, config.shares)
+        self.gatekeeper = Gatekeeper(config.policy.admission, store, fleet, config.limits, config.shares)
         self.is_draining = False
         """Set once at shutdown: nothing new comes in, and readiness says so."""
         self._live: dict[str, Live] = {}
@@ -195,10 +195,10 @@ class Origin:
         return call
 
     async def _put(self, call: OpenCall, request: Request) -> None:
-        self._gatekeeper.arrived(call, request)
+        self.gatekeeper.arrived(call, request)
         for _ in range(_MAX_PUTS):
             try:
-                limits = await self._gatekeeper.limits(call, request)
+                limits = await self.gatekeeper.limits(call, request)
             except ApiError:
                 self._forget(call)
                 raise
@@ -214,7 +214,7 @@ class Origin:
             else:
                 self._queued(entries, scores)
                 return
-        refusal = await self._gatekeeper.full(call, request, reason)
+        refusal = await self.gatekeeper.full(call, request, reason)
         self._forget(call)
         raise refusal
 
@@ -291,7 +291,7 @@ class Origin:
         if not live.call.has_tokens:
             live.call.has_tokens = True
             self._metrics.first_token(live.ticket.service_class, now_s - live.call.arrival_s)
-            self._gatekeeper.first_token(live.call, now_s - live.call.arrival_s)
+            self.gatekeeper.first_token(live.call, now_s - live.call.arrival_s)
 
     def _finished(self, live: Live, reason: FinishReason) -> None:
         """The choice is complete."""

@@ -10,12 +10,13 @@ from gateway.board import Board
 from gateway.driver import Driver, Receiver
 from gateway.fleet import Fleet
 from gateway.metrics import Metrics
+from gateway.origin import Origin
 from gateway.ports import Store
 from gateway.relay import Letter, Relay, RemoteOrigin
 
 
 class Switchboard:
-    origin: Receiver
+    origin: Origin
     """This gateway's; to be set before anything runs."""
 
     def __init__(self, gateway: str, store: Store, fleet: Fleet, metrics: Metrics) -> None:
@@ -24,7 +25,14 @@ class Switchboard:
         self._gateway = gateway
         self._fleet = fleet
         self._relay = Relay(gateway, store, metrics)
-        self.board = Board(gateway, store, fleet, self.drivers)
+        self.board = Board(
+            gateway,
+            store,
+            fleet,
+            self.drivers,
+            card=lambda: self.origin.gatekeeper.card(),
+            heard=lambda cards: self.origin.gatekeeper.heard(cards),
+        )
 
     async def run(self) -> NoReturn:
         async with asyncio.TaskGroup() as group:

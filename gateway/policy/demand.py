@@ -4,6 +4,7 @@ A request that may wait long is passed by all that come after it and may not.  W
 them, and the best guess of who comes is who came lately.
 """
 
+from collections.abc import Iterable, Mapping
 from math import frexp, log
 
 from gateway.policy.fading import Fading
@@ -23,11 +24,15 @@ class Demand:
         """A request came, whether it is let in or not."""
         self._seconds.add(octave(slack_s), seconds, now_s)
 
-    def tighter(self, slack_s: float, now_s: float) -> float:
-        """Engine seconds in a second of requests that may wait less by half at least."""
-        at = octave(slack_s)
-        work = sum(seconds for other, seconds in self._seconds.read(now_s).items() if other < at - 1)
-        return work * log(2) / HALF_LIFE_S
+    def rates(self, now_s: float) -> dict[int, float]:
+        """Engine seconds in a second, by octave of the slack."""
+        return {at: seconds * log(2) / HALF_LIFE_S for at, seconds in self._seconds.read(now_s).items()}
+
+
+def tighter(slack_s: float, rates: Iterable[Mapping[int, float]]) -> float:
+    """Engine seconds in a second of requests that may wait less by half at least, in several gateways."""
+    at = octave(slack_s)
+    return sum(rate for each in rates for other, rate in each.items() if other < at - 1)
 
 
 def octave(slack_s: float) -> int:

@@ -56,6 +56,10 @@ class Line:
             self._places.popleft()
         self._returning += _SMOOTHING * (1 - self._returning)
 
+    def end_in_s(self, now_s: float) -> float:
+        """How far from now the next place would be."""
+        return max(0.0, self._end_s - now_s)
+
     def promised(self, now_s: float) -> list[tuple[float, float]]:
         """Work to be expected: seconds from now, and engine seconds."""
         self._forget(now_s)

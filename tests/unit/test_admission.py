@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import card
 from gateway.policy import admission
 from gateway.policy.admission import Asked, ByTarget, Everybody, Load
-from gateway.policy.demand import Demand
+from gateway.policy.demand import Demand, tighter
 from gateway.policy.drain import Drain
 from gateway.policy.line import SPEED, Line, guess
 from gateway.policy.margin import Margin
@@ -220,10 +221,11 @@ def test_demand_is_work_per_second_of_those_that_may_wait_less() -> None:
     for tenth in range(3000):
         demand.note(1.0, 0.05, tenth / 10)
         demand.note(10.0, 0.2, tenth / 10)
-    assert demand.tighter(10.0, 300.0) == pytest.approx(0.5, rel=0.05)
-    assert demand.tighter(1.0, 300.0) == 0
-    assert demand.tighter(10.0, 310.0) == pytest.approx(0.25, rel=0.05)
-    assert demand.tighter(10.0, 3000.0) == pytest.approx(0.0, abs=1e-9)
+    assert tighter(10.0, [demand.rates(300.0)]) == pytest.approx(0.5, rel=0.05)
+    assert tighter(1.0, [demand.rates(300.0)]) == 0
+    assert tighter(10.0, [demand.rates(310.0)]) == pytest.approx(0.25, rel=0.05)
+    assert tighter(10.0, [demand.rates(3000.0)]) == pytest.approx(0.0, abs=1e-9)
+    assert tighter(10.0, [demand.rates(300.0)] * 3) == pytest.approx(1.5, rel=0.05), "of three gateways"
 
 
 def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
@@ -259,3 +261,20 @@ def test_easy_promises_teach_nothing() -> None:
     assert margin.part == 0.85
     margin.learn(0.1, kept=False)
     assert margin.part < 0.85
+
+
+def test_what_a_gateway_tells_is_what_the_others_reckon_with() -> None:
+    demand, line = Demand(), Line()
+    demand.note(1.0, 4.0, 100.0)
+    for _ in range(3):
+        line.book(100.0, late_s=5.0, seconds=2.0, rate=1.0, jitter=0.0)
+    said = card.encode({ServiceClass.DEFAULT: card.word(demand, line, 100.0)})
+    cards = card.Cards()
+    cards.read([said, b"nonsense", said], 200.0)
+    assert cards.demand(ServiceClass.DEFAULT, 200.0) == [demand.rates(100.0)] * 2
+    assert cards.demand(ServiceClass.FLEX, 200.0) == []
+    promised = cards.promised(ServiceClass.DEFAULT, 201.0)
+    assert sum(seconds for _, seconds in promised) == pytest.approx(2 * 3 * 2.0)
+    assert min(in_s for in_s, _ in promised) == pytest.approx(5.0 - 1.0, abs=1.0)
+    assert cards.end_in_s(ServiceClass.DEFAULT, 201.0) == pytest.approx(line.end_in_s(101.0))
+    assert cards.promised(ServiceClass.DEFAULT, 210.0) == [], "gateways that fell silent are no more"
