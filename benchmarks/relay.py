@@ -85,8 +85,8 @@ async def measure(count: int, load: Load) -> str:
         f"| {one.commands / load.requests:.1f} / {one.commands / tokens:.2f} "
         f"| {1e6 * one.redis_s / load.requests:.0f} / {1e6 * one.redis_s / tokens:.1f} "
         f"| {1e6 * one.gateways_s / load.requests:.0f} / {1e6 * one.gateways_s / tokens:.0f} "
-        f"| {p50:.0f} / {p99:.0f} | {idle.commands / 5:.0f} commands/s, Redis {20 * idle.redis_s:.1f} % of a core, "
-        f"a gateway {20 * idle.gateways_s / count:.1f} % |"
+        f"| {p50:.0f} / {p99:.0f} | {idle.commands / 5:.0f} commands/s, "
+        f"Redis {20 * idle.redis_s:.1f} % of a core, a gateway {20 * idle.gateways_s / count:.1f} % |"
     )
 
 
