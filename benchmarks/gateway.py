@@ -1,8 +1,8 @@
 """What the gateway itself costs: `python -m benchmarks.gateway`.
 
-One gateway, a real Valkey and a real Triton, and an engine without a model that draws a token for every row in each
-step.  Prints the time to the first token at one client (through gateway, Redis and Triton), the gateway's processor
-time per streamed token, and short requests per second and core.
+One gateway, a real Valkey and a real Triton, and an engine without a model that draws a token for every row in
+each step.  Prints the time to the first token at one client (through gateway, Redis and Triton), the gateway's
+processor time per streamed token, and short requests per second and core.
 """
 
 import argparse
