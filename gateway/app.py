@@ -24,7 +24,7 @@ from gateway.policy import preset
 from gateway.ports import Limits, Store
 from gateway.profiler import Profiler
 from gateway.settings import DEMO_MODEL, Settings
-from gateway.store import link
+from gateway.store import home
 from gateway.store.redis import RedisStore
 from gateway.switchboard import Switchboard
 from gateway.ticketing import Aim
@@ -166,8 +166,14 @@ async def serve(settings: Settings) -> None:
 
 def _store(settings: Settings, metrics: Metrics) -> RedisStore:
     assert settings.redis is not None, "the command line asks for it"
-    client = link.connect(settings.redis.get_secret_value(), connect_timeout_s=settings.store.connect_timeout_s)
-    return RedisStore(client, model_name(settings), timeout_s=settings.store.timeout_s, observe=metrics.store_verb)
+    url, timeouts = settings.redis.get_secret_value(), settings.store
+    return RedisStore(
+        home.connect(url, connect_timeout_s=timeouts.connect_timeout_s),
+        model_name(settings),
+        timeout_s=timeouts.timeout_s,
+        observe=metrics.store_verb,
+        changed=metrics.store_lost,
+    )
 
 
 def _web_app(settings: Settings, gateway: Gateway, tokenizer: HFTokenizer, metrics: Metrics) -> web.Application:

@@ -189,6 +189,10 @@ class Metrics:
     def store_verb(self, verb: str, seconds: float, ok: bool) -> None:
         self._store.labels(verb, "ok" if ok else "lost").observe(seconds)
 
+    def store_lost(self, is_lost: bool) -> None:
+        """Verbs fail at once from now on, or are asked again."""
+        self._store_lost.set(is_lost)
+
     def loop_lag(self, seconds: float) -> None:
         """How late the event loop ran a timer."""
         self._lag.observe(seconds)
@@ -200,6 +204,7 @@ class Metrics:
         self._streams = self._gauge("streams", "Event streams open now.")
         self._disconnects = self._counter("disconnects", "Clients that left before their answer was complete.")
         self._store = self._histogram("store_seconds", "Round trips to the store.", _SHORT, "verb", "result")
+        self._store_lost = self._gauge("store_lost", "1 while the store does not answer and verbs fail at once.")
         self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", _SHORT)
 
     def _define_requests(self) -> None:

@@ -62,7 +62,7 @@ class Outbox:
             try:
                 await self.settle()
             except StoreLost as error:
-                log.warning("store.lost", error=str(error))
+                log.debug("store.lost", error=str(error))
                 await asyncio.sleep(_RETRY_S)
                 self._unsettled.set()
 

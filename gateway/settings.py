@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from gateway.request import ServiceClass
+from gateway.store import urls
 
 DEMO_MODEL = str(Path(__file__).parents[1] / "triton_backend" / "demo" / "model")
 Policy = Literal["full", "bucketserve", "uellm", "continuous", "static"]
@@ -37,8 +38,8 @@ def _split(value: object) -> object:
 
 
 def _redis_url(value: object) -> object:
-    if isinstance(value, str) and not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("should start with redis://, rediss:// or unix://")
+    if isinstance(value, str):
+        urls.parse(value)
     return value
 
 
@@ -177,7 +178,7 @@ class Settings(Section):
     replicas: PositiveInt = 1
     """Number of engines that `up` starts."""
     redis: RedisUrl | None = None
-    """URL of a running Redis or Valkey; without it `up` starts its own."""
+    """URL of a running Redis or Valkey, of its Sentinels or its Cluster; without it `up` starts its own."""
     triton: Addresses = ()
     """gRPC address HOST:PORT of a running Triton, several with commas or by repeating; without it `up` starts
     its own."""

@@ -1,48 +1,45 @@
 """How a question reaches Redis and comes back.
 
-Three rules: no question takes longer than its deadline, all waiting included; every failure is a StoreLost;
-and no answer is ever read by somebody else.  For the last, a question runs in a task of its own: cancelling
-whoever asked does not stop it halfway, and the cancellation is passed on once it is over.  So a cancelled
-verb has happened or failed by the time its caller sees CancelledError, and no second verb can overtake it.
+Four rules: no question takes longer than its deadline, all waiting included; every failure is a StoreLost;
+no answer is ever read by somebody else; and a store that does not answer is not asked (breaker.py).  For the
+third, a question runs in a task of its own: cancelling whoever asked does not stop it halfway, and the
+cancellation is passed on once it is over.  So a cancelled verb has happened or failed by the time its caller
+sees CancelledError, and no second verb can overtake it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from gateway.errors import StoreLost
+from gateway.store.breaker import Breaker
+from gateway.store.home import Home, Question
 
 T = TypeVar("T")
 
 
-def connect(url: str, *, max_connections: int = 16, connect_timeout_s: float = 0.5) -> Redis:
-    """A client fit for a Link.  Sockets have no timeout of their own: the Link's deadline covers them, and
-    redis-py closes a connection that is cancelled between a command and its reply.
-
-    RESP2, because over RESP3 redis-py turns maintenance notifications on and then skips its check that a
-    pooled connection has no unread reply."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=None,
-        protocol=2,
-        socket_timeout=None,
-        socket_connect_timeout=connect_timeout_s,
-    )
-    return Redis.from_pool(pool)
-
-
 class Link:
-    def __init__(self, timeout_s: float) -> None:
+    """`probe` is what a store that does not answer is asked until it does; `changed` hears True when it stops
+    answering and False when it answers again."""
+
+    def __init__(
+        self,
+        home: Home,
+        timeout_s: float,
+        probe: Question[object],
+        changed: Callable[[bool], None] = lambda is_lost: None,
+    ) -> None:
+        self._home = home
         self._timeout_s = timeout_s
+        self._breaker = Breaker(lambda: self._bounded(probe, timeout_s), changed)
         self._asked: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, question: Callable[[], Awaitable[T]], wait_s: float = 0.0) -> T:
+    async def ask(self, question: Question[T], wait_s: float = 0.0) -> T:
         """`wait_s` is how long the store itself may rightly take."""
-        task = asyncio.create_task(self._bounded(question, wait_s))
+        self._breaker.check()
+        task = asyncio.create_task(self._bounded(question, self._timeout_s + wait_s))
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
         try:
@@ -51,14 +48,22 @@ class Link:
             await asyncio.wait([task])
             raise
 
-    async def _bounded(self, question: Callable[[], Awaitable[T]], wait_s: float) -> T:
-        try:
-            async with asyncio.timeout(self._timeout_s + wait_s):
-                return await question()
-        except (RedisError, RedisClusterException, OSError) as error:
-            raise StoreLost(f"the store failed ({type(error).__name__})") from error
-
-    async def settle(self) -> None:
+    async def aclose(self) -> None:
         """Returns when nothing is in flight any more."""
         if self._asked:
             await asyncio.wait(self._asked)
+        await self._breaker.aclose()
+        await self._home.aclose()
+
+    async def _bounded(self, question: Question[T], timeout_s: float) -> T:
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._home.ask(question)
+        except (RedisError, OSError) as error:
+            if isinstance(error, ResponseError):
+                self._breaker.answered()
+            else:
+                self._breaker.failed(error)
+            raise StoreLost(f"the store failed ({type(error).__name__})") from error
+        self._breaker.answered()
+        return answer

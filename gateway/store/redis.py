@@ -1,6 +1,7 @@
 """The queue in Redis or Valkey: one script a verb, one round trip a call (two if a ticket is broken)."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import time
@@ -8,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from gateway.errors import LeaseLost, QueueFull, StoreLost
 from gateway.ports import INBOX_TTL_S, MAX_LETTERS, MAX_SAMPLES, Assembly, Entry, Limits
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
+from gateway.store.home import Home
 from gateway.store.keys import queue_keys
 from gateway.store.link import Link
 
@@ -31,27 +34,29 @@ log = logging.getLogger(__name__)
 
 
 class RedisStore:
-    """`client` comes from `link.connect`, or is a Sentinel's or a Cluster's client made likewise; the store
-    closes it.  `grace_s` is how long an origin that has put but not yet audited counts as alive.
-    `observe` hears each verb's seconds and whether it was answered."""
+    """`home` comes from `home.connect`; the store closes it.  `grace_s` is how long an origin that has put but
+    not yet audited counts as alive.  `observe` hears each verb's seconds and whether it was answered, `changed`
+    True when the store stops answering, so that verbs fail at once, and False when it answers again."""
 
     def __init__(
         self,
-        client: Redis | RedisCluster,
+        home: Home,
         model: str,
         *,
         shard: int = 0,
         grace_s: float = 10.0,
         timeout_s: float = 0.5,
         observe: Callable[[str, float, bool], None] = lambda verb, seconds, ok: None,
+        changed: Callable[[bool], None] = lambda is_lost: None,
     ) -> None:
-        self._client = client
         self._keys = queue_keys(model, shard)
         self._grace_s = grace_s
-        self._link = Link(timeout_s)
-        self._observe = observe
         common = source("common")
-        self._scripts = {verb: client.register_script(common + source(verb)) for verb in VERBS}
+        self._scripts = {verb: Script(common + source(verb)) for verb in VERBS}
+        self._link = Link(
+            home, timeout_s, lambda client: self._scripts["ping"](client, self._keys, [b""]), changed
+        )
+        self._observe = observe
         self.num_broken = 0
         """Tickets forgotten because they did not decode."""
 
@@ -130,7 +135,7 @@ class RedisStore:
         streams: Any = {f"{self._keys.inbox}:{gateway}": after or "0"}
         # No script: those cannot wait.
         reply = await self._link.ask(
-            lambda: self._client.xread(streams, count=limit, block=round(wait_s * 1000)), wait_s
+            lambda client: client.xread(streams, count=limit, block=round(wait_s * 1000)), wait_s
         )
         return wire.parsed(wire.letters, reply)
 
@@ -161,13 +166,12 @@ class RedisStore:
             raise StoreLost("the store answered something else")
 
     async def aclose(self) -> None:
-        await self._link.settle()
-        await self._client.aclose()
+        await self._link.aclose()
 
     async def _run(self, verb: str, args: Sequence[wire.Arg], parse: Callable[[Any], T]) -> T:
         begun_s, ok = time.perf_counter(), False
         try:
-            reply = await self._link.ask(lambda: self._scripts[verb](self._keys, args))
+            reply = await self._link.ask(lambda client: self._scripts[verb](client, self._keys, args))
             ok = True
         finally:
             self._observe(verb, time.perf_counter() - begun_s, ok)
@@ -181,6 +185,20 @@ class RedisStore:
         # If this fails they are met again; the sound ones beside them must not be lost over it.
         with contextlib.suppress(StoreLost):
             await self._run("cancel", ids, bool)
+
+
+class Script:
+    """Sent as its hash; in full to a server that does not know it."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._hash = hashlib.sha1(source.encode()).hexdigest()
+
+    async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[wire.Arg]) -> Any:
+        try:
+            return await client.evalsha(self._hash, len(keys), *keys, *args)
+        except NoScriptError:
+            return await client.eval(self._source, len(keys), *keys, *args)
 
 
 def source(name: str) -> str:

