@@ -214,15 +214,17 @@ class Driver:
         more, but the session goes on until another driver has had the time to take over; then this one
         competes again."""
         while True:
-            with contextlib.suppress(StoreLost):
+            pause_s = self._config.renew_s
+            try:
                 self._leased = self._leased and await self._store.renew(
                     self.replica, epoch, self._config.lease_s, standing.encode(replica.standing)
                 )
-            if self._leased:
-                await asyncio.sleep(self._config.renew_s)
-            else:
+            except StoreLost:
+                pause_s = self._config.poll_s
+            if not self._leased:
                 await asyncio.sleep(self._config.lease_s)
                 raise LeaseLost(f"lost the lease of {self.replica}")
+            await asyncio.sleep(pause_s)
 
     async def _watch(self, replica: Replica) -> NoReturn:
         """Declare a silent engine lost.  Twice in a row, since it may be this process that was stopped."""

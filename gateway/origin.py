@@ -51,6 +51,7 @@ _FINISHED = {End.STOP: FinishReason.STOP, End.LENGTH: FinishReason.LENGTH}
 _MAX_DEATHS = 3
 _DIED = "engine died"
 _ANY_ATTEMPT = 2**62
+_RETRY_S = 0.2
 _IDLE_POLL_S = 0.05
 _MAX_PUTS = 3
 """So often is admission asked again because others came in between."""
@@ -376,9 +377,12 @@ class Origin:
 
     async def _audit_for_ever(self) -> NoReturn:
         while True:
-            with contextlib.suppress(StoreLost):
+            pause_s = self._config.audit_s
+            try:
                 await self.audit()
-            await asyncio.sleep(self._config.audit_s)
+            except StoreLost:
+                pause_s = min(pause_s, _RETRY_S)
+            await asyncio.sleep(pause_s)
 
     async def audit(self) -> None:
         """Put back what the store has forgotten and what has been silent for too long.  Raises StoreLost."""

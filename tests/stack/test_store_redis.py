@@ -32,6 +32,7 @@ from tests.store_contract import (
     put,
     slots,
 )
+from tests.store_crashes import CrashMachine
 from tests.store_machine import StoreMachine, run_machine
 
 KEYS = queue_keys("model")
@@ -93,6 +94,39 @@ def test_it_agrees_with_the_model(url: str) -> None:
             return RedisStore(connect(url), "model", timeout_s=PATIENT_S)
 
     run_machine(RedisMachine, max_examples=40, stateful_step_count=30)
+
+
+AGE = """
+local us = tonumber(ARGV[1]) * 1e6
+for _, origin in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  redis.call('ZINCRBY', KEYS[1], -ARGV[1], origin)
+end
+for _, replica in ipairs(redis.call('HKEYS', KEYS[2])) do
+  local epoch, expiry_us, gateway = redis.call('HGET', KEYS[2], replica):match('^(%d+) (%d+) (.*)$')
+  local aged = string.format('%s %.0f %s', epoch, expiry_us - us, gateway)
+  redis.call('HSET', KEYS[2], replica, aged)
+end
+"""
+"""Nobody can set the server's clock: leases and signs of life are made older instead."""
+
+
+@pytest.mark.timeout(60)
+def test_nothing_is_lost_or_doubled_when_gateways_crash(url: str) -> None:
+    class CrashingMachine(CrashMachine):
+        async def open(self) -> Store:
+            async with open_client(url) as client:
+                await client.flushall()
+            return RedisStore(connect(url), "model", timeout_s=PATIENT_S)
+
+        async def pass_time(self, seconds: float) -> None:
+            async with open_client(url) as client:
+                await client.eval(AGE, 2, KEYS.origins, KEYS.drivers, str(seconds))
+
+        async def check_clean(self) -> None:
+            async with open_client(url) as client:
+                await assert_clean(client)
+
+    run_machine(CrashingMachine, max_examples=40, stateful_step_count=30)
 
 
 EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.store.memory import MemoryStore
 from tests.store_contract import FLEX, LEASE_S, StoreContract, entry, put
+from tests.store_crashes import CrashMachine
 from tests.store_machine import StoreMachine, run_machine
 
 
@@ -76,3 +77,17 @@ class MemoryMachine(StoreMachine):
 @pytest.mark.timeout(60)
 def test_it_agrees_with_the_model() -> None:
     run_machine(MemoryMachine, max_examples=60, stateful_step_count=40)
+
+
+class CrashingMachine(CrashMachine):
+    async def open(self) -> MemoryStore:
+        self.clock = Clock()
+        return MemoryStore(self.clock)
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+
+
+@pytest.mark.timeout(60)
+def test_nothing_is_lost_or_doubled_when_gateways_crash() -> None:
+    run_machine(CrashingMachine, max_examples=60, stateful_step_count=40)
