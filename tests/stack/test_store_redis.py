@@ -126,7 +126,7 @@ def test_nothing_is_lost_or_doubled_when_gateways_crash(url: str) -> None:
             async with open_client(url) as client:
                 await assert_clean(client)
 
-    run_machine(CrashingMachine, max_examples=40, stateful_step_count=30)
+    run_machine(CrashingMachine, max_examples=25, stateful_step_count=30)
 
 
 EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
