@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.transport import cpu_s
 from gateway import local
 from gateway.settings import DEMO_MODEL
-from gateway.store import link
+from gateway.store.home import open_client
 
 REPLICAS = 2
 PROMPT_TOKENS = 50
@@ -133,7 +133,7 @@ async def _read(session: aiohttp.ClientSession, stack: local.Stack, urls: list[s
         async with session.get(f"{url}/metrics") as response:
             found = re.search(r"^bucketserve_relayed_tokens_total (\S+)$", await response.text(), re.MULTILINE)
             relayed += float(found[1]) if found else 0.0
-    async with link.connect(stack.redis_url) as redis:
+    async with open_client(stack.redis_url) as redis:
         info = await redis.info("all")
     redis_s = info["used_cpu_user"] + info["used_cpu_sys"]
     return Meter(info["total_commands_processed"], redis_s, sum(map(cpu_s, pids)), relayed)

@@ -320,7 +320,7 @@ class CrashMachine(RuleBasedStateMachine):
         elif what == "look":
             self.run(gateway, self.look(driver), fates)
         else:
-            lease = (LEASE_S,) if what == "renew" else ()
+            lease = (LEASE_S, b"") if what == "renew" else ()
             self.run(gateway, self.ask(what, driver.replica, driver.epoch, *lease), fates)
 
     async def unless_lost(self, gateway: Gateway, driver: Driver, work: Any) -> None:
@@ -347,7 +347,7 @@ class CrashMachine(RuleBasedStateMachine):
             self.run(gateway, self.audit(gateway), [])
             for replica in set(renewed) & set(gateway.drivers):
                 epoch = gateway.drivers[replica].epoch
-                self.run(gateway, self.ask("renew", replica, epoch, LEASE_S), [])
+                self.run(gateway, self.ask("renew", replica, epoch, LEASE_S, b""), [])
         self.runner.run(self.half_a_lease())
 
     async def half_a_lease(self) -> None:
@@ -390,6 +390,7 @@ class CrashMachine(RuleBasedStateMachine):
 
     async def drain(self) -> None:
         """Nothing is lost any more: all that living gateways still wait for is answered within a few rounds."""
+        self.fates = []
         for _ in range(2):
             await self.half_a_lease()
             for gateway in self.gateways:

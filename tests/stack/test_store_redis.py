@@ -274,7 +274,7 @@ async def assert_clean(client: Redis) -> None:
     """No more than keys.py says is left, and what grows with tenants is about to go."""
     left = {key.decode() async for key in client.scan_iter()}
     tags = {key for key in left if key.startswith(KEYS.tag)}
-    assert left - tags <= {KEYS.served, KEYS.buckets, KEYS.origins, KEYS.drivers}
+    assert left - tags <= {KEYS.served, KEYS.buckets, KEYS.origins, KEYS.drivers, KEYS.standings}
     for tag in tags:
         assert await client.pttl(tag) != -1, "it has no end"
 
