@@ -56,13 +56,14 @@ class Stack:
         threads: int | None = None,
         max_prefill_tokens: int | None = None,
         context_tokens: int | None = None,
+        step_records: Path | None = None,
         template: Path = embedded.MODEL,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`redis_url` and `triton`: already running, so not started.  `run_dir`: kept; by default a fresh
         folder that is removed.  `device` "cuda" with several replicas gives each its own GPU.  Settings left
-        None take the engine's defaults.  `template`: what a replica's folder is copied from.  `say` hears the
-        progress."""
+        None take the engine's defaults.  `step_records`: folder for a file of each replica's.  `template`: what
+        a replica's folder is copied from.  `say` hears the progress."""
         self.redis_url = redis_url or ""
         self.triton_address = triton or ""
         self.models = ["llm"] if replicas == 1 else [f"llm-{index}" for index in range(replicas)]
@@ -78,6 +79,7 @@ class Stack:
             "max_prefill_tokens": max_prefill_tokens,
             "context_tokens": context_tokens,
         }
+        self._step_records = step_records
         self._template = template
         self._say = say
 
@@ -152,9 +154,12 @@ class Stack:
 
     async def _start_triton(self) -> None:
         embedded.render_backend(self.run_dir / "backends" / "python")
+        if self._step_records:
+            self._step_records.mkdir(parents=True, exist_ok=True)
         for index, name in enumerate(self.models):
             device = f"cuda:{index}" if self._device == "cuda" and len(self.models) > 1 else self._device
-            parameters = self._parameters | {"device": device}
+            records = self._step_records and self._step_records.absolute() / f"{name}.steps"
+            parameters = self._parameters | {"device": device, "step_records": records}
             embedded.render_model(self._template, name, parameters, self.run_dir / "models")
         port = free_port()
         self.triton_address = f"{HOST}:{port}"

@@ -38,6 +38,7 @@ UNITS = {
     "name": "NAME",
     "device": "DEVICE",
     "host": "ADDRESS",
+    "records": "FOLDER",
 }
 """Last word of a setting's name -> what its value is counted in."""
 

@@ -192,6 +192,8 @@ class Settings(Section):
     """CPU threads of each of those engines; by default the cores divided among them."""
     context_tokens: PositiveInt | None = None
     """Longest prompt and answer together; by default the model's own limit."""
+    step_records: Path | None = None
+    """Folder where each of those engines writes the size and time of every step, for `bucketserve fit`."""
     policy: Policy = "full"
     """How requests are admitted, ordered and grouped: full is ours, the others are the papers' and common ones to
     compare with."""

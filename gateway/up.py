@@ -60,6 +60,7 @@ async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
         threads=settings.threads,
         max_prefill_tokens=settings.scheduling.max_prefill_tokens,
         context_tokens=settings.context_tokens,
+        step_records=settings.step_records,
         say=_say,
     ) as stack:
         given = [*arguments, *_started(settings, stack)]

@@ -23,6 +23,7 @@ from triton_backend.contract import (
 )
 from triton_backend.memory import Layout
 from triton_backend.plan import Decode, Idle, Prefill, plan_step, spare_tokens
+from triton_backend.record import Recorder, StepRecord, size
 from triton_backend.rows import Rows
 from triton_backend.runner import CacheLost, OutOfMemory
 from triton_backend.sampling import Draws, NotFinite
@@ -71,7 +72,15 @@ class Executor(Protocol):
 
 
 class Core:
-    def __init__(self, runner: Executor, name: str, max_prefill_tokens: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        runner: Executor,
+        name: str,
+        max_prefill_tokens: int,
+        clock: Callable[[], float],
+        recorder: Recorder | None,
+    ) -> None:
+        self._recorder = recorder
         self._runner = runner
         self._clock = clock
         self._model = ModelInfo(
@@ -103,6 +112,8 @@ class Core:
     def close(self) -> None:
         """End the session, if there is one."""
         self._reception.close()
+        if self._recorder:
+            self._recorder.close()
 
     # What the driver asks for.
 
@@ -140,6 +151,7 @@ class Core:
 
         Raises what the model raised if that makes MAX_FAILURES in a row.
         """
+        began_s = self._clock()
         self._look_for_driver()
         self._rows.settle()
         self._grant()
@@ -147,7 +159,13 @@ class Core:
         if isinstance(plan, Idle):
             self._rest()
             return False
-        self._report(*self._run(plan))
+        if self._recorder is None:
+            self._report(*self._run(plan))
+        else:
+            # Before it is run: rows grow, and leave.
+            figures = size(plan, self._rows.ledger.rooms, self._runner.layout)
+            self._report(*self._run(plan))
+            self._recorder.note(StepRecord(self._clock() - began_s, *figures))
         return True
 
     def _grant(self) -> None:
@@ -170,6 +188,8 @@ class Core:
         self._rows.ledger.check_idle()
         self._runner.arrange({}, [])
         self._meter.rest()
+        if self._recorder:
+            self._recorder.flush()
         if self._rows.has_ended or self._clock() - self._reception.last_sent >= HEARTBEAT_S:
             self._report([], Draws())
 

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from triton_backend.contract import Ack, Attach, Batch, Cancel, Detach, Evict
 from triton_backend.core import HEARTBEAT_S, Core, Executor
 from triton_backend.loader import load_model
+from triton_backend.record import EngineRecord, Recorder
 from triton_backend.runner import Runner
 from triton_backend.session import Sink, SinkClosed
 
@@ -39,6 +41,8 @@ class EngineConfig:
     """None: what the model's config says."""
     threads: int | None = None
     """Intra-op threads; None: torch's own choice."""
+    step_records: str | None = None
+    """File for the size and time of every step; None: they are not recorded."""
 
 
 def load_runner(config: EngineConfig) -> Runner:
@@ -49,6 +53,12 @@ def load_runner(config: EngineConfig) -> Runner:
         context_tokens=config.context_tokens,
         kv_budget_bytes=config.kv_budget_bytes,
     )
+
+
+def _recorder(config: EngineConfig, runner: Executor) -> Recorder | None:
+    if config.step_records is None:
+        return None
+    return Recorder(Path(config.step_records), EngineRecord(runner.layout, runner.kv_budget_bytes))
 
 
 _Control = Batch | Cancel | Evict | Detach
@@ -64,7 +74,8 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Loads the model and measures memory.  Raises loader.UnsupportedModel."""
-        self._core = Core(load(config), config.name, config.max_prefill_tokens, clock)
+        runner = load(config)
+        self._core = Core(runner, config.name, config.max_prefill_tokens, clock, _recorder(config, runner))
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._door = threading.Lock()
         """Held to put into the inbox, and to close it for good."""

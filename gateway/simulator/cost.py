@@ -1,12 +1,17 @@
 """How long a step takes and how much an engine holds, as a value: fitted here, or published for an A100.
 
 A prefill step costs a fixed time, a time per token and one per squared token (attention); a decode step costs a
-fixed time, a time per row and one per token of context.  All in seconds.
+fixed time, a time per row, one per token of context, and one per group of rows where the engine keeps its rows in
+groups.  All in seconds.
 """
 
 from pathlib import Path
 
 import msgspec
+
+from triton_backend.memory import Grouped, Layout, Paged
+
+_BLOCK_TOKENS = 16
 
 
 class CostError(ValueError):
@@ -37,6 +42,16 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's own time in every step."""
     step_token_s: float = 0.0
     """The same for each token that the step runs."""
+    ladder_tokens: tuple[int, ...] = ()
+    """Capacities of the groups in which rows are kept; empty: rows take blocks."""
+    decode_group_s: float = 0.0
+    """Of a decode step, for each group with running rows."""
+
+    @property
+    def layout(self) -> Layout:
+        if self.ladder_tokens:
+            return Grouped(self.ladder_tokens, self.kv_token_bytes)
+        return Paged(_BLOCK_TOKENS, self.kv_token_bytes)
 
     def prefill_s(self, tokens: int, squares: int) -> float:
         """A step of prompts.  `squares` is the growth of the sum of squared prefilled lengths, so that the chunks
@@ -44,7 +59,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         own_s = self.step_s + self.step_token_s * tokens
         return own_s + self.prefill_fixed_s + self.prefill_token_s * tokens + self.prefill_square_s * squares
 
-    def decode_s(self, rows: int, context_tokens: int, steps: int = 1) -> float:
+    def decode_s(self, rows: int, context_tokens: int, groups: int = 0, steps: int = 1) -> float:
         """So many steps in a row, in each of which every row's context grows by a token."""
         decode = self._decode(rows)
         first_s = (
@@ -53,12 +68,13 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
             + decode.fixed_s
             + decode.row_s * rows
             + decode.context_token_s * context_tokens
+            + self.decode_group_s * groups
         )
         return steps * first_s + decode.context_token_s * rows * (steps * (steps - 1) // 2)
 
-    def mixed_s(self, tokens: int, squares: int, rows: int, context_tokens: int) -> float:
+    def mixed_s(self, tokens: int, squares: int, rows: int, context_tokens: int, groups: int = 0) -> float:
         """One step that runs both.  The weights are read once, so the smaller of the two fixed times is saved."""
-        both_s = self.prefill_s(tokens, squares) + self.decode_s(rows, context_tokens)
+        both_s = self.prefill_s(tokens, squares) + self.decode_s(rows, context_tokens, groups)
         return both_s - self.step_s - min(self.prefill_fixed_s, self._decode(rows).fixed_s)
 
     def _decode(self, rows: int) -> DecodeCost:

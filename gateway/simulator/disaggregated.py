@@ -63,13 +63,13 @@ class PrefillEngine(Engine):
         used = longest = 0
         for row in waiting:
             used, longest = used + row.prompt_tokens, max(longest, row.prompt_tokens)
-            step_tokens = longest * (len(chunks) + 1) if self._is_padded else used
+            step_tokens = longest * (len(chunks) + 1) if self._pads_prompts else used
             if chunks and step_tokens > self._max_step_tokens:
                 break
             chunks.append((row, row.prompt_tokens))
         if not chunks:
             return None
-        tokens, squares = prefill_size(chunks, self._is_padded)
+        tokens, squares = prefill_size(chunks, self._pads_prompts)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
 
     def _join(self, row: Row) -> None:
@@ -157,7 +157,7 @@ class DecodeEngine(Engine):
     def _hold_room(self) -> None:
         while self._state.running:
             try:
-                self._reserve(self._running)
+                self.memory.hold(self._running, self.decodes)
                 return
             except OverBudget:
                 last = self._running.pop()
@@ -168,8 +168,7 @@ class DecodeEngine(Engine):
 
     def _try_reserve(self, number: int, tokens: int) -> bool:
         try:
-            self._reserve_growth(self.layout.room_tokens(tokens) * self.layout.bytes_per_token)
-            self.ledger.reserve({number: tokens})
+            self._reserve(number, tokens)
         except OverBudget:
             return False
         return True

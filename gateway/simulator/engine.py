@@ -8,19 +8,19 @@ however many rows run.
 import asyncio
 import heapq
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.simulator.cost import Cost
 from gateway.simulator.job import Job, Padding, Style, fill, own, prefill_size
+from gateway.simulator.memory import memory_of
 from gateway.simulator.meter import Meter, Tally
 from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
-from triton_backend.memory import Ledger, OverBudget, Paged
+from triton_backend.memory import OverBudget
 from triton_backend.plan import Decode, Idle, State, plan_step, spare_tokens
 from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
-BLOCK_TOKENS = 16
 HEARTBEAT_S = 0.2
 """Age of the last message at which another one goes out that tells only how fast steps are."""
 _NO_LIMIT = 2**60
@@ -42,14 +42,16 @@ class Engine:
     ) -> None:
         """`max_step_tokens` bounds the prompts of one step; with `mixed`, all tokens of one."""
         self.cost = cost
-        self.layout = Paged(BLOCK_TOKENS, cost.kv_token_bytes)
-        self.ledger = Ledger(self.layout, cost.kv_tokens * cost.kv_token_bytes)
+        self.layout = cost.layout
+        self.memory = memory_of(cost.layout, cost.kv_tokens * cost.kv_token_bytes)
+        self.ledger = self.memory.ledger
         self.live: dict[int, Row] = {}
         self.decodes = 0
         """Decode steps run."""
         self.tally = Tally()
         self._style = style
-        self._is_padded = padding is Padding.PADDED
+        self._pads_prompts = padding is not Padding.PACKED
+        self._pads_running = padding is Padding.PADDED
         self._max_step_tokens = _NO_LIMIT if style is Style.WHOLE else max_step_tokens
         self._state = State(self._max_step_tokens)
         self._lengths = lengths
@@ -69,8 +71,6 @@ class Engine:
         """Tokens held by the running rows."""
         self._longest = -_NO_LIMIT
         """The longest running row's, less `decodes`."""
-        self._reserved_at = 0
-        """The count of decode steps up to which running rows' growth is in the ledger."""
         self._is_settled = True
         self._told_s = -HEARTBEAT_S
         self._job: Job | None = None
@@ -206,8 +206,7 @@ class Engine:
             row.end(End.FAILED, "larger than the engine's memory")
         else:
             try:
-                self._reserve_growth(needed)
-                self.ledger.reserve({row.row: row.prompt_tokens + 1})
+                self._reserve(row.row, row.prompt_tokens + 1)
             except OverBudget as short:
                 row.end(End.REFUSED, str(short))
         if row.ending:
@@ -255,7 +254,7 @@ class Engine:
         self._is_settled = False
 
     def _release(self, row: Row) -> None:
-        if self._style is Style.WHOLE and self._is_padded:
+        if self._style is Style.WHOLE and self._pads_running:
             self._ghosts.append(row.row)
         else:
             self.ledger.release(row.row)
@@ -264,7 +263,7 @@ class Engine:
         """Bring the planner's state up to date, and hold room for the running rows' next decode step."""
         if not self._is_settled:
             self._settle_state()
-        if self._state.running and not self._growth_fits():
+        if self._state.running and not self.memory.surely_holds(self._num_running, self.decodes):
             self._hold_room()
 
     def _settle_state(self) -> None:
@@ -274,14 +273,14 @@ class Engine:
             for number in self._ghosts:
                 self.ledger.release(number)
             self._ghosts = []
-        if self._is_padded and not self._ghosts:
+        if self._pads_running and not self._ghosts:
             self._longest = max([row.base for row in self._running], default=-_NO_LIMIT)
 
     def _hold_room(self) -> None:
         """As the engine does (rows.py): what does not fit is evicted, and a row that does not fit alone fails."""
         while self._state.running:
             try:
-                self._reserve(self._running)
+                self.memory.hold(self._running, self.decodes)
                 return
             except OverBudget:
                 if len(self.live) == 1 and not self._ghosts:
@@ -291,23 +290,12 @@ class Engine:
                     self._end([by_rank], End.EVICTED)
                 self._settle_state()
 
-    # Memory
-
-    def _growth_fits(self, beside_bytes: int = 0) -> bool:
-        """Whether the running rows surely have room for their next step.  A row that has grown by n tokens since
-        it was last reserved may take n and the rest of a block more than the ledger says."""
-        grown = self.decodes - self._reserved_at + BLOCK_TOKENS - 1
-        needed_bytes = len(self._state.running) * grown * self.cost.kv_token_bytes
-        return needed_bytes + beside_bytes <= self.ledger.free_bytes
-
-    def _reserve_growth(self, beside_bytes: int) -> None:
-        """Bring the ledger up to date if it could matter to a reservation of so much."""
-        if not self._growth_fits(beside_bytes) and self._state.running:
-            self._reserve([row for row in self._running if row.status is Status.RUNNING])
-
-    def _reserve(self, rows: Iterable[Row]) -> None:
-        self.ledger.reserve({row.row: row.base + self.decodes for row in rows})
-        self._reserved_at = self.decodes
+    def _reserve(self, number: int, tokens: int) -> None:
+        """Take a new row's room, with the ledger brought up to date if that could matter.  Raises OverBudget."""
+        needed_bytes = self.layout.room_tokens(tokens) * self.layout.bytes_per_token
+        if self._state.running and not self.memory.surely_holds(self._num_running, self.decodes, needed_bytes):
+            self.memory.hold([row for row in self._running if row.status is Status.RUNNING], self.decodes)
+        self.ledger.reserve({number: tokens})
 
     # Planning
 
@@ -325,7 +313,7 @@ class Engine:
             return Job(now_s, now_s + self._decode_s(steps), [], 0, steps)
         start, length = plan.start, plan.length
         chunks = [(row, min(length, row.prompt_tokens - start)) for row in own(plan.rows)]
-        tokens, squares = prefill_size(chunks, self._is_padded)
+        tokens, squares = prefill_size(chunks, self._pads_prompts)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
 
     def _spare_tokens(self, now_s: float) -> int | None:
@@ -339,14 +327,14 @@ class Engine:
         return spare_tokens(rows, now_s, meter.decode_s, meter.prefill_tokens_per_s)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
-        chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._is_padded)
+        chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._pads_prompts)
         if not chunks:
             steps = self._num_steps() if self._num_running else 0
             return Job(now_s, now_s + self._decode_s(steps), [], 0, steps) if steps else None
-        tokens, squares = prefill_size(chunks, self._is_padded)
+        tokens, squares = prefill_size(chunks, self._pads_prompts)
         if not self._num_running:
             return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
-        mixed_s = self.cost.mixed_s(tokens, squares, *self._decode_size())
+        mixed_s = self.cost.mixed_s(tokens, squares, *self._decode_size(), self.memory.num_groups)
         return Job(now_s, now_s + mixed_s, chunks, tokens, 1)
 
     def _num_steps(self) -> int:
@@ -355,21 +343,19 @@ class Engine:
             # The next message is due after one step.
             return 1
         until_end = self._ends[0][0] - self.decodes
-        free_tokens = self.ledger.free_bytes // self.layout.bytes_per_token
-        safe = free_tokens // self._num_running - (BLOCK_TOKENS - 1) - (self.decodes - self._reserved_at) + 1
-        return max(1, min(until_end, safe))
+        return max(1, min(until_end, self.memory.num_safe_steps(self._num_running, self.decodes)))
 
     def _decode_size(self) -> tuple[int, int]:
         """Rows and context tokens, as the padding has them."""
-        rows = len(self._state.running)
-        if not self._is_padded:
+        rows = self._num_running
+        if not self._pads_running:
             return rows, self._context
         rows += len(self._ghosts)
         return rows, rows * (self._longest + self.decodes)
 
     def _decode_s(self, steps: int) -> float:
         rows, context_tokens = self._decode_size()
-        return self.cost.decode_s(rows, context_tokens, steps)
+        return self.cost.decode_s(rows, context_tokens, self.memory.num_groups, steps)
 
     def _steps_in(self, seconds: float, limit: int) -> int:
         """How many whole decode steps take no longer, up to a limit."""

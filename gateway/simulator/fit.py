@@ -1,32 +1,29 @@
 """From an engine's measured steps to a cost model: least squares on the relative error.
 
-The coefficients come from every other step, and the error is that on the steps in between.
+The coefficients come from every other step, and the error is that on the steps in between.  Steps that the machine
+was interrupted in say nothing of what a step costs, but their time has passed: all coefficients are raised alike
+until the steps' sum is right.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.simulator.cost import Cost, DecodeCost
+from triton_backend.memory import Grouped
+from triton_backend.record import EngineRecord, StepRecord
 
+_WARM_UP_STEPS = 30
+"""The first ones are not counted."""
+_MIN_STEPS = 20
+"""Of either kind."""
 _PASSES = 8
 
 
-class StepRecord(msgspec.Struct, frozen=True):
-    """One step of an engine: what it ran, and how long it took."""
-
-    seconds: float
-    rows: int
-    """That drew a further token; 0: prompts were run."""
-    context_tokens: int
-    """Held by those rows."""
-    tokens: int
-    """Of prompts, padding included."""
-    squares: int
-    """Growth of the sum of squared prefilled lengths, padding included."""
+class FitError(ValueError):
+    """Records that tell too little; the message is one line for whoever gave them."""
 
 
 class Error(NamedTuple):
@@ -43,20 +40,25 @@ class Fit(NamedTuple):
     decode: Error
 
 
-def fit(records: Sequence[StepRecord], name: str, kv_tokens: int, kv_token_bytes: int) -> Fit:
-    """Needs some steps of both kinds."""
-    prefills = [(1.0, record.tokens, record.squares, record.seconds) for record in records if not record.rows]
-    decodes = [(1.0, record.rows, record.context_tokens, record.seconds) for record in records if record.rows]
+def fit(engine: EngineRecord, steps: Sequence[StepRecord], name: str) -> Fit:
+    """Needs some steps of both kinds.  Raises FitError."""
+    steps = steps[_WARM_UP_STEPS:]
+    prefills = [(1.0, step.tokens, step.squares, step.seconds) for step in steps if not step.rows]
+    decodes = [(1.0, step.rows, step.context_tokens, step.groups, step.seconds) for step in steps if step.rows]
+    if min(len(prefills), len(decodes)) < _MIN_STEPS:
+        raise FitError(f"{len(prefills)} steps of prompts and {len(decodes)} of answers are too few")
     prefill, prefill_error = _solve(np.array(prefills, float))
     decode, decode_error = _solve(np.array(decodes, float))
     cost = Cost(
         name=name,
-        kv_tokens=kv_tokens,
-        kv_token_bytes=kv_token_bytes,
+        kv_tokens=engine.kv_bytes // engine.layout.bytes_per_token,
+        kv_token_bytes=engine.layout.bytes_per_token,
         prefill_fixed_s=prefill[0],
         prefill_token_s=prefill[1],
         prefill_square_s=prefill[2],
-        decode=DecodeCost(*decode),
+        decode=DecodeCost(*decode[:3]),
+        ladder_tokens=engine.layout.ladder_tokens if isinstance(engine.layout, Grouped) else (),
+        decode_group_s=decode[3],
     )
     return Fit(cost, prefill_error, decode_error)
 
@@ -67,14 +69,15 @@ def _solve(table: NDArray[np.float64]) -> tuple[list[float], Error]:
 
     learn, check = table[::2], table[1::2]
     features, seconds = learn[:, :-1], learn[:, -1]
-    scale = features.max(axis=0)
+    # An engine without groups has a column of zeros.
+    scale = np.maximum(features.max(axis=0), 1e-9)
     weights = 1.0 / seconds
-    # A step that the machine was interrupted in should not count: the larger its error, the less it weighs.
+    # The larger a step's error, the less it weighs.
     for _ in range(_PASSES):
         found, _ = nnls(features / scale * weights[:, None], seconds * weights)
         off = np.abs(features / scale @ found / seconds - 1.0)
         weights = 1.0 / seconds / np.sqrt(np.maximum(off, 0.02))
-    coefficients = found / scale
+    coefficients = found / scale * (seconds.sum() / (features / scale @ found).sum())
     predicted = check[:, :-1] @ coefficients
     errors = np.abs(predicted / check[:, -1] - 1.0)
     total = float(abs(predicted.sum() / check[:, -1].sum() - 1.0))

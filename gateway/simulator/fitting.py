@@ -8,11 +8,18 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from gateway.bench.options import count, positive
 from gateway.options import SettingsError
-from gateway.simulator.fit import Error, fit
+from gateway.simulator.fit import Error, FitError, fit
+from triton_backend.record import EngineRecord, StepRecord, read
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FOLDER|ID", required=True, help="Local folder or Hugging Face id.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--model", metavar="FOLDER|ID", help="Run this one here and measure it: local folder or Hugging Face id."
+    )
+    source.add_argument(
+        "--steps", metavar="FILE", type=Path, help="What a served engine wrote (`up --step-records FOLDER`)."
+    )
     parser.add_argument(
         "--out", metavar="FILE", type=Path, required=True, help="Where the cost model goes (JSON)."
     )
@@ -38,6 +45,32 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def start(given: argparse.Namespace) -> int:
     """Raises SettingsError."""
+    engine, steps = _recorded(given.steps) if given.steps else _observed(given)
+    try:
+        found = fit(engine, steps, given.out.stem)
+    except FitError as error:
+        raise SettingsError(str(error)) from None
+    print(f"{len(steps)} steps")
+    print(f"prefill: {_text(found.prefill)}")
+    print(f"decode:  {_text(found.decode)}")
+    try:
+        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found.cost), indent=2))
+    except OSError as error:
+        raise SettingsError(f"--out {given.out}: {error.strerror}") from None
+    print(f"written: {given.out}")
+    return 0
+
+
+def _recorded(file: Path) -> tuple[EngineRecord, list[StepRecord]]:
+    try:
+        return read(file)
+    except OSError as error:
+        raise SettingsError(f"--steps {file}: {error.strerror}") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise SettingsError(f"--steps {file}: {error}") from None
+
+
+def _observed(given: argparse.Namespace) -> tuple[EngineRecord, list[StepRecord]]:
     # Here, not above: nothing else of the gateway needs torch.
     from gateway.simulator.observe import observe
     from triton_backend.engine import EngineConfig
@@ -52,17 +85,7 @@ def start(given: argparse.Namespace) -> int:
         threads=given.threads,
     )
     with tqdm(total=given.seconds, unit="s", desc="measuring", disable=None) as bar:
-        observed = observe(config, given.seconds, given.max_rows, given.seed, bar.update)
-    found = fit(observed.records, given.out.stem, observed.kv_tokens, observed.kv_token_bytes)
-    print(f"{len(observed.records)} steps")
-    print(f"prefill: {_text(found.prefill)}")
-    print(f"decode:  {_text(found.decode)}")
-    try:
-        given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found.cost), indent=2))
-    except OSError as error:
-        raise SettingsError(f"--out {given.out}: {error.strerror}") from None
-    print(f"written: {given.out}")
-    return 0
+        return observe(config, given.seconds, given.max_rows, given.seed, bar.update)
 
 
 def _text(error: Error) -> str:

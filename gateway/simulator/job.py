@@ -22,6 +22,8 @@ class Style(StrEnum):
 class Padding(StrEnum):
     PADDED = "padded"
     """Every row of a step costs as much as the longest."""
+    PROMPTS = "prompts"
+    """The prompts of a step do, running rows cost what they are (ours)."""
     PACKED = "packed"
     """Every row costs what it is."""
 

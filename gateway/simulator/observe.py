@@ -1,48 +1,24 @@
 """Steps of the real engine, in this process, under a load that covers what it can do.
 
-The only file here that needs the engine's libraries.
+A served engine takes longer for each, as it shares its process and tells a gateway of them.  The only file here
+that needs the engine's libraries.
 """
 
 import random
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from gateway.simulator.fit import StepRecord
 from triton_backend.contract import Attach, Batch, Event, NewRow, Sampling
 from triton_backend.engine import Engine, EngineConfig, load_runner
-from triton_backend.sequence import Sequence
+from triton_backend.record import EngineRecord, StepRecord, read
 
-_WARM_UP_STEPS = 30
 _PHASE_STEPS = 60
 """For so long the number of running rows is kept about the same."""
 _MAX_ANSWER = 64
-
-
-class Observed(NamedTuple):
-    records: list[StepRecord]
-    kv_tokens: int
-    kv_token_bytes: int
-
-
-class _Watched:
-    """An executor, and what it was last asked to run."""
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self.last_step = (0, 0, 0, 0)
-        """Rows, context tokens, prompt tokens and squares, as a StepRecord has them."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
-
-    def prefill(self, rows: list[Sequence], start: int, length: int) -> Any:
-        self.last_step = 0, 0, len(rows) * length, len(rows) * ((start + length) ** 2 - start**2)
-        return self._runner.prefill(rows, start, length)
-
-    def decode(self, rows: list[Sequence]) -> Any:
-        self.last_step = len(rows), sum(row.held_tokens for row in rows), 0, 0
-        return self._runner.decode(rows)
 
 
 class _Nobody:
@@ -66,29 +42,24 @@ def observe(
     progress: Callable[[float], object],
     load: Callable[[EngineConfig], Any] = load_runner,
     clock: Callable[[], float] = time.perf_counter,
-) -> Observed:
+) -> tuple[EngineRecord, list[StepRecord]]:
     """Run the engine for so long; `progress` gets the seconds that have passed since it was last called."""
-    watched = _Watched(load(config))
-    engine = Engine(config, lambda _: watched, clock)
-    engine.attach(Attach(1, "fit"), _Nobody())
-    engine.step()
-    feeder = _Feeder(engine, watched, max_rows, random.Random(seed))
-    records: list[StepRecord] = []
-    began_s = last_s = clock()
-    while last_s - began_s < seconds:
-        feeder.feed()
-        started_s = clock()
-        ran = engine.step()
-        ended_s = clock()
-        progress(ended_s - last_s)
-        last_s = ended_s
-        if ran:
-            records.append(StepRecord(ended_s - started_s, *watched.last_step))
-    engine.stop(0.0)
-    layout = watched.layout
-    return Observed(
-        records[_WARM_UP_STEPS:], watched.kv_budget_bytes // layout.bytes_per_token, layout.bytes_per_token
-    )
+    runner = load(config)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "steps"
+        engine = Engine(replace(config, step_records=str(file)), lambda _: runner, clock)
+        engine.attach(Attach(1, "fit"), _Nobody())
+        engine.step()
+        feeder = _Feeder(engine, runner, max_rows, random.Random(seed))
+        began_s = last_s = clock()
+        while last_s - began_s < seconds:
+            feeder.feed()
+            engine.step()
+            now_s = clock()
+            progress(now_s - last_s)
+            last_s = now_s
+        engine.stop(0.0)
+        return read(file)
 
 
 class _Feeder:

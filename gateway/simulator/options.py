@@ -80,7 +80,8 @@ def _add_engine(engine: argparse._ArgumentGroup) -> None:
         "--padding",
         choices=[padding.value for padding in Padding],
         default=Padding.PADDED.value,
-        help="padded: every row of a step costs as much as the longest (default: %(default)s).",
+        help="padded: every row of a step costs as much as the longest; prompts: only while prompts are run; "
+        "packed: none does (default: %(default)s).",
     )
     engine.add_argument(
         "--engine",

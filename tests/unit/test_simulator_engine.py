@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
+import torch
 
 from gateway.simulator import clock
 from gateway.simulator.cost import COSTS, Cost, DecodeCost
-from gateway.simulator.engine import BLOCK_TOKENS, Engine
+from gateway.simulator.engine import Engine
 from gateway.simulator.job import Padding, Style
+from triton_backend.cache import KVCache, LayerShape
 from triton_backend.contract import Batch, End, Evict, NewRow, Step
+from triton_backend.memory import Grouped
 from triton_backend.sequence import Status
 
 COST = Cost(
@@ -24,6 +27,7 @@ COST = Cost(
     prefill_square_s=0.0001,
     decode=DecodeCost(fixed_s=0.1, row_s=0.02, context_token_s=0.001),
 )
+IN_GROUPS = msgspec.structs.replace(COST, ladder_tokens=(16, 32, 64, 128, 256, 512), decode_group_s=0.03)
 
 
 class Heard(NamedTuple):
@@ -154,6 +158,48 @@ def test_a_mixed_step_gives_every_running_row_a_token() -> None:
     play(scenario)
 
 
+def test_each_group_by_capacity_costs_its_time() -> None:
+    async def scenario() -> None:
+        bench = Bench(Style.WHOLE, Padding.PROMPTS, IN_GROUPS)
+        bench.send((14, 4), (40, 5))
+        await asyncio.sleep(100)
+        first_s = 0.5 + 0.01 * 80 + 0.0001 * 2 * 40**2
+        assert bench.firsts[1] == pytest.approx(first_s)
+        # The first row holds 15, 16 and 17 tokens, the second one always lies in the group of 64.
+        step_s = [0.1 + 0.02 * 2 + 0.001 * (15 + 41 + 2 * done) + 0.03 * 2 for done in range(3)]
+        assert bench.ends[1][0] == pytest.approx(first_s + sum(step_s))
+        assert bench.ends[2][0] == pytest.approx(first_s + sum(step_s) + 0.1 + 0.02 + 0.001 * 44 + 0.03)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_groups_are_those_of_the_engines_own_cache(seed: int) -> None:
+    layout = IN_GROUPS.layout
+    assert isinstance(layout, Grouped)
+    counts = set()
+
+    async def scenario() -> None:
+        rng = random.Random(seed)
+        bench = Bench(Style.ALTERNATE, Padding.PROMPTS, IN_GROUPS)
+        cache = KVCache([LayerShape(1, 1, 1)], layout, 2**30, torch.float32, torch.device("cpu"))
+        for _ in range(200):
+            await asyncio.sleep(rng.expovariate(0.1))
+            bench.send(*((rng.randrange(1, 150), rng.randrange(1, 120)) for _ in range(rng.randrange(2))))
+            engine = bench.engine
+            engine.catch_up()
+            running = [row for row in engine.live.values() if row.status is Status.RUNNING]
+            held = {row.row: row.prompt_tokens + row.drawn(engine.decodes) for row in running}
+            cache.arrange({row: layout.room_tokens(tokens) for row, tokens in held.items()}, held)
+            groups = sum(group.num_running > 0 for group in cache.groups)
+            if running:
+                assert engine.memory.num_groups == groups
+                counts.add(groups)
+
+    play(scenario)
+    assert {1, 2, 3} <= counts
+
+
 class OneByOne(Engine):
     """Takes every step as an event of its own."""
 
@@ -163,8 +209,9 @@ class OneByOne(Engine):
 
 @pytest.mark.parametrize("style", list(Style))
 @pytest.mark.parametrize("padding", list(Padding))
-@pytest.mark.parametrize("seed", range(6))
-def test_skipping_steps_changes_nothing(style: Style, padding: Padding, seed: int) -> None:
+@pytest.mark.parametrize("cost", [COST, IN_GROUPS], ids=["blocks", "groups"])
+@pytest.mark.parametrize("seed", range(4))
+def test_skipping_steps_changes_nothing(style: Style, padding: Padding, cost: Cost, seed: int) -> None:
     """Memory is short, so rows are refused and evicted; all of it must happen at the same moments."""
 
     def run(kind: type[Engine]) -> dict[int, tuple[float, End]]:
@@ -173,7 +220,7 @@ def test_skipping_steps_changes_nothing(style: Style, padding: Padding, seed: in
         async def scenario() -> None:
             rng = random.Random(seed)
             bench = Bench(style, padding)
-            bench.engine = kind(COST, style, padding, 64, lambda new: bench.sizes[new.ticket], bench._hear)
+            bench.engine = kind(cost, style, padding, 64, lambda new: bench.sizes[new.ticket], bench._hear)
             for _ in range(60):
                 await asyncio.sleep(rng.expovariate(0.4))
                 bench.send(*((rng.randrange(1, 200), rng.randrange(1, 120)) for _ in range(rng.randrange(1, 5))))
@@ -205,7 +252,6 @@ def check_memory(engine: Engine) -> None:
         for row in engine.live.values()
     )
     assert held * engine.layout.bytes_per_token <= engine.ledger.capacity_bytes
-    assert engine.layout.block_tokens == BLOCK_TOKENS
 
 
 def test_published_coefficients_give_the_published_times() -> None:
