@@ -1,9 +1,9 @@
 """The presets live on this machine, beside the simulator: `python -m benchmarks.live_presets --out FOLDER`.
 
-Serves the demo model under each preset and loads it twice with `bucketserve bench`: with a trace of bursts, to
-whose steps a cost model is fitted (its error is printed), then with the workload `chat` at each rate, whose
-requests are simulated with that cost model.  Some three minutes a preset, on an idle machine: another's work
-changes what a step takes.  What lies in the folder is not measured again.
+Serves the demo model under each preset and loads it twice with `bucketserve bench`: with a trace of bursts, and
+with the workload `chat` at each rate.  One cost model is fitted to all steps of the former (its error is printed),
+and the latter's requests are simulated with it.  Some twenty minutes, on an idle machine: another's work changes
+what a step takes.  What lies in the folder is not measured again.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,11 +27,14 @@ from triton_backend.record import StepRecord, read
 
 PRESETS = ("full", "uellm", "continuous", "bucketserve", "static")
 FIT_BURSTS = 10
-FIT_BURST_S = 3.0
-FIT_BURST_REQUESTS, FIT_BURST_TOKENS = 128, 10_000
+FIT_BURST_S = 5.0
+FIT_BURST_REQUESTS, FIT_BURST_TOKENS = 128, 40_000
 """The most of a burst: many short prompts, or few long ones, so that rows and tokens can be told apart."""
 FIT_PROMPT_TOKENS, FIT_ANSWER_TOKENS = (32, 3000), (8, 120)
 CLI = (sys.executable, "-m", "gateway")
+
+Total = dict[str, Any]
+"""A report's figures of all requests at one rate."""
 
 
 def main() -> None:
@@ -44,77 +48,76 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     load = ["--workload", "chat", "--rates", options.rates, "--duration-s", str(options.duration_s)]
     rates = [float(rate) for rate in options.rates.split(",")]
-    live, simulated = {}, {}
-    for preset in options.presets.split(","):
-        folder = options.out / preset
+    folders = {preset: options.out / preset for preset in options.presets.split(",")}
+    for preset, folder in folders.items():
         if not (folder / "live" / "report.json").exists():
             _measure(preset, folder, options.port, load)
-        live[preset], simulated[preset] = _attainments(folder / "live"), _simulate(preset, folder, load)
-        print(f"{preset}\n{(folder / 'fit.txt').read_text()}  checked: {_drift(folder)}")
-        for at, rate in enumerate(rates):
-            real, model = live[preset][at], simulated[preset][at]
-            print(f"  {rate:g}/s: live {real:.1%}, simulated {model:.1%}, {100 * (model - real):+.1f} points")
+    cost_file = options.out / "cost.json"
+    fitted = [str(folder / "fit.steps") for folder in folders.values()]
+    print(_run("fit", "--steps", *fitted, "--out", str(cost_file)), end="")
+    live: dict[str, list[Total]] = {}
+    simulated: dict[str, list[Total]] = {}
+    for preset, folder in folders.items():
+        live[preset] = _totals(folder / "live")
+        simulated[preset] = _simulate(preset, folder, cost_file, load)
+        print(f"{preset}: {_drift(folder, cost_file)}")
+        for rate, real, model in zip(rates, live[preset], simulated[preset], strict=True):
+            print(f"  {rate:g}/s: live {_text(real)}\n{'':8}simulated {_text(model)}", end="")
+            print(f" | {100 * (model['attainment'] - real['attainment']):+.1f} points")
     for at, rate in enumerate(rates):
-        of_rate = [{preset: figures[at] for preset, figures in side.items()} for side in (live, simulated)]
-        _compare(rate, round(rate * options.duration_s), *of_rate)
+        _compare(rate, *({preset: totals[at] for preset, totals in side.items()} for side in (live, simulated)))
 
 
 def _measure(preset: str, folder: Path, port: int, load: list[str]) -> None:
     """Fill the folder."""
-    folder.mkdir(exist_ok=True)
-    trace = folder / "fit.csv"
-    _write_trace(trace)
-    url = ("--url", f"http://127.0.0.1:{port}")
-    with _serving(preset, port, folder):
-        _run("bench", *url, "--trace", str(trace), "--out", str(folder / "fit"))
-        fit = _run("fit", "--steps", str(folder / "llm.steps"), "--out", str(folder / "cost.json"))
-        (folder / "fit.txt").write_text("".join(f"  {line}\n" for line in fit.splitlines()[:3]))
-        _run("bench", *url, *load, "--out", str(folder / "live"))
+    with _serving(preset, port, folder) as url:
+        _write_trace(folder / "trace.csv")
+        _run("bench", "--url", url, "--trace", str(folder / "trace.csv"), "--out", str(folder / "fit"))
+        shutil.copy(folder / "llm.steps", folder / "fit.steps")
+        _run("bench", "--url", url, *load, "--out", str(folder / "live"))
 
 
 def _write_trace(path: Path) -> None:
-    rng = random.Random(2)
+    """Bursts of ever longer prompts."""
+    rng, (shortest, limit) = random.Random(2), FIT_PROMPT_TOKENS
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("arrival_s", "prompt_tokens", "output_tokens"))
         for burst in range(FIT_BURSTS):
-            longest = _log_uniform(rng, *FIT_PROMPT_TOKENS)
+            longest = round(shortest * (limit / shortest) ** (burst / (FIT_BURSTS - 1)))
             for _ in range(min(FIT_BURST_REQUESTS, FIT_BURST_TOKENS // longest)):
                 prompt_tokens = round(longest * rng.uniform(0.3, 1.0))
-                writer.writerow((burst * FIT_BURST_S, prompt_tokens, _log_uniform(rng, *FIT_ANSWER_TOKENS)))
-
-
-def _log_uniform(rng: random.Random, low: int, high: int) -> int:
-    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+                writer.writerow((burst * FIT_BURST_S, prompt_tokens, rng.randint(*FIT_ANSWER_TOKENS)))
 
 
 @contextmanager
-def _serving(preset: str, port: int, records: Path) -> Iterator[None]:
+def _serving(preset: str, port: int, records: Path) -> Iterator[str]:
+    """Its URL."""
     arguments = ("--port", str(port), "--threads", "1", "--policy", preset, "--step-records", str(records))
     up = subprocess.Popen([*CLI, "up", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert up.stdout
         if not any(re.search("ready after .* on http", line) for line in up.stdout):
             raise SystemExit(f"`up --policy {preset}` did not come up")
-        yield
+        yield f"http://127.0.0.1:{port}"
     finally:
         up.send_signal(signal.SIGINT)
         up.communicate()
 
 
-def _simulate(preset: str, folder: Path, load: list[str]) -> list[float]:
-    """Attainment at each rate.  Clients of `bench` say how long their answers will be."""
+def _simulate(preset: str, folder: Path, cost_file: Path, load: list[str]) -> list[Total]:
+    """Clients of `bench` say how long their answers will be, hence the oracle."""
     engine = ("--engine", "alternate", "--padding", "prompts", "--lengths", "oracle")
-    out = ("--cost", str(folder / "cost.json"), "--out", str(folder / "simulated"))
+    out = ("--cost", str(cost_file), "--out", str(folder / "simulated"))
     _run("simulate", "--policies", preset, *engine, *load, *out)
-    return _attainments(folder / "simulated")
+    return _totals(folder / "simulated")
 
 
-def _drift(folder: Path) -> str:
+def _drift(folder: Path, cost_file: Path) -> str:
     """What the steps of all rates took, beside what the cost model says of them."""
-    model = cost.load(str(folder / "cost.json"))
-    _, steps = read(folder / "llm.steps")
-    steps = steps[int((folder / "fit.txt").read_text().split()[0]) :]
+    model = cost.load(str(cost_file))
+    _, before = read(folder / "fit.steps")
+    steps = read(folder / "llm.steps")[1][len(before) :]
 
     def predicted_s(step: StepRecord) -> float:
         if step.rows:
@@ -125,25 +128,26 @@ def _drift(folder: Path) -> str:
     return f"{len(steps)} steps took {took_s:.1f} s, the cost model says {said_s:.1f} ({said_s / took_s - 1:+.1%})"
 
 
-def _compare(rate: float, requests: int, live: dict[str, float], simulated: dict[str, float]) -> None:
+def _compare(rate: float, live: dict[str, Total], simulated: dict[str, Total]) -> None:
     """Print both orders, and how many pairs of presets stand the same way in both."""
     pairs = list(combinations(live, 2))
-    ways = [(_way(live[a], live[b], requests), _way(simulated[a], simulated[b], requests)) for a, b in pairs]
+    ways = [(_way(live[one], live[other]), _way(simulated[one], simulated[other])) for one, other in pairs]
     same, opposite = sum(a == b for a, b in ways), sum(a * b < 0 for a, b in ways)
     print(f"{rate:g}/s live: {_ranking(live)}; simulated: {_ranking(simulated)}")
     level = len(pairs) - same - opposite
     print(f"  pairs of presets: {same} of {len(pairs)} the same, {level} level in one only, {opposite} opposite")
 
 
-def _way(one: float, other: float, requests: int) -> int:
+def _way(one: Total, other: Total) -> int:
     """1: the one is better, -1: the other is; 0: they are within two standard errors of each other."""
-    noise = 2.0 * math.sqrt((one * (1.0 - one) + other * (1.0 - other)) / requests)
-    return 0 if abs(one - other) <= noise else 1 if one > other else -1
+    a, b = one["attainment"], other["attainment"]
+    noise = 2.0 * math.sqrt((a * (1.0 - a) + b * (1.0 - b)) / one["requests"])
+    return 0 if abs(a - b) <= noise else 1 if a > b else -1
 
 
-def _ranking(attainments: dict[str, float]) -> str:
-    best_first = sorted(attainments.items(), key=lambda item: -item[1])
-    return ", ".join(f"{preset} {attainment:.0%}" for preset, attainment in best_first)
+def _ranking(totals: dict[str, Total]) -> str:
+    best_first = sorted(totals.items(), key=lambda item: -item[1]["attainment"])
+    return ", ".join(f"{preset} {total['attainment']:.0%}" for preset, total in best_first)
 
 
 def _run(*arguments: str) -> str:
@@ -154,9 +158,16 @@ def _run(*arguments: str) -> str:
     return done.stdout
 
 
-def _attainments(folder: Path) -> list[float]:
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return [run["report"]["total"]["attainment"] for run in report["runs"]]
+def _totals(folder: Path) -> list[Total]:
+    """At each rate."""
+    report = json.loads((folder / "report.json").read_text())
+    return [run["report"]["total"] for run in report["runs"]]
+
+
+def _text(total: Total) -> str:
+    ttft, tpot = total["ttft_s"], total["tpot_s"]
+    times = f"TTFT P50 {ttft['p50']:.2f} P90 {ttft['p90']:.2f} s, TPOT P50 {1e3 * tpot['p50']:.0f} ms"
+    return f"{total['attainment']:.1%} in SLO, {total['rejected']} refused, {times}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from triton_backend.memory import Grouped
 from triton_backend.record import EngineRecord, StepRecord
 
 _WARM_UP_STEPS = 30
-"""The first ones are not counted."""
 _MIN_STEPS = 20
 """Of either kind."""
 _PASSES = 8
@@ -40,9 +39,13 @@ class Fit(NamedTuple):
     decode: Error
 
 
+def warm(steps: list[StepRecord]) -> list[StepRecord]:
+    """Without an engine's first ones."""
+    return steps[_WARM_UP_STEPS:]
+
+
 def fit(engine: EngineRecord, steps: Sequence[StepRecord], name: str) -> Fit:
     """Needs some steps of both kinds.  Raises FitError."""
-    steps = steps[_WARM_UP_STEPS:]
     prefills = [(1.0, step.tokens, step.squares, step.seconds) for step in steps if not step.rows]
     decodes = [(1.0, step.rows, step.context_tokens, step.groups, step.seconds) for step in steps if step.rows]
     if min(len(prefills), len(decodes)) < _MIN_STEPS:

@@ -1,6 +1,7 @@
 """`bucketserve fit`: its options, and what it prints."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -8,7 +9,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from gateway.bench.options import count, positive
 from gateway.options import SettingsError
-from gateway.simulator.fit import Error, FitError, fit
+from gateway.simulator.fit import Error, FitError, fit, warm
 from triton_backend.record import EngineRecord, StepRecord, read
 
 
@@ -18,7 +19,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="FOLDER|ID", help="Run this one here and measure it: local folder or Hugging Face id."
     )
     source.add_argument(
-        "--steps", metavar="FILE", type=Path, help="What a served engine wrote (`up --step-records FOLDER`)."
+        "--steps",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="What served engines of one kind wrote (`up --step-records FOLDER`).",
     )
     parser.add_argument(
         "--out", metavar="FILE", type=Path, required=True, help="Where the cost model goes (JSON)."
@@ -61,13 +66,18 @@ def start(given: argparse.Namespace) -> int:
     return 0
 
 
-def _recorded(file: Path) -> tuple[EngineRecord, list[StepRecord]]:
-    try:
-        return read(file)
-    except OSError as error:
-        raise SettingsError(f"--steps {file}: {error.strerror}") from None
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise SettingsError(f"--steps {file}: {error}") from None
+def _recorded(files: Sequence[Path]) -> tuple[EngineRecord, list[StepRecord]]:
+    """All steps, and the last file's engine."""
+    all_steps: list[StepRecord] = []
+    for file in files:
+        try:
+            engine, steps = read(file)
+        except OSError as error:
+            raise SettingsError(f"--steps {file}: {error.strerror}") from None
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise SettingsError(f"--steps {file}: {error}") from None
+        all_steps += warm(steps)
+    return engine, all_steps
 
 
 def _observed(given: argparse.Namespace) -> tuple[EngineRecord, list[StepRecord]]:
@@ -85,7 +95,8 @@ def _observed(given: argparse.Namespace) -> tuple[EngineRecord, list[StepRecord]
         threads=given.threads,
     )
     with tqdm(total=given.seconds, unit="s", desc="measuring", disable=None) as bar:
-        return observe(config, given.seconds, given.max_rows, given.seed, bar.update)
+        engine, steps = observe(config, given.seconds, given.max_rows, given.seed, bar.update)
+    return engine, warm(steps)
 
 
 def _text(error: Error) -> str:
