@@ -12,8 +12,10 @@ from typing import NoReturn
 
 from pydantic import ByteSize
 
-from gateway import options
+from gateway import key_command, options
 from gateway import up as bringing_up
+from gateway.errors import StoreLost
+from gateway.keyring import BadKeys
 from gateway.options import OPTIONS, Loaded, Option, SettingsError
 from gateway.up import Failed
 
@@ -55,7 +57,10 @@ def gateway(loaded: Loaded, arguments: Sequence[str]) -> int:
     from gateway import app
 
     _allow_many_connections()
-    return app.run(loaded.settings)
+    try:
+        return app.run(loaded.settings)
+    except BadKeys as bad:
+        raise SettingsError(str(bad)) from None
 
 
 def _allow_many_connections() -> None:
@@ -111,11 +116,26 @@ def fit(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return fitting.start(parser.parse_args(argv))
 
 
+def key(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Make an API key: it is shown once, and its record goes into the keys file or into Redis."""
+    parser = Parser(prog="bucketserve key", description=key.__doc__, allow_abbrev=False)
+    key_command.add(parser)
+    try:
+        said, record = key_command.start(parser.parse_args(argv), environ)
+    except StoreLost as lost:
+        raise Failed(str(lost)) from None
+    print(f"bucketserve: {said}", file=sys.stderr)
+    if record:
+        print(f"\n{record}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Loaded, Sequence[str]], int]] = {"up": up, "gateway": gateway, "config": config}
 TOOLS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "bench": bench,
     "simulate": simulate,
     "fit": fit,
+    "key": key,
 }
 """Commands that know nothing of the settings and have options of their own."""
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import aiohttp
 
 from gateway import local
-from gateway.settings import Settings
+from gateway.keyring import BadKeys, read_file
+from gateway.settings import Settings, model_name
 
 POLL_S = 0.05
 SAY_S = 5.0
@@ -22,6 +23,7 @@ class Failed(Exception):
 def run(settings: Settings, arguments: Sequence[str]) -> int:
     """The exit status.  `arguments` are those after `up`: the gateway gets them too.  Raises Failed."""
     model = _model(settings.model)
+    _check_keys(settings.keys_file)
     for port in (settings.port, *settings.own_ports):
         _check_free(settings.host, port)
     return local.supervise(_up(settings, model, arguments))
@@ -32,6 +34,14 @@ def _model(model: str) -> str:
     if not folder.is_dir() and model.startswith(("/", ".", "~")):
         raise Failed(f"no model folder {model}")
     return str(folder.resolve()) if folder.is_dir() else model
+
+
+def _check_keys(file: Path | None) -> None:
+    try:
+        if file is not None:
+            read_file(file)
+    except BadKeys as bad:
+        raise Failed(str(bad)) from None
 
 
 def _check_free(host: str, port: int) -> None:
@@ -81,17 +91,15 @@ def _started(settings: Settings, stack: local.Stack) -> list[str]:
 async def _announce(settings: Settings, started_s: float) -> None:
     """Say what is missing until nothing is, and then how to ask."""
     url = _url(settings.host, settings.port)
-    key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with aiohttp.ClientSession(headers=headers) as client:
+    model = model_name(settings)
+    async with aiohttp.ClientSession() as client:
         for port in settings.own_ports or [settings.port]:
             await _ready(client, _url(settings.host, port))
-        async with client.get(f"{url}/v1/models") as response:
-            model = (await response.json())["data"][0]["id"]
     took_s = asyncio.get_running_loop().time() - started_s
     alone = f" (each gateway alone: ports {_range(settings.own_ports)})" if settings.own_ports else ""
     _say(f"ready after {took_s:.1f} s: {model} on {url}{alone}.  Ctrl-C ends it.  Try:")
-    print(f"\n{_example(url, model, bool(key))}\n", flush=True)
+    needs_key = bool(settings.api_keys or settings.keys_file or settings.redis_keys)
+    print(f"\n{_example(url, model, needs_key)}\n", flush=True)
 
 
 def _url(host: str, port: int) -> str:

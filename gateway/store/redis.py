@@ -3,9 +3,7 @@
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis, RedisCluster
@@ -15,7 +13,7 @@ from gateway.ports import INBOX_TTL_S, MAX_LETTERS, MAX_SAMPLES, Assembly, Entry
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
 from gateway.store.keys import queue_keys
-from gateway.store.link import Link
+from gateway.store.scripts import Observe, Scripts, source
 
 T = TypeVar("T")
 
@@ -32,8 +30,7 @@ log = logging.getLogger(__name__)
 
 class RedisStore:
     """`client` comes from `link.connect`, or is a Sentinel's or a Cluster's client made likewise; the store
-    closes it.  `grace_s` is how long an origin that has put but not yet audited counts as alive.
-    `observe` hears each verb's seconds and whether it was answered."""
+    closes it.  `grace_s` is how long an origin that has put but not yet audited counts as alive."""
 
     def __init__(
         self,
@@ -43,15 +40,13 @@ class RedisStore:
         shard: int = 0,
         grace_s: float = 10.0,
         timeout_s: float = 0.5,
-        observe: Callable[[str, float, bool], None] = lambda verb, seconds, ok: None,
+        observe: Observe = lambda verb, seconds, ok: None,
     ) -> None:
-        self._client = client
         self._keys = queue_keys(model, shard)
         self._grace_s = grace_s
-        self._link = Link(timeout_s)
-        self._observe = observe
         common = source("common")
-        self._scripts = {verb: client.register_script(common + source(verb)) for verb in VERBS}
+        sources = {verb: common + source(verb) for verb in VERBS}
+        self._scripts = Scripts(client, sources, timeout_s, observe)
         self.num_broken = 0
         """Tickets forgotten because they did not decode."""
 
@@ -161,17 +156,10 @@ class RedisStore:
             raise StoreLost("the store answered something else")
 
     async def aclose(self) -> None:
-        await self._link.settle()
-        await self._client.aclose()
+        await self._scripts.aclose()
 
     async def _run(self, verb: str, args: Sequence[wire.Arg], parse: Callable[[Any], T]) -> T:
-        begun_s, ok = time.perf_counter(), False
-        try:
-            reply = await self._link.ask(lambda: self._scripts[verb](self._keys, args))
-            ok = True
-        finally:
-            self._observe(verb, time.perf_counter() - begun_s, ok)
-        return wire.parsed(parse, reply)
+        return await self._scripts.run(verb, self._keys, args, parse)
 
     async def _forget_broken(self, ids: Sequence[bytes]) -> None:
         if not ids:
@@ -181,10 +169,6 @@ class RedisStore:
         # If this fails they are met again; the sound ones beside them must not be lost over it.
         with contextlib.suppress(StoreLost):
             await self._run("cancel", ids, bool)
-
-
-def source(name: str) -> str:
-    return (files("gateway.store") / "lua" / f"{name}.lua").read_text()
 
 
 def _entries_args(entries: Sequence[Entry]) -> list[wire.Arg]:

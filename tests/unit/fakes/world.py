@@ -21,7 +21,9 @@ from gateway.policy.snapshot import Snapshot
 from gateway.ports import Limits
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass
+from gateway.reservations import Reservations
 from gateway.store.memory import MemoryStore
+from gateway.store.memory_tenants import MemoryTenants
 from gateway.switchboard import Switchboard
 from gateway.ticketing import Aim
 from gateway.training import train
@@ -61,6 +63,7 @@ class World:
     ) -> None:
         self.name = name
         self.store = store
+        self.tenants = MemoryTenants(asyncio.get_running_loop().time)
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
         self.metrics = Metrics(CollectorRegistry(), "fake")
@@ -73,6 +76,7 @@ class World:
             tokenizer=CharTokenizer(),
             fleet=self.fleet,
             profiler=self.profiler,
+            reservations=Reservations(self.tenants),
             config=config,
             metrics=self.metrics,
             wake=self.switchboard.wake,
