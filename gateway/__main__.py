@@ -12,11 +12,12 @@ from typing import NoReturn
 
 from pydantic import ByteSize
 
-from gateway import key_command, options
+from gateway import key_command, keyring, options
 from gateway import up as bringing_up
 from gateway.errors import StoreLost
 from gateway.keyring import BadKeys
 from gateway.options import OPTIONS, Loaded, Option, SettingsError
+from gateway.settings import Settings
 from gateway.up import Failed
 
 EPILOG = """\
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
 def up(loaded: Loaded, arguments: Sequence[str]) -> int:
     """Start what is not given (Valkey, Triton with the engine) and a gateway, all in the foreground."""
+    _check_keys(loaded.settings)
     return bringing_up.run(loaded.settings, arguments)
 
 
@@ -53,12 +55,19 @@ def gateway(loaded: Loaded, arguments: Sequence[str]) -> int:
             raise SettingsError(
                 f"`bucketserve gateway` needs {OPTIONS[name].flag}; `bucketserve up` starts its own"
             )
+    _check_keys(loaded.settings)
     # Here, not above: the tokenizer's library takes a second to load, and the other commands do not use it.
     from gateway import app
 
     _allow_many_connections()
+    return app.run(loaded.settings)
+
+
+def _check_keys(settings: Settings) -> None:
+    """Before anything starts, for one line instead of a dead gateway's log."""
     try:
-        return app.run(loaded.settings)
+        if settings.keys_file:
+            keyring.read_file(settings.keys_file)
     except BadKeys as bad:
         raise SettingsError(str(bad)) from None
 

@@ -73,7 +73,7 @@ def record(name: str, fields: object) -> Record:
         msgspec.convert(name, Name)
         return msgspec.convert(fields, Record)
     except msgspec.ValidationError as error:
-        raise BadKeys(f"key '{name[:64]}': {error}") from None
+        raise BadKeys(f"key {name[:64]!r}: {error}") from None
 
 
 def encode(record: Record) -> bytes:

@@ -9,7 +9,6 @@ from pathlib import Path
 import aiohttp
 
 from gateway import local
-from gateway.keyring import BadKeys, read_file
 from gateway.settings import Settings, model_name
 
 POLL_S = 0.05
@@ -23,7 +22,6 @@ class Failed(Exception):
 def run(settings: Settings, arguments: Sequence[str]) -> int:
     """The exit status.  `arguments` are those after `up`: the gateway gets them too.  Raises Failed."""
     model = _model(settings.model)
-    _check_keys(settings.keys_file)
     for port in (settings.port, *settings.own_ports):
         _check_free(settings.host, port)
     return local.supervise(_up(settings, model, arguments))
@@ -34,14 +32,6 @@ def _model(model: str) -> str:
     if not folder.is_dir() and model.startswith(("/", ".", "~")):
         raise Failed(f"no model folder {model}")
     return str(folder.resolve()) if folder.is_dir() else model
-
-
-def _check_keys(file: Path | None) -> None:
-    try:
-        if file is not None:
-            read_file(file)
-    except BadKeys as bad:
-        raise Failed(str(bad)) from None
 
 
 def _check_free(host: str, port: int) -> None:

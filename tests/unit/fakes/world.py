@@ -18,7 +18,7 @@ from gateway.policy.admission import Everybody
 from gateway.policy.history import Sample
 from gateway.policy.preset import FULL
 from gateway.policy.snapshot import Snapshot
-from gateway.ports import Limits
+from gateway.ports import Limits, Tenants
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass
 from gateway.reservations import Reservations
@@ -60,10 +60,11 @@ class World:
         config: origins.Config = ORIGIN,
         profiler: Profiler | None = None,
         name: str = "g",
+        tenants: Tenants | None = None,
     ) -> None:
         self.name = name
         self.store = store
-        self.tenants = MemoryTenants(asyncio.get_running_loop().time)
+        self.tenants = tenants or MemoryTenants(asyncio.get_running_loop().time)
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
         self.metrics = Metrics(CollectorRegistry(), "fake")
