@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import secrets
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -82,21 +82,27 @@ def encode(record: Record) -> bytes:
 
 def read_file(file: Path) -> Records:
     """Raises BadKeys."""
-    try:
-        return _parse(tomllib.loads(file.read_text()))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BadKeys(f"keys file {file}: {reason}") from None
-    except BadKeys as bad:
-        raise BadKeys(f"keys file {file}: {bad}") from None
+    with _told(f"keys file {file}"):
+        return _parse_file(file.read_bytes())
 
 
-def decode(stored: Mapping[str, bytes]) -> Records:
-    """Raises BadKeys."""
+def _parse_file(raw: bytes) -> Records:
+    return _parse(tomllib.loads(raw.decode()))
+
+
+def _decode(stored: Mapping[str, bytes]) -> Records:
+    return _parse({name: msgspec.json.decode(data) for name, data in stored.items()})
+
+
+@contextlib.contextmanager
+def _told(source: str) -> Iterator[None]:
+    """Whatever is wrong with a source becomes a BadKeys that names it."""
     try:
-        return _parse({name: msgspec.json.decode(data) for name, data in stored.items()})
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BadKeys(f"keys in Redis: {error}") from None
+        yield
+    except OSError as error:
+        raise BadKeys(f"{source}: {error.strerror}") from None
+    except (BadKeys, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise BadKeys(f"{source}: {error}") from None
 
 
 def _parse(tree: Mapping[str, object]) -> Records:
@@ -118,11 +124,14 @@ class Keyring:
         # The same in every gateway, in whatever order they are given.
         self._plain = {f"key-{sha256[:12]}": Record(sha256) for sha256 in digests}
         self._file = file
+        self._raw: bytes | None = None
+        """What the file held when it was last read and good."""
         self._tenants = tenants
+        self._version = 0
         self._from_file: Records = {} if file is None else read_file(file)
         self._from_store: Records = {}
-        self._version = 0
-        self._complaint = ""
+        self._complaints: set[str] = set()
+        """About what is wrong now: each is told once."""
         self._index()
 
     @property
@@ -141,32 +150,37 @@ class Keyring:
 
     async def refresh(self) -> None:
         """Read the sources again."""
-        try:
-            if self._file is not None:
-                self._from_file = await asyncio.to_thread(read_file, self._file)
-            if self._tenants is not None:
-                with contextlib.suppress(StoreLost):
-                    await self._read_store(self._tenants)
-        except BadKeys as bad:
-            self._complain(str(bad))
-        else:
-            self._complaint = ""
-        self._index()
-
-    async def _read_store(self, tenants: Tenants) -> None:
-        found = await tenants.keys(self._version)
-        if found is None:
-            return
-        version, stored = found
-        if not version:
-            raise BadKeys("keys in Redis: it has lost them; those last known stay in force")
-        self._version, self._from_store = version, decode(stored)
-
-    def _complain(self, complaint: str) -> None:
-        """Once."""
-        if complaint != self._complaint:
+        complaints = set()
+        for read in (self._read_file, self._read_store):
+            try:
+                await read()
+            except BadKeys as bad:
+                complaints.add(str(bad))
+        for complaint in complaints - self._complaints:
             log.error("keys.unusable", reason=complaint)
-        self._complaint = complaint
+        self._complaints = complaints
+
+    async def _read_file(self) -> None:
+        if self._file is None:
+            return
+        with _told(f"keys file {self._file}"):
+            raw = await asyncio.to_thread(self._file.read_bytes)
+            if raw != self._raw:
+                self._from_file, self._raw = await asyncio.to_thread(_parse_file, raw), raw
+                self._index()
+
+    async def _read_store(self) -> None:
+        try:
+            found = None if self._tenants is None else await self._tenants.keys(self._version)
+        except StoreLost:
+            return
+        if found is not None:
+            version, stored = found
+            with _told("keys in Redis"):
+                if not version:
+                    raise BadKeys("it has lost them; those last known stay in force")
+                self._from_store, self._version = _decode(stored), version
+            self._index()
 
     def _index(self) -> None:
         # What stands nearer to the gateway goes before what is shared.

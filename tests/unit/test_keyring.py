@@ -161,6 +161,18 @@ def test_keys_in_the_store_come_and_go(file: Path) -> None:
     play(scenario, file=file)
 
 
+def test_a_broken_file_keeps_no_key_in_redis_alive(file: Path) -> None:
+    tenants = MemoryTenants()
+    ring = Keyring(file=file, tenants=tenants)
+    asyncio.run(tenants.set_key("remote", stored("far")))
+    assert refreshed(ring) == []
+    assert name_of(ring, "far") == "remote"
+    file.unlink()
+    asyncio.run(tenants.drop_key("remote"))
+    assert len(refreshed(ring)) == 1
+    assert [name_of(ring, key) for key in ("far", "one")] == [None, "acme"]
+
+
 def test_a_store_that_forgot_its_keys_leaves_the_last_good_ones() -> None:
     async def scenario(tenants: ForgetfulTenants, ring: Keyring) -> None:
         await tenants.set_key("remote", stored("far"))
