@@ -1,7 +1,7 @@
 """One small tree of errors.  An ApiError knows its HTTP status and becomes OpenAI's error object in one
 place; the others never reach a client as they are."""
 
-from gateway.quota import Standing
+from gateway.quota import Allowance
 
 
 class ApiError(Exception):
@@ -83,13 +83,13 @@ class OverQuota(TooManyRequests):
         message: str,
         *,
         type: str,
-        standing: Standing,
+        allowance: Allowance,
         retry_after_s: float | None = None,
         should_retry: bool | None = None,
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s, should_retry=should_retry)
         self.type = type
-        self.standing = standing
+        self.allowance = allowance
 
 
 class Unavailable(ApiError):

@@ -25,7 +25,7 @@ from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.openai import answer
 from gateway.ports import Call
-from gateway.quota import Standing
+from gateway.quota import Allowance
 from gateway.request import ANYBODY, Outcome
 
 CLIENT_GONE = 499
@@ -60,10 +60,10 @@ class Exchange:
         return asyncio.get_running_loop().time() - self.arrival_s
 
     @property
-    def standing(self) -> Standing | None:
+    def allowance(self) -> Allowance | None:
         """What is left of the tenant's quota, if it was asked."""
         source = self.call or self.refusal
-        return None if source is None else source.standing
+        return None if source is None else source.allowance
 
     def saw_tokens(self) -> None:
         if self.ttft_s is None:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.quota import Quota, Standing
+from gateway.quota import Allowance, Quota
 from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
@@ -167,7 +167,7 @@ class Store(Protocol):
 class Granted(msgspec.Struct, frozen=True):
     """A reservation was made."""
 
-    standing: Standing
+    allowance: Allowance
 
 
 class Denied(msgspec.Struct, frozen=True):
@@ -177,7 +177,7 @@ class Denied(msgspec.Struct, frozen=True):
     """The one that stands in the way longest: requests, tokens or streams."""
     wait_s: float | None
     """Until there is room; None if that depends on when others end."""
-    standing: Standing
+    allowance: Allowance
 
 
 class Tenants(Protocol):
@@ -296,8 +296,8 @@ class Call(Protocol):
         """The one it runs in."""
 
     @property
-    def standing(self) -> Standing:
-        """Where its tenant stood when it came in."""
+    def allowance(self) -> Allowance:
+        """What its tenant had left when it came in."""
 
     async def next(self) -> list[Delta]:
         """All that is new, at least one delta; [] when every choice has finished.  If it is cancelled

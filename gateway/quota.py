@@ -25,8 +25,8 @@ class Level(msgspec.Struct, frozen=True):
     """Until all of it is there again, if nothing more is used."""
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """Where a tenant stands after a reservation, granted or not.  None: no such bound."""
+class Allowance(msgspec.Struct, frozen=True):
+    """What a tenant has left after a reservation, granted or not.  None: no such bound."""
 
     requests: Level | None = None
     tokens: Level | None = None

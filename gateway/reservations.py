@@ -73,7 +73,7 @@ class Reservations:
             raise _refusal(answer, tenant)
         choices = [live.choice for live in call.live.values()]
         self._open[call.id] = _Reservation(tenant.name, prompt_tokens, choices)
-        call.standing = answer.standing
+        call.allowance = answer.allowance
 
     def refund(self, call: OpenCall) -> None:
         """The call was not let in."""
@@ -136,7 +136,7 @@ def _expected_tokens(call: OpenCall, tenant: Tenant, prompt_tokens: int) -> int:
         raise OverQuota(
             f"Request too large: its prompts have {prompt_tokens} tokens, and this key has {most} per minute.",
             type="tokens",
-            standing=call.standing,
+            allowance=call.allowance,
             should_retry=False,
         )
     tokens = prompt_tokens + sum(live.predicted.upper_tokens for live in call.live.values())
@@ -155,7 +155,7 @@ def _refusal(answer: Denied, tenant: Tenant) -> OverQuota:
     return OverQuota(
         f"Rate limit reached for this key: {what}.",
         type="tokens" if answer.bound == "tokens" else "requests",
-        standing=answer.standing,
+        allowance=answer.allowance,
         retry_after_s=_STREAM_WAIT_S if answer.wait_s is None else answer.wait_s,
     )
 

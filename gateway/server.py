@@ -77,8 +77,8 @@ async def _add_headers(request: web.BaseRequest, response: web.StreamResponse) -
     exchange = request.get(EXCHANGE)
     if exchange is not None:
         response.headers["x-request-id"] = exchange.request_id
-        if exchange.standing is not None:
-            response.headers.update(headers.rate_limits(exchange.standing))
+        if exchange.allowance is not None:
+            response.headers.update(headers.rate_limits(exchange.allowance))
 
 
 class Front:

@@ -31,7 +31,7 @@ async def used(tenants: Tenants, tenant: str = "acme") -> tuple[int, int]:
     """Requests and tokens that count now: what is missing of a quota that denies a stream."""
     answer = await reserve(tenants, Quota(10**6, 10**6, max_streams=0), tenant=tenant)
     assert isinstance(answer, Denied)
-    requests, tokens = answer.standing.requests, answer.standing.tokens
+    requests, tokens = answer.allowance.requests, answer.allowance.tokens
     assert requests and tokens
     return requests.limit - requests.remaining, tokens.limit - tokens.remaining
 
@@ -48,10 +48,10 @@ class TenantsContract:
         quota = Quota(requests_per_minute=3)
         answers = [await reserve(tenants, quota) for _ in range(5)]
         assert [bound(answer) for answer in answers] == [None, None, None, "requests", "requests"]
-        levels = [answer.standing.requests for answer in answers if answer.standing.requests]
+        levels = [answer.allowance.requests for answer in answers if answer.allowance.requests]
         assert [(level.limit, level.remaining) for level in levels] == [(3, 2), (3, 1), (3, 0), (3, 0), (3, 0)]
         assert all(59 < level.reset_s <= 61 for level in levels)
-        assert all(answer.standing.tokens is None for answer in answers)
+        assert all(answer.allowance.tokens is None for answer in answers)
         refusal = answers[-1]
         assert isinstance(refusal, Denied) and refusal.wait_s and 57 < refusal.wait_s <= 61
 
@@ -83,7 +83,7 @@ class TenantsContract:
         for _ in range(20):
             answer = await reserve(tenants, UNLIMITED, tokens=10**9)
             assert isinstance(answer, Granted)
-            assert (answer.standing.requests, answer.standing.tokens) == (None, None)
+            assert (answer.allowance.requests, answer.allowance.tokens) == (None, None)
 
     async def test_tenants_do_not_meet(self, tenants: Tenants) -> None:
         quota = Quota(1, 10, 1)
@@ -104,7 +104,7 @@ class TenantsContract:
         await tenants.settle("acme", {"a": 350})
         assert await used(tenants) == (1, 350)
         answer = await reserve(tenants, Quota(tokens_per_minute=300), tokens=1)
-        assert answer.standing.tokens and answer.standing.tokens.remaining == 0
+        assert answer.allowance.tokens and answer.allowance.tokens.remaining == 0
 
     async def test_a_reservation_is_settled_once(self, tenants: Tenants) -> None:
         await reserve(tenants, UNLIMITED, tokens=100, id="a")
@@ -147,8 +147,8 @@ class TenantsContract:
     async def test_reset_is_of_the_last_use(self, tenants: Tenants) -> None:
         quota = Quota(10, 1000)
         answer = await reserve(tenants, quota, tokens=0)
-        assert answer.standing.tokens == Level(1000, 1000, 0.0)
-        assert answer.standing.requests and 60 <= answer.standing.requests.reset_s <= 61
+        assert answer.allowance.tokens == Level(1000, 1000, 0.0)
+        assert answer.allowance.requests and 60 <= answer.allowance.requests.reset_s <= 61
 
     async def test_records_of_keys(self, tenants: Tenants) -> None:
         assert await tenants.keys(0) is None

@@ -7,7 +7,7 @@ from math import ceil, isfinite
 import msgspec
 
 from gateway.errors import BadRequest
-from gateway.quota import Standing
+from gateway.quota import Allowance
 from gateway.request import Request, Targets
 
 TTFT = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
@@ -43,10 +43,10 @@ def _milliseconds(name: str, text: str) -> float:
     return value
 
 
-def rate_limits(standing: Standing) -> dict[str, str]:
+def rate_limits(allowance: Allowance) -> dict[str, str]:
     """OpenAI's `x-ratelimit-*`, for the bounds there are."""
     fields = {}
-    for unit, level in (("requests", standing.requests), ("tokens", standing.tokens)):
+    for unit, level in (("requests", allowance.requests), ("tokens", allowance.tokens)):
         if level is not None:
             fields[f"x-ratelimit-limit-{unit}"] = str(level.limit)
             fields[f"x-ratelimit-remaining-{unit}"] = str(level.remaining)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from gateway.ports import Denied, Granted
-from gateway.quota import Level, Quota, Standing
+from gateway.quota import Allowance, Level, Quota
 
 SECONDS = 61
 """What was used in a second counts until the minute after its end."""
@@ -47,12 +47,14 @@ class Minute:
 
 def answer(denied: str, now_s: float, requests: Use, tokens: Use, quota: Quota) -> Granted | Denied:
     """`denied` names what there is too much of; the uses are those after the reservation."""
-    standing = Standing(
+    allowance = Allowance(
         _level(quota.requests_per_minute, requests, now_s), _level(quota.tokens_per_minute, tokens, now_s)
     )
     if not denied:
-        return Granted(standing)
-    return Denied(denied, None if denied == "streams" else _past(max(requests.full, tokens.full), now_s), standing)
+        return Granted(allowance)
+    return Denied(
+        denied, None if denied == "streams" else _past(max(requests.full, tokens.full), now_s), allowance
+    )
 
 
 def _level(limit: int | None, use: Use, now_s: float) -> Level | None:

@@ -124,10 +124,10 @@ class RedisStore:
     async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
         streams: Any = {f"{self._keys.inbox}:{gateway}": after or "0"}
         # No script: those cannot wait.
-        reply = await self._link.ask(
-            lambda: self._client.xread(streams, count=limit, block=round(wait_s * 1000)), wait_s
+        block_ms = round(wait_s * 1000)
+        return await self._scripts.wait(
+            lambda client: client.xread(streams, count=limit, block=block_ms), wait_s, wire.letters
         )
-        return wire.parsed(wire.letters, reply)
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)

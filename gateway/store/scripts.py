@@ -1,7 +1,7 @@
 """The scripts of `lua/` on one client: each is asked under the link's rules, timed, and its reply parsed."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -37,6 +37,12 @@ class Scripts:
         finally:
             self._observe(verb, time.perf_counter() - begun_s, ok)
         return wire.parsed(parse, reply)
+
+    async def wait(
+        self, command: Callable[[Redis | RedisCluster], Awaitable[Any]], wait_s: float, parse: Callable[[Any], T]
+    ) -> T:
+        """No script: a command for which the store may rightly take `wait_s`.  Raises StoreLost."""
+        return wire.parsed(parse, await self._link.ask(lambda: command(self._client), wait_s))
 
     async def aclose(self) -> None:
         """Also the client's end."""

@@ -387,8 +387,8 @@ def test_too_many_streams(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("key", "granted"), [("bs-seldom", 2), ("bs-short", 2), ("bs-single", 1)])
 def test_a_race_over_two_gateways_passes_no_bound(tmp_path: Path, key: str, granted: int) -> None:
     async def scenario(site: Site) -> None:
-        fields = {"prompt": "x" * 10, "max_tokens": 40}
-        answers = await asyncio.gather(*(site.ask(key, at % 2, **fields) for at in range(24)))
+        asked = (site.ask(key, at % 2, prompt="x" * 10, max_tokens=40) for at in range(24))
+        answers = await asyncio.gather(*asked)
         statuses = [answer.status for answer in answers]
         assert sorted(set(statuses)) == [200, 429]
         assert statuses.count(200) == granted
@@ -404,8 +404,8 @@ def test_a_quota_that_cannot_be_checked_lets_nobody_in(tmp_path: Path) -> None:
             assert int(answer.headers["Retry-After"]) >= 1
         assert (await site.ask(GOOD)).status == 200, "it has none"
         await site.settled()
-        answer = await MemoryTenants.reserve(site.tenants, "seldom", "x", 0, Quota(2), 1.0)
-        assert answer.standing.requests and answer.standing.requests.remaining == 1, "what was taken is back"
+        mine = await MemoryTenants.reserve(site.tenants, "seldom", "x", 0, Quota(2), 1.0)
+        assert mine.allowance.requests and mine.allowance.requests.remaining == 1, "what was taken is back"
 
     visit(scenario, tmp_path, LostTenants)
 

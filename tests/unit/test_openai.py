@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, TooManyRequests
 from gateway.openai import answer, headers, parse
-from gateway.quota import Level, Standing
+from gateway.quota import Allowance, Level
 from gateway.request import FinishReason, Request, ServiceClass, Targets, TokenLogprob
 from tests.unit.fakes.calls import ScriptedCall, delta
 from triton_backend.contract import Sampling
@@ -436,7 +436,7 @@ def test_an_end_that_openai_has_no_word_for_is_told_beside_the_standard_one() ->
 
 
 def test_what_is_left_of_a_quota_is_told_in_openais_words() -> None:
-    told = headers.rate_limits(Standing(Level(60, 59, 1.0), Level(150_000, 149_984, 0.0064)))
+    told = headers.rate_limits(Allowance(Level(60, 59, 1.0), Level(150_000, 149_984, 0.0064)))
     assert told == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
@@ -445,7 +445,7 @@ def test_what_is_left_of_a_quota_is_told_in_openais_words() -> None:
         "x-ratelimit-remaining-tokens": "149984",
         "x-ratelimit-reset-tokens": "7ms",
     }
-    assert headers.rate_limits(Standing()) == {}
+    assert headers.rate_limits(Allowance()) == {}
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ async def test_whoever_waits_as_told_gets_in_and_not_before(clock: Clock, tenant
     clock.now_s += 0.25
     answer = await reserve(tenants, quota, tokens=40)
     assert isinstance(answer, Granted)
-    assert answer.standing.requests and answer.standing.requests.reset_s == 61.0
+    assert answer.allowance.requests and answer.allowance.requests.reset_s == 61.0
 
 
 @pytest.mark.asyncio
