@@ -269,15 +269,16 @@ def test_a_tenant_with_10_waits_for_few_of_another_with_10_000(weight: float, be
             world.backends[0].hang()
             intake = world.origin._intake
             limits = Limits(10**6, 10**9, 10**12)
-            for tenant, count in ((Tenant("large"), 10_000), (Tenant("small", weight=weight), 10)):
-                for number in range(count):
-                    call = await intake.call(asking(tenant=tenant), f"{tenant.name}{number}", now_s())
+            for tenant, calls, each in ((Tenant("large"), 100, 100), (Tenant("small", weight=weight), 10, 1)):
+                for number in range(calls):
+                    request = asking(tenant=tenant, num_choices=each)
+                    call = await intake.call(request, f"{tenant.name}{number}", now_s())
                     await store.put([live.entry for live in call.live.values()], limits)
             waiting = await store.peek(
                 [(h.bin, ServiceClass.DEFAULT) for h in (await store.queue()).heads], 20_000
             )
             names = [ticket.tenant for ticket in waiting]
-            assert names.count("small") == 10
+            assert (names.count("large"), names.count("small")) == (10_000, 10)
             last = len(names) - names[::-1].index("small")
             assert last - 10 <= before
 
