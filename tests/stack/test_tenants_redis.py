@@ -28,10 +28,14 @@ def url() -> Iterator[str]:
         yield server.connection_url
 
 
+def gateway(url: str) -> RedisTenants:
+    return RedisTenants(connect(url, connect_timeout_s=PATIENT_S), timeout_s=PATIENT_S)
+
+
 @pytest_asyncio.fixture
 async def client(url: str) -> AsyncIterator[Redis]:
     """Another user of the same server."""
-    client = connect(url)
+    client = connect(url, connect_timeout_s=PATIENT_S)
     await client.flushall()
     yield client
     await client.aclose()
@@ -39,7 +43,7 @@ async def client(url: str) -> AsyncIterator[Redis]:
 
 @pytest_asyncio.fixture
 async def tenants(url: str, client: Redis) -> AsyncIterator[RedisTenants]:
-    tenants = RedisTenants(connect(url), timeout_s=PATIENT_S)
+    tenants = gateway(url)
     yield tenants
     await tenants.aclose()
 
@@ -73,11 +77,11 @@ def test_every_verb_is_listed() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("quota", [Quota(20), Quota(None, 200), Quota(None, None, 20)], ids=str)
 async def test_gateways_that_race_go_over_no_bound_together(url: str, client: Redis, quota: Quota) -> None:
-    gateways = [RedisTenants(connect(url), timeout_s=PATIENT_S) for _ in range(3)]
+    gateways = [gateway(url) for _ in range(3)]
     answers = await asyncio.gather(*(reserve(gateways[i % 3], quota, tokens=10) for i in range(120)))
     assert sum(isinstance(answer, Granted) for answer in answers) == 20
-    for gateway in gateways:
-        await gateway.aclose()
+    for each in gateways:
+        await each.aclose()
 
 
 @pytest.mark.asyncio

@@ -5,13 +5,14 @@
 
 local id, tokens = ARGV[1], tonumber(ARGV[2])
 
-local used, sums, old = {}, {requests = 0, tokens = 0}, {}
+local used, sums, old = {requests = {}, tokens = {}}, {requests = 0, tokens = 0}, {}
 local fields = redis.call('HGETALL', USED)
 for i = 1, #fields, 2 do
   local at, unit = fields[i]:match('^(%d+):(%a+)$')
-  if tonumber(at) > second - SECONDS then
-    used[fields[i]] = tonumber(fields[i + 1])
-    sums[unit] = sums[unit] + fields[i + 1]
+  at = tonumber(at)
+  if at > second - SECONDS then
+    used[unit][at] = tonumber(fields[i + 1])
+    sums[unit] = sums[unit] + used[unit][at]
   else
     old[#old + 1] = fields[i]
   end
@@ -22,7 +23,7 @@ local function look(unit, more, limit)
   local last, full, over = 0, 0, 0
   if limit then over = sums[unit] + more - limit end
   for at = second - SECONDS + 1, second do
-    local here = used[integer(at) .. ':' .. unit] or 0
+    local here = used[unit][at] or 0
     if here > 0 then
       last = at
       if over > 0 then full = at end
