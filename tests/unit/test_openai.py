@@ -116,6 +116,7 @@ def test_every_field_arrives() -> None:
         include_usage=True,
         continuous_usage=True,
         service_class=ServiceClass.PRIORITY,
+        names_class=True,
         user="u",
     )
 
