@@ -12,9 +12,12 @@ from typing import NoReturn
 
 from pydantic import ByteSize
 
-from gateway import options
+from gateway import key_command, keyring, options
 from gateway import up as bringing_up
+from gateway.errors import StoreLost
+from gateway.keyring import BadKeys
 from gateway.options import OPTIONS, Loaded, Option, SettingsError
+from gateway.settings import Settings
 from gateway.up import Failed
 
 EPILOG = """\
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
 def up(loaded: Loaded, arguments: Sequence[str]) -> int:
     """Start what is not given (Valkey, Triton with the engine) and a gateway, all in the foreground."""
+    _check_keys(loaded.settings)
     return bringing_up.run(loaded.settings, arguments)
 
 
@@ -51,11 +55,21 @@ def gateway(loaded: Loaded, arguments: Sequence[str]) -> int:
             raise SettingsError(
                 f"`bucketserve gateway` needs {OPTIONS[name].flag}; `bucketserve up` starts its own"
             )
+    _check_keys(loaded.settings)
     # Here, not above: the tokenizer's library takes a second to load, and the other commands do not use it.
     from gateway import app
 
     _allow_many_connections()
     return app.run(loaded.settings)
+
+
+def _check_keys(settings: Settings) -> None:
+    """Before anything starts, for one line instead of a dead gateway's log."""
+    try:
+        if settings.keys_file:
+            keyring.read_file(settings.keys_file)
+    except BadKeys as bad:
+        raise SettingsError(str(bad)) from None
 
 
 def _allow_many_connections() -> None:
@@ -111,11 +125,26 @@ def fit(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return fitting.start(parser.parse_args(argv))
 
 
+def key(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Make an API key: it is shown once, and its record goes into the keys file or into Redis."""
+    parser = Parser(prog="bucketserve key", description=key.__doc__, allow_abbrev=False)
+    key_command.add(parser)
+    try:
+        said, record = key_command.start(parser.parse_args(argv), environ)
+    except StoreLost as lost:
+        raise Failed(str(lost)) from None
+    print(f"bucketserve: {said}", file=sys.stderr)
+    if record:
+        print(f"\n{record}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Loaded, Sequence[str]], int]] = {"up": up, "gateway": gateway, "config": config}
 TOOLS: dict[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "bench": bench,
     "simulate": simulate,
     "fit": fit,
+    "key": key,
 }
 """Commands that know nothing of the settings and have options of their own."""
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import secrets
 import signal
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,14 +18,18 @@ from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
 from gateway.fleet import Fleet
+from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.origin import Origin
 from gateway.policy import preset
-from gateway.ports import Limits, Store
+from gateway.ports import Limits, Store, Tenants
 from gateway.profiler import Profiler
-from gateway.settings import DEMO_MODEL, Settings
+from gateway.reservations import Reservations
+from gateway.settings import Settings, model_name
 from gateway.store import home
+from gateway.store.home import Home
 from gateway.store.redis import RedisStore
+from gateway.store.redis_tenants import RedisTenants
 from gateway.switchboard import Switchboard
 from gateway.ticketing import Aim
 from gateway.tokenizer import HFTokenizer
@@ -44,19 +48,12 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def model_name(settings: Settings) -> str:
-    """What clients call the model."""
-    if settings.model_name:
-        return settings.model_name
-    if settings.model == DEMO_MODEL:
-        return "demo"
-    return Path(settings.model).name if Path(settings.model).is_dir() else settings.model
-
-
 class Gateway:
     """The parts of one gateway, and what runs between them."""
 
-    def __init__(self, settings: Settings, store: Store, tokenizer: HFTokenizer, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, tenants: Tenants, tokenizer: HFTokenizer, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._name = f"gateway-{secrets.token_hex(6)}"
         self._store = store
@@ -74,6 +71,7 @@ class Gateway:
             tokenizer=tokenizer,
             fleet=self._fleet,
             profiler=self._profiler,
+            reservations=Reservations(tenants),
             config=origins.Config(
                 limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
                 policy=self._policy,
@@ -145,17 +143,23 @@ async def serve(settings: Settings) -> None:
         stack.callback(tokenizer.close)
         store = _store(settings, metrics)
         stack.push_async_callback(store.aclose)
-        gateway = Gateway(settings, store, tokenizer, metrics)
-        runner = server.make_runner(_web_app(settings, gateway, tokenizer, metrics))
+        tenants = _tenants(settings, metrics)
+        stack.push_async_callback(tenants.aclose)
+        keyring = _keyring(settings, tenants)
+        await keyring.refresh()
+        gateway = Gateway(settings, store, tenants, tokenizer, metrics)
+        runner = server.make_runner(_web_app(settings, gateway, keyring, tokenizer, metrics))
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         sites = [web.TCPSite(runner, settings.host, settings.port, reuse_port=settings.own_port is not None)]
         if settings.own_port is not None:
             sites.append(web.TCPSite(runner, settings.host, settings.own_port))
-        running = asyncio.create_task(_run_all(gateway.run(), _measure_lag(metrics)))
+        running = asyncio.create_task(_run_all(gateway.run(), keyring.run(), _measure_lag(metrics)))
         stack.push_async_callback(_cancel, running)
         for site in sites:
             await site.start()
+        if keyring.is_open and not _is_loopback(settings.host):
+            log.warning("gateway.open", host=settings.host, reason="no API key is configured: anybody may ask")
         log.info("gateway.listening", host=settings.host, port=settings.port, model=model_name(settings))
         await _first(running, asyncio.create_task(_stop_signal()))
         gateway.leave()
@@ -165,23 +169,46 @@ async def serve(settings: Settings) -> None:
 
 
 def _store(settings: Settings, metrics: Metrics) -> RedisStore:
-    assert settings.redis is not None, "the command line asks for it"
-    url, timeouts = settings.redis.get_secret_value(), settings.store
     return RedisStore(
-        home.connect(url, connect_timeout_s=timeouts.connect_timeout_s),
+        _home(settings),
         model_name(settings),
-        timeout_s=timeouts.timeout_s,
+        timeout_s=settings.store.timeout_s,
         observe=metrics.store_verb,
         changed=metrics.store_lost,
     )
 
 
-def _web_app(settings: Settings, gateway: Gateway, tokenizer: HFTokenizer, metrics: Metrics) -> web.Application:
+def _tenants(settings: Settings, metrics: Metrics) -> RedisTenants:
+    return RedisTenants(_home(settings), timeout_s=settings.store.timeout_s, observe=metrics.store_verb)
+
+
+def _home(settings: Settings) -> Home:
+    assert settings.redis is not None, "the command line asks for it"
+    url = settings.redis.get_secret_value()
+    return home.connect(url, connect_timeout_s=settings.store.connect_timeout_s)
+
+
+def _keyring(settings: Settings, tenants: Tenants) -> Keyring:
+    """Raises BadKeys."""
+    plain = [key.get_secret_value() for key in settings.api_keys]
+    return Keyring(plain, settings.keys_file, tenants if settings.redis_keys else None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _web_app(
+    settings: Settings, gateway: Gateway, keyring: Keyring, tokenizer: HFTokenizer, metrics: Metrics
+) -> web.Application:
     return server.make_app(
         gateway.origin,
         tokenizer,
         metrics,
-        api_keys=[key.get_secret_value() for key in settings.api_keys],
+        keyring=keyring,
         max_body_bytes=settings.http.max_body_bytes,
         body_timeout_s=settings.http.body_timeout_s,
         keepalive_s=settings.http.keepalive_s,

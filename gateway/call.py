@@ -12,6 +12,7 @@ from gateway.policy.admission import Asked
 from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
 from gateway.ports import Entry
+from gateway.quota import Allowance
 from gateway.request import Delta, Outcome, Profile, Request, Ticket, Work
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -104,6 +105,7 @@ class OpenCall:
         """Its tickets that have not ended."""
         self.promise: Promise | None = None
         """What was relied on when it was let in."""
+        self.allowance = Allowance()
         self.error: ApiError | None = None
         self.has_tokens = False
         self._deltas: list[Delta] = []

@@ -1,6 +1,8 @@
 """One small tree of errors.  An ApiError knows its HTTP status and becomes OpenAI's error object in one
 place; the others never reach a client as they are."""
 
+from gateway.quota import Allowance
+
 
 class ApiError(Exception):
     """Something the client is told.  `param` names the offending field; `retry_after_s` makes it
@@ -32,7 +34,13 @@ class BadRequest(ApiError):
 
 
 class Unauthorized(ApiError):
-    status, type, code = 401, "authentication_error", "invalid_api_key"
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """The key is good, and not for this."""
+
+    status, type, code = 403, "invalid_request_error", "insufficient_permissions"
 
 
 class NotFound(ApiError):
@@ -65,6 +73,23 @@ class TooManyRequests(ApiError):
     """The pool exists and is contended."""
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class OverQuota(TooManyRequests):
+    """The tenant has used what its key allows.  `type` is OpenAI's: what there is too much of."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        type: str,
+        allowance: Allowance,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, should_retry=should_retry)
+        self.type = type
+        self.allowance = allowance
 
 
 class Unavailable(ApiError):

@@ -80,7 +80,8 @@ class Intake:
 
     def _add(self, request: Request, call: OpenCall, work: Work, max_tokens: int) -> None:
         number, tokens = len(call.live), len(work.prompt)
-        features = self._profiler.features(work.prompt, max_tokens, request.service_class, request.user)
+        who = f"{request.tenant.name}/{request.user}"
+        features = self._profiler.features(work.prompt, max_tokens, request.service_class, who)
         predicted = self._profiler.predict(features, max_tokens, request.ignore_eos)
         ticket = self._ticketing.ticket(f"{call.id}/{number}", request, tokens, max_tokens, predicted)
         logprobs = request.sampling.logprobs is not None

@@ -2,11 +2,10 @@
 becomes a response, and its log line."""
 
 import asyncio
-import hmac
 import math
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import structlog
 from aiohttp import web
@@ -17,14 +16,17 @@ from gateway.errors import (
     InternalError,
     MethodNotAllowed,
     NotFound,
+    OverQuota,
     PayloadTooLarge,
     Unauthorized,
 )
 from gateway.event_stream import ClientGone, EventStream
+from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.openai import answer
 from gateway.ports import Call
-from gateway.request import Outcome
+from gateway.quota import Allowance
+from gateway.request import ANYBODY, Outcome
 
 CLIENT_GONE = 499
 """Status of a request whose client left, in logs and metrics only."""
@@ -44,7 +46,10 @@ class Exchange:
         self.call_id = uuid.uuid4().hex
         given = request.headers.get("x-request-id", "")
         self.request_id = given if _safe_id.fullmatch(given) else self.call_id
+        self.tenant = ANYBODY
+        """Whose key came with it."""
         self.outcome = Outcome.FINISHED
+        self.refusal: OverQuota | None = None
         self.call: Call | None = None
         self.answer: answer.Answer | None = None
         self.stream: EventStream | None = None
@@ -53,6 +58,12 @@ class Exchange:
     @property
     def age_s(self) -> float:
         return asyncio.get_running_loop().time() - self.arrival_s
+
+    @property
+    def allowance(self) -> Allowance | None:
+        """What is left of the tenant's quota, if it was asked."""
+        source = self.call or self.refusal
+        return None if source is None else source.allowance
 
     def saw_tokens(self) -> None:
         if self.ttft_s is None:
@@ -63,10 +74,9 @@ EXCHANGE = web.RequestKey("exchange", Exchange)
 
 
 class Middleware:
-    def __init__(self, metrics: Metrics, api_keys: Sequence[str]) -> None:
-        """`api_keys` empty: nobody is asked for one."""
+    def __init__(self, metrics: Metrics, keyring: Keyring) -> None:
         self._metrics = metrics
-        self._api_keys = [key.encode() for key in api_keys]
+        self._keyring = keyring
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -84,7 +94,7 @@ class Middleware:
 
     async def _answer(self, request: web.Request, exchange: Exchange, handler: Handler) -> web.StreamResponse:
         try:
-            self._authorize(request)
+            self._authorize(request, exchange)
             return await handler(request)
         except ClientGone:
             exchange.outcome = Outcome.CANCELLED
@@ -92,19 +102,20 @@ class Middleware:
         except Exception as error:
             failure = _as_api_error(error, exchange)
         exchange.outcome = _outcome(failure, exchange)
+        exchange.refusal = failure if isinstance(failure, OverQuota) else None
         if exchange.stream is not None and exchange.stream.begun:
             return await exchange.stream.fail(answer.error_event(failure))
         return _error_response(failure)
 
-    def _authorize(self, request: web.Request) -> None:
-        if not self._api_keys or not request.path.startswith("/v1/"):
+    def _authorize(self, request: web.Request, exchange: Exchange) -> None:
+        if self._keyring.is_open or not request.path.startswith("/v1/"):
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         key = given.strip().encode("utf-8", "surrogateescape")
-        # All keys are compared, so that the time tells nothing about them.
-        matches = [hmac.compare_digest(key, known) for known in self._api_keys]
-        if scheme.lower() != "bearer" or not any(matches):
+        tenant = self._keyring.tenant(key) if scheme.lower() == "bearer" else None
+        if tenant is None:
             raise Unauthorized("Send a valid API key as 'Authorization: Bearer KEY'.")
+        exchange.tenant = tenant
 
     def _ended(self, request: web.Request, exchange: Exchange, status: int) -> None:
         resource = request.match_info.route.resource
@@ -116,6 +127,7 @@ class Middleware:
             "request",
             request_id=exchange.request_id,
             call_id=exchange.call_id,
+            tenant=exchange.tenant.name,
             method=request.method,
             path=request.path[:100],
             status=status,

@@ -35,6 +35,7 @@ UNITS = {
     "threads": "COUNT",
     "model": "FOLDER|ID",
     "keys": "KEYS",
+    "file": "FILE",
     "name": "NAME",
     "device": "DEVICE",
     "host": "ADDRESS",
@@ -79,6 +80,8 @@ class Option(NamedTuple):
         choices = [part for part in self.parts if get_origin(part) is Literal]
         if choices:
             return "|".join(get_args(choices[0]))
+        if bool in self.parts:
+            return "true|false"
         last = self.path[-1]
         return UNITS.get(last.rsplit("_", 1)[-1], last.upper())
 
@@ -217,6 +220,8 @@ def _toml(value: object) -> str:
             return "not set"
         case SecretStr():
             return json.dumps(_without_password(value.get_secret_value()))
+        case Path():
+            return json.dumps(str(value))
         case tuple():
             return "[" + ", ".join("hidden" if isinstance(i, SecretStr) else _toml(i) for i in value) + "]"
         case _:

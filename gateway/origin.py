@@ -42,6 +42,7 @@ from gateway.request import (
     Request,
     ServiceClass,
 )
+from gateway.reservations import Reservations
 from gateway.ticketing import Aim
 from triton_backend.contract import End
 
@@ -83,6 +84,7 @@ class Origin:
         tokenizer: Tokenizer,
         fleet: Fleet,
         profiler: Profiler,
+        reservations: Reservations,
         config: Config,
         metrics: Metrics,
         wake: Callable[[], None],
@@ -100,6 +102,7 @@ class Origin:
         self._cancel = cancel
         self._recall = recall
         self._profiler = profiler
+        self._reservations = reservations
         self._intake = Intake(gateway, tokenizer, fleet, profiler, config.policy, config.aims)
         self.gatekeeper = Gatekeeper(config.policy.admission, store, fleet, config.limits, config.shares)
         self.is_draining = False
@@ -120,7 +123,7 @@ class Origin:
 
     async def idle(self) -> None:
         """Returns when nothing is live and the store knows of every ending."""
-        while self._live or not self._outbox.is_empty:
+        while self._live or not (self._outbox.is_empty and self._reservations.is_settled):
             await asyncio.sleep(_IDLE_POLL_S)
 
     async def ready(self) -> list[str]:
@@ -159,6 +162,7 @@ class Origin:
             if call.error is not None:
                 outcome = outcome_of(call.error)
             self._abandon(call)
+            self._reservations.settle(call)
             self._metrics.call_ended(service_class, outcome, _now_s() - arrival_s)
 
     def _expire_in(self, call: OpenCall, deadline_s: float | None) -> asyncio.TimerHandle | None:
@@ -180,10 +184,11 @@ class Origin:
             self._drop(live)
 
     async def _enter(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
-        """Tokenise, admit, queue.  Raises ApiError."""
+        """Tokenise, reserve, admit, queue.  Raises ApiError."""
         if self.is_draining:
             raise Unavailable("This gateway is shutting down.", retry_after_s=1.0)
         call = await self._intake.call(request, call_id, arrival_s)
+        await self._reservations.reserve(call, request.tenant)
         for live in call.live.values():
             self._live[live.ticket.id] = live
             self._metrics.ticket_queued(request.service_class)
@@ -192,6 +197,7 @@ class Origin:
         except BaseException:
             # A put that failed or was cancelled may have happened all the same.
             self._abandon(call)
+            self._reservations.refund(call)
             raise
         return call
 
@@ -369,9 +375,10 @@ class Origin:
     # Background
 
     async def run(self) -> NoReturn:
-        """Tell the store what ended and what goes back, and audit, for ever."""
+        """Tell the store what ended, what goes back and what goes on, and audit, for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._outbox.run())
+            group.create_task(self._reservations.run())
             group.create_task(self._audit_for_ever())
         raise AssertionError("never ends")
 

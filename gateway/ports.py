@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from gateway.quota import Allowance, Quota
 from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
@@ -163,6 +164,54 @@ class Store(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Granted(msgspec.Struct, frozen=True):
+    """A reservation was made."""
+
+    allowance: Allowance
+
+
+class Denied(msgspec.Struct, frozen=True):
+    """Nothing was reserved."""
+
+    bound: str
+    """The one that stands in the way longest: requests, tokens or streams."""
+    wait_s: float | None
+    """Until there is room; None if that depends on when others end."""
+    allowance: Allowance
+
+
+class Tenants(Protocol):
+    """What all gateways know of tenants: the use of their quotas, and their keys' records.
+
+    A quota per minute holds for any 60 s on the store's clock (reckoned in whole seconds: what was used counts for
+    up to 61).  A reservation counts as a stream until it is settled or its time is up, and its request and tokens
+    count for the minute.  Verbs are atomic for one tenant and raise StoreLost as the Store's do.
+    """
+
+    async def reserve(self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float) -> Granted | Denied:
+        """Take one request, one stream and these tokens (no more than the quota's), all or none.  Not
+        idempotent: an id is used once."""
+
+    async def prolong(self, tenant: str, ids: Sequence[str], ttl_s: float) -> None:
+        """These are still streams, whatever the store knew of them."""
+
+    async def settle(self, tenant: str, used: Mapping[str, int | None]) -> None:
+        """End reservations.  id -> tokens really used: less than was reserved comes back, more counts from now
+        on; None: it never ran, and its request comes back too.  What is not known is left as it is."""
+
+    async def keys(self, version: int) -> tuple[int, dict[str, bytes]] | None:
+        """The version of the keys' records and all of them by name, unless it is `version`; 0 if the store knows
+        of none and never did."""
+
+    async def set_key(self, name: str, record: bytes) -> None:
+        """Add a key's record (opaque to the store) or replace it."""
+
+    async def drop_key(self, name: str) -> bool:
+        """False if there is none of this name."""
+
+    async def aclose(self) -> None: ...
+
+
 class Session(Protocol):
     """One driver's hold on one engine, from attach to its end."""
 
@@ -245,6 +294,10 @@ class Call(Protocol):
     @property
     def service_class(self) -> ServiceClass:
         """The one it runs in."""
+
+    @property
+    def allowance(self) -> Allowance:
+        """What its tenant had left when it came in."""
 
     async def next(self) -> list[Delta]:
         """All that is new, at least one delta; [] when every choice has finished.  If it is cancelled

@@ -9,6 +9,7 @@ from math import floor, inf
 
 import msgspec
 
+from gateway.quota import UNLIMITED, Quota
 from triton_backend.contract import Alternatives, End, Sampling
 
 
@@ -18,6 +19,30 @@ class ServiceClass(StrEnum):
     PRIORITY = "priority"
     DEFAULT = "default"
     FLEX = "flex"
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """Who asks, and what its API key allows."""
+
+    name: str
+    """Of the key: the same in every gateway, no secret, and no other key's."""
+    models: frozenset[str] | None = None
+    """None: all."""
+    highest_class: ServiceClass = ServiceClass.PRIORITY
+    quota: Quota = UNLIMITED
+    weight: float = 1.0
+    """Its part of a class's capacity while several tenants wait, against the others' weights."""
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+    def may_ask_for(self, service_class: ServiceClass) -> bool:
+        order = list(ServiceClass)
+        return order.index(service_class) >= order.index(self.highest_class)
+
+
+ANYBODY = Tenant("")
+"""Whoever comes where no key is asked for."""
 
 
 class Targets(msgspec.Struct, frozen=True):
@@ -57,7 +82,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     continuous_usage: bool = False
     service_class: ServiceClass = ServiceClass.DEFAULT
+    names_class: bool = False
+    """The client chose the class itself."""
     user: str = ""
+    """What the client says of its own users; tells nothing of who asks."""
+    tenant: Tenant = ANYBODY
     targets: Targets = Targets()
     num_retries: int | None = None
     """How often the client was refused before and came back; None if it does not say."""

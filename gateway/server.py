@@ -7,19 +7,20 @@ leaving the `async with` block of its call frees all that the call held.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import metrics
-from gateway.errors import BadRequest, NotFound, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from gateway.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from gateway.event_stream import EventStream
+from gateway.keyring import Keyring
 from gateway.middleware import EXCHANGE, Exchange, Middleware
 from gateway.openai import answer, headers, parse
 from gateway.ports import Call, Calls, Tokenizer
-from gateway.request import Delta, Request
+from gateway.request import Delta, Request, Tenant
 
 _encode = msgspec.json.Encoder().encode
 
@@ -29,15 +30,15 @@ def make_app(
     tokenizer: Tokenizer,
     metrics: metrics.Metrics,
     *,
-    api_keys: Sequence[str] = (),
+    keyring: Keyring,
     max_body_bytes: int = 4 * 2**20,
     body_timeout_s: float = 30.0,
     keepalive_s: float = 5.0,
     slow_client_s: float = 30.0,
 ) -> web.Application:
-    """`api_keys` empty: nobody is asked for one.  To be run by `make_runner`."""
-    app = web.Application(middlewares=[Middleware(metrics, api_keys).handle], client_max_size=max_body_bytes)
-    app.on_response_prepare.append(_add_request_id)
+    """To be run by `make_runner`."""
+    app = web.Application(middlewares=[Middleware(metrics, keyring).handle], client_max_size=max_body_bytes)
+    app.on_response_prepare.append(_add_headers)
     front = Front(calls, tokenizer, metrics, max_body_bytes, body_timeout_s, keepalive_s, slow_client_s)
     app.add_routes(
         [
@@ -72,10 +73,12 @@ def _is_no_protocol_error(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-async def _add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
+async def _add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     exchange = request.get(EXCHANGE)
     if exchange is not None:
         response.headers["x-request-id"] = exchange.request_id
+        if exchange.allowance is not None:
+            response.headers.update(headers.rate_limits(exchange.allowance))
 
 
 class Front:
@@ -107,11 +110,13 @@ class Front:
         return await self._generate(request, parse.completion)
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json(answer.models(self._calls.models, self._created, self._calls.context_tokens))
+        tenant = request[EXCHANGE].tenant
+        names = [name for name in self._calls.models if tenant.may_use(name)]
+        return _json(answer.models(names, self._created, self._calls.context_tokens))
 
     async def model(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        self._check_model(name)
+        self._check_model(name, request[EXCHANGE].tenant)
         return _json(answer.model(name, self._created, self._calls.context_tokens))
 
     async def health(self, request: web.Request) -> web.Response:
@@ -130,17 +135,19 @@ class Front:
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         asked = parse_body(await self._body(request), self._tokenizer.vocabulary)
-        asked = headers.applied(asked, request.headers)
-        self._check_model(asked.model)
+        asked = _allowed(headers.applied(asked, request.headers), exchange.tenant)
+        self._check_model(asked.model, exchange.tenant)
         async with self._calls.open(asked, exchange.call_id, exchange.arrival_s) as call:
             exchange.call = call
             if asked.stream:
                 return await self._stream(request, exchange, asked, call)
             return await self._whole(exchange, asked, call)
 
-    def _check_model(self, name: str) -> None:
-        if name not in self._calls.models:
-            raise NotFound(f"The model '{name}' does not exist.", param="model", code="model_not_found")
+    def _check_model(self, name: str, tenant: Tenant) -> None:
+        """One answer for both, or a key could ask which models there are."""
+        if name not in self._calls.models or not tenant.may_use(name):
+            message = f"The model '{name}' does not exist or you do not have access to it."
+            raise NotFound(message, param="model", code="model_not_found")
 
     async def _body(self, request: web.Request) -> bytes:
         _check_media_type(request)
@@ -186,6 +193,16 @@ class Front:
                     return await call.next()
             except TimeoutError:
                 await stream.write(answer.KEEP_ALIVE)
+
+
+def _allowed(asked: Request, tenant: Tenant) -> Request:
+    """The tenant's request, in a class that its key allows.  Raises Forbidden."""
+    service_class = asked.service_class
+    if not tenant.may_ask_for(service_class):
+        if asked.names_class:
+            raise Forbidden(f"This key does not allow the service tier '{service_class}'.", param="service_tier")
+        service_class = tenant.highest_class
+    return msgspec.structs.replace(asked, tenant=tenant, service_class=service_class)
 
 
 def _check_media_type(request: web.Request) -> None:

@@ -198,8 +198,13 @@ class Settings(Section):
     """How requests are admitted, ordered and grouped: full is ours, the others are the papers' and common ones to
     compare with."""
     api_keys: Secrets = ()
-    """Keys of which clients must send one, with commas between; none: no key is asked for.  Best given in the
+    """Keys of which clients must send one, with commas between, all of them without bounds.  Best given in the
     environment or the file: flags show in the process list."""
+    keys_file: Path | None = None
+    """TOML file of keys and of what each allows (`bucketserve key` makes them), read again when it changes."""
+    redis_keys: bool = False
+    """Let in the keys, too, that `bucketserve key --redis` has put into Redis.  Without any of the three no key is
+    asked for."""
     http: Http = Http()
     queue: Queue = Queue()
     classes: Classes = Classes()
@@ -219,3 +224,12 @@ class Settings(Section):
     def own_ports(self) -> list[int]:
         """Of the gateways that `up` starts, where they are several."""
         return [self.port + 1 + number for number in range(self.gateways)] if self.gateways > 1 else []
+
+
+def model_name(settings: Settings) -> str:
+    """What clients call the model."""
+    if settings.model_name:
+        return settings.model_name
+    if settings.model == DEMO_MODEL:
+        return "demo"
+    return Path(settings.model).name if Path(settings.model).is_dir() else settings.model

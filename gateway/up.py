@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 
 from gateway import local
-from gateway.settings import Settings
+from gateway.settings import Settings, model_name
 
 POLL_S = 0.05
 SAY_S = 5.0
@@ -82,17 +82,15 @@ def _started(settings: Settings, stack: local.Stack) -> list[str]:
 async def _announce(settings: Settings, started_s: float) -> None:
     """Say what is missing until nothing is, and then how to ask."""
     url = _url(settings.host, settings.port)
-    key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with aiohttp.ClientSession(headers=headers) as client:
+    model = model_name(settings)
+    async with aiohttp.ClientSession() as client:
         for port in settings.own_ports or [settings.port]:
             await _ready(client, _url(settings.host, port))
-        async with client.get(f"{url}/v1/models") as response:
-            model = (await response.json())["data"][0]["id"]
     took_s = asyncio.get_running_loop().time() - started_s
     alone = f" (each gateway alone: ports {_range(settings.own_ports)})" if settings.own_ports else ""
     _say(f"ready after {took_s:.1f} s: {model} on {url}{alone}.  Ctrl-C ends it.  Try:")
-    print(f"\n{_example(url, model, bool(key))}\n", flush=True)
+    needs_key = bool(settings.api_keys or settings.keys_file or settings.redis_keys)
+    print(f"\n{_example(url, model, needs_key)}\n", flush=True)
 
 
 def _url(host: str, port: int) -> str:

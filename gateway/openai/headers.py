@@ -1,11 +1,13 @@
-"""What a request's headers say of it: targets, and whether it has been refused before."""
+"""What a request's headers say of it (targets, and whether it has been refused before), and what an answer's
+say of the quota."""
 
 from collections.abc import Mapping
-from math import isfinite
+from math import ceil, isfinite
 
 import msgspec
 
 from gateway.errors import BadRequest
+from gateway.quota import Allowance
 from gateway.request import Request, Targets
 
 TTFT = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
@@ -39,3 +41,23 @@ def _milliseconds(name: str, text: str) -> float:
     if not (isfinite(value) and 0 < value <= MAX_MS):
         raise BadRequest(f"The header '{name}' must be milliseconds, above 0 and up to {MAX_MS:.0f}.", param=name)
     return value
+
+
+def rate_limits(allowance: Allowance) -> dict[str, str]:
+    """OpenAI's `x-ratelimit-*`, for the bounds there are."""
+    fields = {}
+    for unit, level in (("requests", allowance.requests), ("tokens", allowance.tokens)):
+        if level is not None:
+            fields[f"x-ratelimit-limit-{unit}"] = str(level.limit)
+            fields[f"x-ratelimit-remaining-{unit}"] = str(level.remaining)
+            fields[f"x-ratelimit-reset-{unit}"] = duration(level.reset_s)
+    return fields
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: 6m0s, 1.5s, 17ms."""
+    ms = ceil(seconds * 1000)
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    minutes, rest_ms = divmod(ms, 60_000)
+    return (f"{minutes}m" if minutes else "") + f"{rest_ms / 1000:g}s"

@@ -106,6 +106,7 @@ def _request(
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
         service_class=_service_class(body.service_tier),
+        names_class=body.service_tier not in (None, "", "auto"),
         user=body.user or "",
     )
 

@@ -1,4 +1,6 @@
-"""Every key of the queue, `bs1:{model/shard}:<name>`: schema version first, then a hash tag, so that all keys
+"""Every key in Redis, built here and nowhere else.
+
+The queue's are `bs1:{model/shard}:<name>`: schema version first, then a hash tag, so that all keys
 of one queue lie in one cluster slot.
 
 Every script gets all of these as its KEYS, in this order.  For ticket, set, tag, leased, origin and inbox the key
@@ -9,6 +11,9 @@ What is left when every ticket is gone: served, buckets, origins (one member a g
 drivers and standings (one field a replica, pruned by elect a day after its lease), gateways (pruned by assemble),
 inboxes until they expire, samples and snapshot, all of bounded size,
 and tags until they expire.
+
+A tenant's are `bs1:{tenants}:<tenant>:<name>`; they expire by themselves.  The API keys' are
+`bs1:{tenants}:<name>`, and stay.  All are in one slot, so that one server of a Cluster has them.
 """
 
 from typing import NamedTuple
@@ -54,7 +59,31 @@ class Keys(NamedTuple):
     """hash: version, data."""
 
 
+class TenantKeys(NamedTuple):
+    used: str
+    """hash <second>:requests and <second>:tokens -> what was taken in that second; none older than 61 s."""
+    streams: str
+    """sorted set of the reservations' ids by the time (microseconds) until which they count."""
+    held: str
+    """hash id -> "second tokens" of each of them."""
+
+
+class RecordKeys(NamedTuple):
+    records: str
+    """hash name -> record."""
+    version: str
+    """string; it grows with each change, and outlives the last record."""
+
+
 def queue_keys(model: str, shard: int = 0) -> Keys:
     """A `}` in a model's name would end the hash tag early: quoted, as is everything that is not plain."""
     tag = f"{quote(model, safe='/', errors='surrogatepass')}/{shard}"
     return Keys(*(f"bs1:{{{tag}}}:{name}" for name in Keys._fields))
+
+
+def tenant_keys(tenant: str) -> TenantKeys:
+    return TenantKeys(*(f"bs1:{{tenants}}:{quote(tenant, safe='')}:{name}" for name in TenantKeys._fields))
+
+
+def record_keys() -> RecordKeys:
+    return RecordKeys(*(f"bs1:{{tenants}}:{name}" for name in RecordKeys._fields))

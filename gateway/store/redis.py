@@ -1,16 +1,10 @@
 """The queue in Redis or Valkey: one script a verb, one round trip a call (two if a ticket is broken)."""
 
 import contextlib
-import hashlib
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any, TypeVar
-
-from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from gateway.errors import LeaseLost, QueueFull, StoreLost
 from gateway.ports import INBOX_TTL_S, MAX_LETTERS, MAX_SAMPLES, Assembly, Entry, Limits
@@ -18,7 +12,7 @@ from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
 from gateway.store.home import Home
 from gateway.store.keys import queue_keys
-from gateway.store.link import Link
+from gateway.store.scripts import Changed, Observe, Scripts, source
 
 T = TypeVar("T")
 
@@ -35,8 +29,7 @@ log = logging.getLogger(__name__)
 
 class RedisStore:
     """`home` comes from `home.connect`; the store closes it.  `grace_s` is how long an origin that has put but
-    not yet audited counts as alive.  `observe` hears each verb's seconds and whether it was answered, `changed`
-    True when the store stops answering, so that verbs fail at once, and False when it answers again."""
+    not yet audited counts as alive.  `observe` and `changed` are those of Scripts."""
 
     def __init__(
         self,
@@ -46,17 +39,14 @@ class RedisStore:
         shard: int = 0,
         grace_s: float = 10.0,
         timeout_s: float = 0.5,
-        observe: Callable[[str, float, bool], None] = lambda verb, seconds, ok: None,
-        changed: Callable[[bool], None] = lambda is_lost: None,
+        observe: Observe = lambda verb, seconds, ok: None,
+        changed: Changed = lambda is_lost: None,
     ) -> None:
         self._keys = queue_keys(model, shard)
         self._grace_s = grace_s
         common = source("common")
-        self._scripts = {verb: Script(common + source(verb)) for verb in VERBS}
-        self._link = Link(
-            home, timeout_s, lambda client: self._scripts["ping"](client, self._keys, [b""]), changed
-        )
-        self._observe = observe
+        sources = {verb: common + source(verb) for verb in VERBS}
+        self._scripts = Scripts(home, sources, ("ping", self._keys, [b""]), timeout_s, observe, changed)
         self.num_broken = 0
         """Tickets forgotten because they did not decode."""
 
@@ -134,10 +124,10 @@ class RedisStore:
     async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
         streams: Any = {f"{self._keys.inbox}:{gateway}": after or "0"}
         # No script: those cannot wait.
-        reply = await self._link.ask(
-            lambda client: client.xread(streams, count=limit, block=round(wait_s * 1000)), wait_s
+        block_ms = round(wait_s * 1000)
+        return await self._scripts.wait(
+            lambda client: client.xread(streams, count=limit, block=block_ms), wait_s, wire.letters
         )
-        return wire.parsed(wire.letters, reply)
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)
@@ -166,16 +156,10 @@ class RedisStore:
             raise StoreLost("the store answered something else")
 
     async def aclose(self) -> None:
-        await self._link.aclose()
+        await self._scripts.aclose()
 
     async def _run(self, verb: str, args: Sequence[wire.Arg], parse: Callable[[Any], T]) -> T:
-        begun_s, ok = time.perf_counter(), False
-        try:
-            reply = await self._link.ask(lambda client: self._scripts[verb](client, self._keys, args))
-            ok = True
-        finally:
-            self._observe(verb, time.perf_counter() - begun_s, ok)
-        return wire.parsed(parse, reply)
+        return await self._scripts.run(verb, self._keys, args, parse)
 
     async def _forget_broken(self, ids: Sequence[bytes]) -> None:
         if not ids:
@@ -185,24 +169,6 @@ class RedisStore:
         # If this fails they are met again; the sound ones beside them must not be lost over it.
         with contextlib.suppress(StoreLost):
             await self._run("cancel", ids, bool)
-
-
-class Script:
-    """Sent as its hash; in full to a server that does not know it."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._hash = hashlib.sha1(source.encode()).hexdigest()
-
-    async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[wire.Arg]) -> Any:
-        try:
-            return await client.evalsha(self._hash, len(keys), *keys, *args)
-        except NoScriptError:
-            return await client.eval(self._source, len(keys), *keys, *args)
-
-
-def source(name: str) -> str:
-    return (files("gateway.store") / "lua" / f"{name}.lua").read_text()
 
 
 def _entries_args(entries: Sequence[Entry]) -> list[wire.Arg]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, TooManyRequests
 from gateway.openai import answer, headers, parse
+from gateway.quota import Allowance, Level
 from gateway.request import FinishReason, Request, ServiceClass, Targets, TokenLogprob
 from tests.unit.fakes.calls import ScriptedCall, delta
 from triton_backend.contract import Sampling
@@ -115,6 +116,7 @@ def test_every_field_arrives() -> None:
         include_usage=True,
         continuous_usage=True,
         service_class=ServiceClass.PRIORITY,
+        names_class=True,
         user="u",
     )
 
@@ -432,3 +434,32 @@ def test_an_end_that_openai_has_no_word_for_is_told_beside_the_standard_one() ->
     for choice in (event["choices"][0], json.loads(whole.body())["choices"][0]):
         assert choice["finish_reason"] == "length"
         assert choice["finish_details"] == {"type": "deadline"}
+
+
+def test_what_is_left_of_a_quota_is_told_in_openais_words() -> None:
+    told = headers.rate_limits(Allowance(Level(60, 59, 1.0), Level(150_000, 149_984, 0.0064)))
+    assert told == {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "59",
+        "x-ratelimit-reset-requests": "1s",
+        "x-ratelimit-limit-tokens": "150000",
+        "x-ratelimit-remaining-tokens": "149984",
+        "x-ratelimit-reset-tokens": "7ms",
+    }
+    assert headers.rate_limits(Allowance()) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "0s"),
+        (0.0001, "1ms"),
+        (1.0, "1s"),
+        (59.951, "59.951s"),
+        (60.0, "1m0s"),
+        (360.0, "6m0s"),
+        (61.5, "1m1.5s"),
+    ],
+)
+def test_a_reset_is_written_as_openai_does(seconds: float, words: str) -> None:
+    assert headers.duration(seconds) == words

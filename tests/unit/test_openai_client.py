@@ -10,6 +10,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from gateway import errors
+from gateway.keyring import Keyring
 from gateway.request import FinishReason, Request, TokenLogprob
 from tests.unit.fakes.calls import MODEL, ScriptedCalls, delta
 from tests.unit.fakes.front import serving
@@ -167,7 +168,7 @@ def test_a_missing_key_is_an_authentication_error() -> None:
         with pytest.raises(openai.AuthenticationError):
             await official.chat.completions.create(model=MODEL, messages=MESSAGES)
 
-    talk(scenario, api_keys=["another"])
+    talk(scenario, keyring=Keyring(["another"]))
 
 
 def test_an_error_within_a_stream_is_raised() -> None:

@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from gateway.errors import ApiError, BadRequest, InternalError, Poisoned, TooManyRequests, Unavailable
+from gateway.keyring import Keyring
 from gateway.request import FinishReason
 from tests import bad_inputs
 from tests.bad_inputs import CHAT, TEXT, Bad
@@ -178,7 +179,7 @@ def test_keys() -> None:
         assert (await ask(url, path="/v1/models")).status == 401
         assert (await ask(url, path="/health")).status == 200
 
-    visit(scenario, api_keys=["one", "two"])
+    visit(scenario, keyring=Keyring(["one", "two"]))
 
 
 # Errors
@@ -262,7 +263,7 @@ def test_one_log_line_tells_a_request_and_no_content() -> None:
         assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 2)
         assert not re.search("hush|Hello|mallory", str(line))
 
-    visit(scenario, api_keys=["hush"])
+    visit(scenario, keyring=Keyring(["hush"]))
 
 
 @pytest.mark.parametrize(

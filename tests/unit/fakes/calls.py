@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from gateway.errors import ApiError
+from gateway.quota import Allowance
 from gateway.request import Delta, FinishReason, Request, ServiceClass, TokenLogprob
 
 Step = Sequence[Delta] | ApiError | Exception | asyncio.Event
@@ -41,6 +42,7 @@ class ScriptedCall:
         self.prompt_tokens = [3] * (len(request.prompts) if request and request.prompts else 1)
         self.prompt_texts = texts
         self.service_class = request.service_class if request else ServiceClass.DEFAULT
+        self.allowance = Allowance()
         self._steps = list(steps)
 
     async def next(self) -> list[Delta]:

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from gateway.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.server import make_app, make_runner
 from tests.unit.fakes.calls import MODEL, ScriptedCalls
@@ -18,9 +19,11 @@ Visit = Callable[[str], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def serving(calls: ScriptedCalls, **options: Any) -> AsyncIterator[str]:
+async def serving(calls: ScriptedCalls, keyring: Keyring | None = None, **options: Any) -> AsyncIterator[str]:
+    """Without a keyring nobody is asked for a key."""
     metrics = Metrics(CollectorRegistry(), MODEL)
-    runner = make_runner(make_app(calls, CharTokenizer(), metrics, **options))
+    app = make_app(calls, CharTokenizer(), metrics, keyring=keyring or Keyring(), **options)
+    runner = make_runner(app)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -18,10 +18,12 @@ from gateway.policy.admission import Everybody
 from gateway.policy.history import Sample
 from gateway.policy.preset import FULL
 from gateway.policy.snapshot import Snapshot
-from gateway.ports import Limits
+from gateway.ports import Limits, Tenants
 from gateway.profiler import Profiler
 from gateway.request import Request, ServiceClass
+from gateway.reservations import Reservations
 from gateway.store.memory import MemoryStore
+from gateway.store.memory_tenants import MemoryTenants
 from gateway.switchboard import Switchboard
 from gateway.ticketing import Aim
 from gateway.training import train
@@ -58,9 +60,11 @@ class World:
         config: origins.Config = ORIGIN,
         profiler: Profiler | None = None,
         name: str = "g",
+        tenants: Tenants | None = None,
     ) -> None:
         self.name = name
         self.store = store
+        self.tenants = tenants or MemoryTenants(asyncio.get_running_loop().time)
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
         self.metrics = Metrics(CollectorRegistry(), "fake")
@@ -73,6 +77,7 @@ class World:
             tokenizer=CharTokenizer(),
             fleet=self.fleet,
             profiler=self.profiler,
+            reservations=Reservations(self.tenants),
             config=config,
             metrics=self.metrics,
             wake=self.switchboard.wake,

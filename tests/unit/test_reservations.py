@@ -1,0 +1,285 @@
+"""Reservations on virtual time: what is taken before a call is queued comes back or is paid for in the end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
+import pytest
+
+from gateway.errors import ApiError, OverQuota, StoreLost, TooManyRequests, Unavailable
+from gateway.ports import Denied, Granted, Limits
+from gateway.quota import Quota
+from gateway.request import Request, ServiceClass, Tenant
+from gateway.reservations import TTL_S
+from gateway.store.memory import MemoryStore
+from gateway.store.memory_tenants import MemoryTenants
+from tests.tenants_contract import used
+from tests.unit.fakes import clock
+from tests.unit.fakes.engine import FakeBackend
+from tests.unit.fakes.world import ORIGIN, World
+from triton_backend.contract import Sampling
+
+ACME = Tenant("acme", quota=Quota(100, 1000, 10))
+Scenario = Callable[[World, "FlakyTenants"], Awaitable[None]]
+
+
+class FlakyTenants(MemoryTenants):
+    """Loses the answers of the verbs in `lost`, after or before they happened."""
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.get_running_loop().time)
+        self.lost: set[str] = set()
+        self.happens = True
+        self.slow_s = 0.0
+        self.prolonged: list[list[str]] = []
+
+    async def reserve(self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float) -> Granted | Denied:
+        if self.happens:
+            answer = await super().reserve(tenant, id, tokens, quota, ttl_s)
+        await asyncio.sleep(self.slow_s)
+        self._answer("reserve")
+        return answer
+
+    async def prolong(self, tenant: str, ids: Sequence[str], ttl_s: float) -> None:
+        self._answer("prolong")
+        self.prolonged.append(list(ids))
+        await super().prolong(tenant, ids, ttl_s)
+
+    async def settle(self, tenant: str, used: Mapping[str, int | None]) -> None:
+        if self.happens:
+            await super().settle(tenant, used)
+        self._answer("settle")
+
+    def _answer(self, verb: str) -> None:
+        if verb in self.lost:
+            raise StoreLost("no answer in time")
+
+
+def play(scenario: Scenario, limits: Limits = ORIGIN.limits) -> None:
+    async def main() -> None:
+        tenants = FlakyTenants()
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        config = msgspec.structs.replace(ORIGIN, limits=limits)
+        world = World(store, [FakeBackend("r")], config, tenants=tenants)
+        async with world.running():
+            # Away from second 0 of a clock that begins there.
+            await asyncio.sleep(100)
+            await scenario(world, tenants)
+            await world.origin.idle()
+            await asyncio.sleep(1.0)
+            assert await world.is_idle()
+            assert not await streams(tenants)
+
+    clock.run(main())
+
+
+async def streams(tenants: MemoryTenants) -> int:
+    """How many count: as many as leave no room for one more."""
+    for most in range(50):
+        answer = await MemoryTenants.reserve(tenants, "acme", "probe", 0, Quota(max_streams=most), 1.0)
+        if isinstance(answer, Granted):
+            await MemoryTenants.settle(tenants, "acme", {"probe": None})
+            return most - 1
+    raise AssertionError
+
+
+def asking(prompt_tokens: int = 10, max_tokens: int = 20, tenant: Tenant = ACME, **fields: object) -> Request:
+    prompts: list[str | list[int]] = [[7] * prompt_tokens]
+    request = Request(model="fake", prompts=prompts, max_tokens=max_tokens, ignore_eos=True, tenant=tenant)
+    return msgspec.structs.replace(request, sampling=Sampling(0.0), **fields)
+
+
+async def run(world: World, request: Request, call_id: str = "call", leave_after: int | None = None) -> None:
+    """To its end, or until so many tokens have come."""
+    tokens = 0
+    async with world.origin.open(request, call_id, asyncio.get_running_loop().time()) as call:
+        while deltas := await call.next():
+            tokens += sum(len(delta.tokens) for delta in deltas)
+            if leave_after is not None and tokens >= leave_after:
+                return
+
+
+async def refused(world: World, request: Request, kind: type[ApiError]) -> None:
+    with pytest.raises(kind) as refusal:
+        await run(world, request)
+    assert type(refusal.value) is kind
+
+
+async def settled(tenants: MemoryTenants, world: World) -> tuple[int, int]:
+    await world.origin.idle()
+    return await used(tenants)
+
+
+def test_an_answer_is_paid_for_as_it_was() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        await run(world, asking(10, 20))
+        assert await settled(tenants, world) == (1, 30)
+        await run(world, asking(10, 20, num_choices=3))
+        assert await settled(tenants, world) == (2, 30 + 10 + 60)
+
+    play(scenario)
+
+
+def test_a_client_that_leaves_pays_for_what_it_got() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        await run(world, asking(10, 500), leave_after=7)
+        assert await settled(tenants, world) == (1, 17)
+        task = asyncio.create_task(run(world, asking(10, 500)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        requests, tokens = await settled(tenants, world)
+        assert requests in (1, 2) and tokens == 17 + 10 * (requests - 1)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_a_cancelled_call_leaves_no_stream(turns: int) -> None:
+    """At every await there is, the reservation's among them."""
+
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        task = asyncio.create_task(run(world, asking()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await world.origin.idle()
+        assert await streams(tenants) == 0
+
+    play(scenario)
+
+
+def test_a_call_cancelled_while_it_reserves_is_given_back() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        tenants.slow_s = 5.0
+        task = asyncio.create_task(run(world, asking()))
+        await asyncio.sleep(1.0)
+        assert await streams(tenants) == 1
+        task.cancel()
+        await asyncio.wait([task])
+        assert await settled(tenants, world) == (0, 0)
+
+    play(scenario)
+
+
+def test_a_full_queue_gives_the_reservation_back() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        await refused(world, asking(num_choices=4), TooManyRequests)
+        assert await settled(tenants, world) == (0, 0)
+        await run(world, asking())
+        assert await settled(tenants, world) == (1, 30)
+
+    play(scenario, Limits(3, 10**6, 10**8))
+
+
+@pytest.mark.parametrize("happens", [True, False])
+def test_a_reservation_without_an_answer_is_given_back_and_refused(happens: bool) -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        tenants.lost, tenants.happens = {"reserve"}, happens
+        await refused(world, asking(), Unavailable)
+        tenants.lost, tenants.happens = set(), True
+        assert await settled(tenants, world) == (0, 0)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("happens", [True, False])
+def test_a_store_that_is_down_is_told_when_it_is_back(happens: bool) -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        tenants.lost, tenants.happens = {"settle", "prolong"}, happens
+        tenants.happens = True
+        task = asyncio.create_task(run(world, asking(10, 20)))
+        await asyncio.sleep(0.05)
+        tenants.happens = happens
+        await task
+        await run(world, asking(tenant=Tenant("free")), "free")
+        await asyncio.sleep(5.0)
+        tenants.lost, tenants.happens = set(), True
+        assert await settled(tenants, world) == (1, 30)
+
+    play(scenario)
+
+
+def test_a_long_stream_counts_for_as_long_as_it_runs_and_a_dead_gateways_ends() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        gone = asyncio.Event()
+
+        async def hold() -> None:
+            async with world.origin.open(asking(), "long", asyncio.get_running_loop().time()):
+                await gone.wait()
+
+        task = asyncio.create_task(hold())
+        await asyncio.sleep(5 * TTL_S)
+        assert await streams(tenants) == 1
+        assert len(tenants.prolonged) >= 10
+        tenants.lost = {"prolong"}
+        await asyncio.sleep(TTL_S)
+        assert await streams(tenants) == 0, "as if its gateway were dead"
+        tenants.lost = set()
+        await asyncio.sleep(1.0)
+        assert await streams(tenants) == 1, "and it is back"
+        gone.set()
+        await task
+
+    play(scenario)
+
+
+def test_who_has_no_quota_asks_nobody() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        tenants.lost = {"reserve", "settle", "prolong"}
+        await run(world, asking(tenant=Tenant("free")))
+        await run(world, msgspec.structs.replace(asking(), tenant=Request(model="x").tenant))
+
+    play(scenario)
+
+
+def test_a_refusal_tells_when_there_is_room_and_there_is() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        tenant = Tenant("acme", quota=Quota(2))
+        await run(world, asking(tenant=tenant))
+        await asyncio.sleep(20.3)
+        await run(world, asking(tenant=tenant))
+        for pause_s in (0.0, 30.0):
+            await asyncio.sleep(pause_s)
+            with pytest.raises(OverQuota) as refusal:
+                await run(world, asking(tenant=tenant))
+        assert refusal.value.retry_after_s is not None and 8 < refusal.value.retry_after_s < 11
+        # A client is told whole milliseconds, rounded up.
+        await asyncio.sleep(refusal.value.retry_after_s + 0.001)
+        await run(world, asking(tenant=tenant))
+        await refused(world, asking(tenant=tenant), OverQuota)
+
+    play(scenario)
+
+
+# The fair share
+
+
+@pytest.mark.parametrize(("weight", "before"), [(1.0, 11), (2.0, 6), (0.5, 21)])
+def test_a_tenant_with_10_waits_for_few_of_another_with_10_000(weight: float, before: int) -> None:
+    """Of equal requests the tenth of the small tenant has at most 10 / weight + 1 of the large one before it."""
+
+    async def main() -> None:
+        now_s = asyncio.get_running_loop().time
+        store = MemoryStore(clock=now_s)
+        world = World(store, [FakeBackend("r")])
+        async with world.running():
+            await world.answer([1, 2, 3])
+            world.backends[0].hang()
+            intake = world.origin._intake
+            limits = Limits(10**6, 10**9, 10**12)
+            for tenant, calls, each in ((Tenant("large"), 100, 100), (Tenant("small", weight=weight), 10, 1)):
+                for number in range(calls):
+                    request = asking(tenant=tenant, num_choices=each)
+                    call = await intake.call(request, f"{tenant.name}{number}", now_s())
+                    await store.put([live.entry for live in call.live.values()], limits)
+            waiting = await store.peek(
+                [(h.bin, ServiceClass.DEFAULT) for h in (await store.queue()).heads], 20_000
+            )
+            names = [ticket.tenant for ticket in waiting]
+            assert (names.count("large"), names.count("small")) == (10_000, 10)
+            last = len(names) - names[::-1].index("small")
+            assert last - 10 <= before
+
+    clock.run(main())
