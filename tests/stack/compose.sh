@@ -17,8 +17,8 @@ work=$(mktemp -d)
 
 finish() {
   status=$?
-  if ((status)); then "${compose[@]}" logs --no-color --tail 40; fi
   touch "$work/stop"
+  if ((status)); then "${compose[@]}" logs --no-color --tail 40; fi
   "${compose[@]}" down --volumes --timeout 40
   rm -rf "$work"
   exit "$status"
@@ -44,8 +44,8 @@ ask() {  # ask TOKENS: a greedy answer, streamed
 }
 
 text() {  # text FILE: what the stream says, if it is complete
-  grep -q "^data: \[DONE\]" "$1" &&
-  sed -nE 's/^data: .*"text": ?"(([^"\\]|\\.)*)".*/\1/p' "$1" | tr -d '\n'
+  grep -q '^data: \[DONE\]' "$1" &&
+    sed -nE 's/^data: .*"text": ?"(([^"\\]|\\.)*)".*/\1/p' "$1" | tr -d '\n'
 }
 
 gateways() {  # those running, by container id
@@ -118,22 +118,21 @@ echo "compose: the driver was killed after $before events of another gateway's s
   "($(wc -c <"$work/expected") bytes); now $(driver) drives"
 
 scale 3
-requests() {  # one after the other until told to stop
+requests() {  # requests WORKER: one after the other until told to stop, a line each
   until [[ -e $work/stop ]]; do
-    if ask 20 >"$work/answer.$1" && text "$work/answer.$1" >>"$work/answers"; then
-      echo >>"$work/answers"
+    if ask 20 >"$work/stream.$1" && text "$work/stream.$1" >>"$work/answers.$1"; then
+      echo >>"$work/answers.$1"
     else
-      echo "$(date +%T) a request failed" >>"$work/failures"
+      echo "compose: $(date +%T): a request failed" | tee -a "$work/failures"
     fi
   done
 }
-: >"$work/failures" >"$work/answers"
 for worker in 1 2 3 4; do requests "$worker" & done
 scale 1
 scale 3
 sleep 5
 touch "$work/stop"
 wait
-echo "compose: $(wc -l <"$work/answers") requests while scaling from 3 gateways to 1 and back, $(wc -l <"$work/failures") failed"
 [[ ! -s $work/failures ]]
-[[ $(sort -u "$work/answers" | wc -l) == 1 ]]
+[[ $(sort -u "$work"/answers.* | wc -l) == 1 ]]
+echo "compose: $(cat "$work"/answers.* | wc -l) requests while scaling from 3 gateways to 1 and back, none lost"
