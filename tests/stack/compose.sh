@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds and starts compose.yaml, asks for a streamed answer, scales the gateways while requests run, kills the one
-# that drives the engine in the middle of another's stream, and takes everything down.  Needs Docker.
+# Builds and starts compose.yaml, asks for a streamed answer, leaves one, starts more gateways, kills the one that
+# drives the engine in the middle of another's stream, scales down and up under requests, and takes everything down.
+# Needs Docker.
 #
 #   tests/stack/compose.sh          without a GPU
 #   tests/stack/compose.sh gpu      with one
@@ -37,8 +38,8 @@ wait_for() {  # wait_for SECONDS COMMAND...: until it succeeds
 
 is_ready() { curl -fsS "$url/ready" >/dev/null 2>&1; }
 
-ask() {  # ask TOKENS: a greedy answer, streamed
-  curl -fsSN --max-time 120 "$url/v1/completions" -H 'content-type: application/json' -d '{
+ask() {  # ask TOKENS [SECONDS]: a greedy answer, streamed; leaves after so long
+  curl -fsSN --max-time "${2:-120}" "$url/v1/completions" -H 'content-type: application/json' -d '{
     "model": "'"${MODEL_NAME:-demo}"'", "prompt": "Once upon a time", "stream": true, "temperature": 0,
     "ignore_eos": true, "max_tokens": '"$1"'}'
 }
@@ -69,6 +70,10 @@ scale() {  # scale COUNT: from now on so many gateways
   wait_for 120 are_healthy "$1"
 }
 
+has_no_rows() {  # has_no_rows GATEWAY: it drives the engine, and nothing runs there
+  [[ $(metric "$1" running_rows) == 0 ]]
+}
+
 driver() {  # the gateway that drives the engine: the only one that knows its rows
   for gateway in $(gateways); do
     if [[ $(metric "$gateway" running_rows) ]]; then echo "$gateway"; fi
@@ -91,6 +96,12 @@ echo "compose: a streamed answer came through"
 ask 1500 >"$work/alone"
 text "$work/alone" >"$work/expected"
 
+if ask 4000 2 >"$work/left" 2>&1; then false; fi
+grep -q '"text"' "$work/left"
+wait_for 30 has_no_rows "$(driver)"
+[[ $(metric "$(driver)" disconnects_total) == 1 ]]
+echo "compose: a client left in the middle of its stream, and its row is gone"
+
 scale 3
 for _ in $(seq 60); do curl -fsS "$url/v1/models" >/dev/null; done
 for gateway in $(gateways); do
@@ -101,13 +112,12 @@ done
 
 # A stream through a gateway that does not drive the engine; which one it reaches is chance.
 leader=$(driver)
-for attempt in $(seq 20); do
+for _ in $(seq 20); do
   ask 1500 >"$work/disturbed" &
   stream=$!
   wait_for 30 test -s "$work/disturbed"
   [[ $(metric "$leader" streams) == 0 ]] && break
-  kill "$stream"; wait "$stream" || true
-  wait_for 30 eval '[[ $(metric "$leader" streams) == 0 ]]'
+  wait "$stream"
 done
 docker kill "$leader" >/dev/null
 before=$(grep -c '^data: ' "$work/disturbed")
