@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from enum import StrEnum
 from math import inf
 from typing import Protocol
 
@@ -58,6 +59,47 @@ class Assembly(msgspec.Struct, frozen=True):
     """The replicas that have a driver."""
 
 
+class Record(msgspec.Struct, frozen=True):
+    """What a call is to be run again from, and who may."""
+
+    call: str
+    epoch: int
+    """Of its origin: each that adopts it has a higher one."""
+    owner: str
+    """Name of the key that made the call; only the same may adopt it."""
+    age_s: float
+    """Of the call."""
+    content: bytes
+    """Opaque to the store."""
+
+
+class LogWrite(msgspec.Struct, frozen=True):
+    """What a call's log says from some byte on."""
+
+    call: str
+    epoch: int
+    offset: int
+    data: bytes
+
+
+class Written(StrEnum):
+    """What became of a write to a record or its log."""
+
+    DONE = "done"
+    FENCED = "fenced"
+    """Another origin has adopted the call."""
+    MISSING = "missing"
+    """The store has no such record, or less of its log than the offset."""
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    epoch: int
+    """The adopter's."""
+    age_s: float
+    content: bytes
+    log: bytes
+
+
 class Store(Protocol):
     """The queue of one model, shared by all gateways.
 
@@ -100,8 +142,9 @@ class Store(Protocol):
     async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
         """Forget (id, attempt)s, queued or leased.  Another attempt is left as it is."""
 
-    async def cancel(self, tickets: Sequence[str]) -> list[tuple[str, str]]:
-        """Forget tickets whatever their attempt; (id, replica) of those that were leased."""
+    async def cancel(self, tickets: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        """Forget tickets up to the given attempts, higher ones being somebody else's; (id, replica) of those that
+        were leased."""
 
     async def audit(self, gateway: str, live: Sequence[tuple[str, int]], lease_s: float) -> list[str]:
         """Ids of those (id, attempt)s that are neither queued nor leased.  Also the gateway's sign of life as
@@ -136,6 +179,17 @@ class Store(Protocol):
     async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
         """Up to `limit` (id, letter)s of an inbox, in order, from the one after the id `after` on, or if that is
         empty from the oldest; waits up to `wait_s` for the first."""
+
+    async def keep(self, records: Sequence[Record], ttl_s: float) -> list[Written]:
+        """Keep each record for `ttl_s`, with an empty log; one of a higher epoch stays (FENCED)."""
+
+    async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
+        """Write to the logs of these records, each where it ends or before, and keep both for `ttl_s` from now,
+        also if there is nothing to write."""
+
+    async def adopt(self, call: str, owner: str, ttl_s: float) -> Adopted | None:
+        """Take a call over: its record, its log, and the new epoch, max(last + 1, clock in microseconds).  None if
+        the owner has none such.  Not idempotent."""
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         """Replace the bucket table if its version is still `version` (the new one is version + 1)."""

@@ -9,7 +9,19 @@ import msgspec
 import pytest
 
 from gateway.errors import LeaseLost, QueueFull
-from gateway.ports import MAX_LETTERS, MAX_SAMPLES, MAX_SNAPSHOT_BYTES, Entry, Limits, Seat, Store
+from gateway.ports import (
+    MAX_LETTERS,
+    MAX_SAMPLES,
+    MAX_SNAPSHOT_BYTES,
+    Adopted,
+    Entry,
+    Limits,
+    LogWrite,
+    Record,
+    Seat,
+    Store,
+    Written,
+)
 from gateway.request import Profile, ServiceClass, Ticket
 
 PRIORITY, DEFAULT, FLEX = ServiceClass
@@ -35,6 +47,16 @@ def entry(id: str, *, payload: bytes = b"work", **overrides: Any) -> Entry:
         "size_bytes": len(payload),
     }
     return Entry(Ticket(**fields | overrides), payload)
+
+
+def record(call: str, epoch: int = 0, owner: str = "key", age_s: float = 0.0) -> Record:
+    return Record(call, epoch, owner, age_s, b"content")
+
+
+async def adopt(store: Store, call: str = "a") -> Adopted:
+    adopted = await store.adopt(call, "key", 60)
+    assert adopted is not None
+    return adopted
 
 
 async def put(store: Store, *entries: Entry, limits: Limits = ROOMY) -> list[float]:
@@ -184,7 +206,7 @@ class StoreContract:
         await put(store, entry("a/0", slack_s=5), entry("a/1", slack_s=1), entry("a/2", bin=7))
         heads = {head.bin: (head.ticket, head.count) for head in (await store.queue()).heads}
         assert heads == {2: ("a/1", 2), 7: ("a/2", 1)}
-        await store.cancel(["a/1", "a/2"])
+        await store.cancel([("a/1", 0), ("a/2", 0)])
         (head,) = (await store.queue()).heads
         (ticket,) = await store.peek([(2, DEFAULT)], 9)
         assert (head.ticket, head.count, head.score) == ("a/0", 1, ticket.score)
@@ -258,9 +280,15 @@ class StoreContract:
         await put(store, entry("a/0"), entry("a/1"))
         await store.put_back([entry("a/2", attempt=3)])
         await claim_all(store, "a/0")
-        assert await store.cancel(["a/0", "a/1", "a/2", "x", "a/0"]) == [("a/0", "replica")]
-        assert await store.cancel(["a/0", "a/1"]) == []
+        ids = ["a/0", "a/1", "a/2", "x", "a/0"]
+        assert await store.cancel([(id, 3) for id in ids]) == [("a/0", "replica")]
+        assert await store.cancel([("a/0", 3), ("a/1", 3)]) == []
         assert (await store.queue()).tickets == 0
+
+    async def test_cancel_leaves_higher_attempts(self, store: Store) -> None:
+        await store.put_back([entry("a/0", attempt=9), entry("a/1", attempt=10)])
+        assert await store.cancel([("a/0", 9), ("a/1", 9)]) == []
+        assert await peek_ids(store) == ["a/1"]
 
     async def test_audit_names_what_is_neither_queued_nor_leased(self, store: Store) -> None:
         await put(store, entry("a/0"), entry("a/1"))
@@ -420,7 +448,7 @@ class StoreContract:
             (FLEX, -8): (10, 0.1),
         }
         await claim_all(store, "a/0", "a/2")
-        await store.cancel(["a/3"])
+        await store.cancel([("a/3", 0)])
         assert await slots(store) == {(DEFAULT, 0): (10, 0.2)}
         await store.finish([("a/1", 0)])
         assert await slots(store) == {}
@@ -442,6 +470,67 @@ class StoreContract:
         assert busy.start_s == pytest.approx(score - 1.0 + 100.0)
         assert other.start_s == other.now_s >= score - 1.0
         assert elsewhere.start_s == elsewhere.now_s
+
+    async def test_an_adopter_gets_the_record_its_age_and_its_log(self, store: Store) -> None:
+        assert await store.adopt("a", "key", 60) is None
+        kept = [record("a", age_s=7.0), record("b", age_s=0.0)]
+        assert await store.keep(kept, 60) == [Written.DONE, Written.DONE]
+        await store.log([LogWrite("a", 0, 0, b"\x00one"), LogWrite("b", 0, 0, b"other")], 60)
+        await store.log([LogWrite("a", 0, 4, b"two\xff")], 60)
+        now_us = (await store.queue()).now_s * 1e6
+        adopted = await adopt(store)
+        assert (adopted.content, adopted.log) == (b"content", b"\x00onetwo\xff")
+        assert adopted.epoch >= now_us - 1
+        assert adopted.age_s == pytest.approx(7.0, abs=2.0)
+        again = await adopt(store)
+        assert again.epoch > adopted.epoch
+        assert again.log == adopted.log
+
+    async def test_only_its_owner_adopts_a_call_and_others_do_not_disturb_it(self, store: Store) -> None:
+        await store.keep([record("a")], 60)
+        for owner in ("", "another", "key "):
+            assert await store.adopt("a", owner, 60) is None
+        assert await store.log([LogWrite("a", 0, 0, b"one")], 60) == [Written.DONE]
+
+    async def test_who_was_superseded_writes_no_more(self, store: Store) -> None:
+        await store.keep([record("a"), record("b")], 60)
+        await store.log([LogWrite("a", 0, 0, b"one")], 60)
+        adopted = await adopt(store)
+        writes = [LogWrite("a", 0, 3, b"two"), LogWrite("b", 0, 0, b"b"), LogWrite("a", 0, 9, b"")]
+        assert await store.log(writes, 60) == [Written.FENCED, Written.DONE, Written.FENCED]
+        assert await store.keep([record("a"), record("a", adopted.epoch - 1)], 60) == [Written.FENCED] * 2
+        assert await store.log([LogWrite("a", adopted.epoch, 3, b"three")], 60) == [Written.DONE]
+        assert (await adopt(store)).log == b"onethree"
+
+    async def test_a_log_is_written_again_from_anywhere_and_never_with_a_gap(self, store: Store) -> None:
+        assert await store.log([LogWrite("a", 0, 0, b"")], 60) == [Written.MISSING]
+        await store.keep([record("a")], 60)
+        assert await store.log([LogWrite("a", 0, 1, b"x")], 60) == [Written.MISSING]
+        for offset, data in ((0, b"one"), (0, b"onetwo"), (3, b"two"), (6, b""), (6, b"three")):
+            assert await store.log([LogWrite("a", 0, offset, data)], 60) == [Written.DONE]
+        assert (await adopt(store)).log == b"onetwothree"
+
+    async def test_a_record_kept_again_begins_with_an_empty_log(self, store: Store) -> None:
+        await store.keep([record("a")], 60)
+        await store.log([LogWrite("a", 0, 0, b"long")], 60)
+        assert await store.keep([record("a", epoch=3)], 60) == [Written.DONE]
+        assert await store.log([LogWrite("a", 0, 0, b"x"), LogWrite("a", 3, 4, b"x")], 60) == [
+            Written.FENCED,
+            Written.MISSING,
+        ]
+        assert (await adopt(store)).log == b""
+
+    async def test_records_go_when_nobody_has_written_for_their_time(self, store: Store, tick: Tick) -> None:
+        await store.keep([record("a"), record("b")], LEASE_S)
+        await store.log([LogWrite("b", 0, 0, b"x")], 60)
+
+        async def gone() -> bool:
+            return await store.log([LogWrite("a", 9, 0, b"")], LEASE_S) == [Written.MISSING]
+
+        await eventually(gone, tick)
+        assert (await adopt(store, "b")).log == b"x"
+        await store.log([LogWrite("b", 9, 0, b"")], 60)
+        assert await store.adopt("a", "key", 60) is None
 
     async def test_samples_come_in_the_order_of_their_arrival(self, store: Store) -> None:
         assert await store.samples("", 9) == []
@@ -493,7 +582,7 @@ class StoreContract:
         assert len(await peek_ids(store, limit=2000)) == 1300
         assert await store.audit("gateway-1", [(id, 1) for id in ids] + [("x", 0)], 60) == ["x"]
         await store.finish([(id, 1) for id in ids[:700]])
-        assert await store.cancel(ids) == []
+        assert await store.cancel([(id, 1) for id in ids]) == []
         assert (await store.queue()).tickets == 0
 
     @pytest.mark.parametrize("odd", ["a b:c/0", "{}", "ünï 🦊", "x\n\r\x00y", "5 5 5", ""])
@@ -510,5 +599,11 @@ class StoreContract:
         assert (await store.assemble(odd, b"", 60)).gateways == {odd: b""}
         await store.post({odd: b"letter"})
         assert len(await store.collect(odd, "", 99, 0.01)) == 1
-        assert await store.cancel([odd]) == [(odd, odd)]
+        assert await store.cancel([(odd, 0)]) == [(odd, odd)]
+        assert await store.keep([record(odd, owner=odd)], 60) == [Written.DONE]
+        assert await store.log([LogWrite(odd, 0, 0, b"x")], 60) == [Written.DONE]
+        assert await store.adopt(odd, odd + "x", 60) is None
+        adopted = await store.adopt(odd, odd, 60)
+        assert adopted is not None
+        assert (adopted.content, adopted.log) == (b"content", b"x")
         assert await store.audit(odd, [(odd, 0)], 60) == [odd]

@@ -200,7 +200,7 @@ class CrashMachine(RuleBasedStateMachine):
             gateway.finished.clear()
         if gateway.cancelled:
             self.stop(gateway.cancelled)
-            leased = await self.ask("cancel", list(gateway.cancelled))
+            leased = await self.ask("cancel", list(gateway.cancelled.items()))
             self.stop({id: gateway.cancelled[id] for id, _ in leased})
             gateway.cancelled.clear()
 

@@ -3,14 +3,14 @@
 The queue's are `bs1:{model/shard}:<name>`: schema version first, then a hash tag, so that all keys
 of one queue lie in one cluster slot.
 
-Every script gets all of these as its KEYS, in this order.  For ticket, set, tag, leased, origin and inbox the key
-is a prefix to which the script adds `:` and the rest, since only the script knows which tickets it meets; the
-hash tag is in the prefix, so what it derives is in the same slot by construction.
+Every script gets all of these as its KEYS, in this order.  For ticket, set, tag, leased, origin, inbox, record
+and log the key is a prefix to which the script adds `:` and the rest, since only the script knows which tickets it
+meets; the hash tag is in the prefix, so what it derives is in the same slot by construction.
 
 What is left when every ticket is gone: served, buckets, origins (one member a gateway, pruned by reap),
 drivers and standings (one field a replica, pruned by elect a day after its lease), gateways (pruned by assemble),
 inboxes until they expire, samples and snapshot, all of bounded size,
-and tags until they expire.
+and tags, records and logs until they expire.
 
 A tenant's are `bs1:{tenants}:<tenant>:<name>`; they expire by themselves.  The API keys' are
 `bs1:{tenants}:<name>`, and stay.  All are in one slot, so that one server of a Cluster has them.
@@ -53,6 +53,10 @@ class Keys(NamedTuple):
     """hash gateway -> "expiry card": those that would drive, while expiry (microseconds) lies ahead."""
     inbox: str
     """inbox:<gateway>, stream of letters, capped; one field, letter."""
+    record: str
+    """record:<call>, hash: epoch, owner, begun (microseconds), content.  It expires."""
+    log: str
+    """log:<call>, string: what was drawn.  It expires with its record."""
     samples: str
     """stream of finished requests, capped; one field, sample."""
     snapshot: str

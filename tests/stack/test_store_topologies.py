@@ -209,7 +209,7 @@ async def test_while_a_slot_moves_key_by_key_nothing_happens_by_halves(cluster: 
     source.ask("CLUSTER", "SETSLOT", SLOT, "MIGRATING", node_id(target))
     keys = source.ask("CLUSTER", "GETKEYSINSLOT", SLOT, 99)
     for part in (keys[::2], keys[1::2]):
-        for verb in (lambda: put(store, entry("b/0")), lambda: store.cancel(["a/0"]), store.queue):
+        for verb in (lambda: put(store, entry("b/0")), lambda: store.cancel([("a/0", 0)]), store.queue):
             with pytest.raises(StoreLost):
                 await verb()
         source.ask(

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from gateway.store.memory import MemoryStore
-from tests.store_contract import FLEX, LEASE_S, StoreContract, entry, put
+from tests.store_contract import FLEX, LEASE_S, StoreContract, entry, put, record
 from tests.store_crashes import CrashMachine
 from tests.store_machine import StoreMachine, run_machine
 
@@ -67,6 +67,14 @@ async def test_tags_of_the_past_do_not_pile_up(clock: Clock, store: MemoryStore)
         await put(store, entry(f"a/{i}", tenant=f"tenant {i}"))
         clock.now_s += 1
     assert len(store._tags) < 100
+
+
+@pytest.mark.asyncio
+async def test_expired_records_do_not_pile_up(clock: Clock, store: MemoryStore) -> None:
+    for i in range(2000):
+        await store.keep([record(f"{i}")], 10)
+        clock.now_s += 1
+    assert len(store._records._kept) < 100
 
 
 class MemoryMachine(StoreMachine):

@@ -7,7 +7,7 @@
 -- deletes first (let through).
 
 local TICKET, SET, HEADS, SUMS, TAG, SERVED, BUCKETS, LEASED, ORIGIN, ORIGINS, DRIVERS, STANDINGS, GATEWAYS,
-  INBOX, SAMPLES, SNAPSHOT = unpack(KEYS)
+  INBOX, RECORD, LOG, SAMPLES, SNAPSHOT = unpack(KEYS)
 
 local FIELDS = {'attempt', 'origin', 'bin', 'class', 'score', 'at', 'slot', 'tokens', 'bytes', 'us', 'replica'}
 
@@ -120,15 +120,10 @@ local function forget(ticket)
   end
 end
 
--- Forgets the tickets of these ids; {id, replica} of each that was leased is added to `leased`.
-local function forget_all(ids, leased)
-  for _, id in ipairs(ids) do
-    local ticket = read(id)
-    if ticket then
-      forget(ticket)
-      if ticket.replica then leased[#leased + 1] = {id, ticket.replica} end
-    end
-  end
+-- Forgets a ticket; if it was leased, {id, replica} is added to `leased`.
+local function withdraw(ticket, leased)
+  forget(ticket)
+  if ticket.replica then leased[#leased + 1] = {ticket.id, ticket.replica} end
 end
 
 local function write_heads()
@@ -190,4 +185,11 @@ end
 local function holds(replica, epoch)
   local last, expiry_us = driver(replica)
   return last == epoch and expiry_us > clock_us()
+end
+
+-- The epoch of a record, or nil.  A key of another type is no record of ours: it goes.
+local function epoch_of(record)
+  local epoch = redis.pcall('HGET', record, 'epoch')
+  if type(epoch) == 'table' then redis.call('DEL', record) end
+  return type(epoch) == 'string' and tonumber(epoch) or nil
 end

@@ -9,7 +9,10 @@ for _, gateway in ipairs(redis.call('ZRANGEBYSCORE', ORIGINS, '-inf', exact(cloc
   local key = ORIGIN .. ':' .. gateway
   local ids = redis.call('SPOP', key, left)
   left = left - #ids
-  forget_all(ids, leased)
+  for _, id in ipairs(ids) do
+    local ticket = read(id)
+    if ticket then withdraw(ticket, leased) end
+  end
   if redis.call('EXISTS', key) == 0 then redis.call('ZREM', ORIGINS, gateway) end
 end
 
