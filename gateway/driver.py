@@ -358,6 +358,8 @@ class Driver:
             failed = Departed(ticket.id, ticket.attempt, contract.End.FAILED, f"unreadable payload: {error}")
             self._deliver({ticket.origin: Mail(departed=[failed])})
             return None
+        # An attempt whose origin is gone may still run here.
+        self.cancel([(ticket.id, ticket.attempt - 1)])
         return contract.NewRow(
             row=self._roster.add(ticket),
             ticket=ticket.id,
