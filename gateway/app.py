@@ -13,7 +13,7 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from gateway import chooser, logs, server, triton
+from gateway import chooser, logs, recorder, server, triton
 from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
@@ -38,6 +38,8 @@ log = structlog.get_logger()
 
 _DISCOVERY_S = 1.0
 _LAG_S = 0.5
+_CUT_S = 2.0
+"""For the store to hear of streams that were cut."""
 
 
 def run(settings: Settings) -> int:
@@ -79,6 +81,9 @@ class Gateway:
                 shares=self._shares,
                 audit_s=settings.origin.audit_s,
                 progress_timeout_s=settings.origin.progress_timeout_s,
+                resume=recorder.Config(
+                    recorder.Mode(settings.resume.mode), settings.resume.ttl_s, settings.resume.max_bytes
+                ),
             ),
             metrics=metrics,
             wake=self._switchboard.wake,
@@ -136,7 +141,8 @@ class Gateway:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then let streams finish for at most `http.grace_s`."""
+    """Serve until SIGTERM or SIGINT, then let streams finish for at most `http.grace_s`; the others are cut, to be
+    gone on with elsewhere."""
     metrics = Metrics(CollectorRegistry(), model_name(settings))
     tokenizer = HFTokenizer.load(settings.model)
     async with contextlib.AsyncExitStack() as stack:
@@ -246,9 +252,14 @@ async def _first(running: asyncio.Task[None], stopping: asyncio.Task[None]) -> N
 
 
 async def _drain(gateway: Gateway, grace_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
+    try:
         async with asyncio.timeout(grace_s):
             await gateway.origin.idle()
+    except TimeoutError:
+        gateway.origin.cut()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CUT_S):
+                await gateway.origin.idle()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -1,19 +1,24 @@
 """One API call in flight, and the tickets it fanned out into."""
 
 import asyncio
+import time
+from collections import deque
 from typing import NamedTuple
 
 import msgspec
 
+from gateway import token_log
 from gateway.choice import Choice
-from gateway.errors import ApiError, DeadlineExceeded, Poisoned
+from gateway.errors import ApiError, DeadlineExceeded, Interrupted, Poisoned
 from gateway.policy import bucket
 from gateway.policy.admission import Asked
 from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
 from gateway.ports import Entry
 from gateway.quota import Allowance
-from gateway.request import Delta, Outcome, Profile, Request, Ticket, Work
+from gateway.recipe import Recipe
+from gateway.recorder import Recording
+from gateway.request import Delta, FinishReason, Outcome, Profile, Request, Ticket, TokenLogprob, Work
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -97,6 +102,8 @@ class OpenCall:
         self, id: str, request: Request, arrival_s: float, prompt_tokens: list[int], prompt_texts: list[str]
     ) -> None:
         self.id = id
+        self.request = request
+        self.created = int(time.time())
         self.arrival_s = arrival_s
         self.prompt_tokens = prompt_tokens
         self.prompt_texts = prompt_texts
@@ -108,6 +115,16 @@ class OpenCall:
         self.allowance = Allowance()
         self.error: ApiError | None = None
         self.has_tokens = False
+        self.recipe: Recipe | None = None
+        self.recording: Recording | None = None
+        """None if the call cannot be adopted."""
+        self.is_read = True
+        """A client waits for what is pushed."""
+        self.successor: OpenCall | None = None
+        """What another connection reads instead."""
+        self.expiry: asyncio.TimerHandle | None = None
+        self._held: deque[tuple[int, Delta]] = deque()
+        """What the log has to tell first, up to the given size."""
         self._deltas: list[Delta] = []
         self._news = asyncio.Event()
 
@@ -118,7 +135,7 @@ class OpenCall:
 
     async def next(self) -> list[Delta]:
         """All that is new, at least one; [] when every choice has finished.  Raises ApiError."""
-        while self.live and not self._deltas and self.error is None:
+        while (self.live or self._held) and not self._deltas and self.error is None:
             self._news.clear()
             await self._news.wait()
         deltas, self._deltas = self._deltas, []
@@ -126,13 +143,69 @@ class OpenCall:
             raise self.error
         return deltas
 
-    def push(self, delta: Delta) -> None:
+    def succeed(self, before: "OpenCall") -> None:
+        """Take over the call from another connection, which is interrupted."""
+        self.created, self.recipe = before.created, before.recipe
+        self.promise, self.has_tokens = before.promise, before.has_tokens
+        self.allowance, before.successor = before.allowance, self
+        self.live, before.live = before.live, {}
+        for live in self.live.values():
+            live.call = self
+        if before.recording is not None:
+            self.record(before.recording)
+            before.recording = None
+        before.fail(Interrupted("The stream goes on over another connection.", retry_after_s=1.0))
+
+    def record(self, recording: Recording) -> None:
+        self.recording = recording
+        recording.on_written = self._release
+
+    def drew(self, choice: Choice, token: int, logprob: TokenLogprob | None) -> FinishReason | None:
+        """A token came; the reason, if the choice is complete with it."""
+        if self.recording is not None:
+            self.recording.append(token_log.drawn(choice.number, token, logprob))
+        delta = choice.push(token, logprob)
+        if delta is None:
+            return None
+        self._push(delta)
+        return delta.finish_reason
+
+    def finish(self, choice: Choice, reason: FinishReason, detail: str = "") -> FinishReason:
+        """The row ended; why the choice did."""
+        if self.recording is not None:
+            self.recording.append(token_log.ended(choice.number, reason, detail))
+        delta = choice.end(reason, detail)
+        self._push(delta)
+        return delta.finish_reason or reason
+
+    def replay(self, deltas: list[tuple[int, Delta]]) -> None:
+        """What was pushed before, each with the size of the log after it, for a reader who begins."""
+        for size, delta in deltas:
+            self._push(delta, size)
+
+    def _push(self, delta: Delta, size: int | None = None) -> None:
+        recording = self.recording
+        if not self.is_read:
+            return
+        if recording is not None:
+            size = len(recording.log) if size is None else size
+            if self._held or (recording.holds and recording.written < size):
+                self._held.append((size, delta))
+                return
         self._deltas.append(delta)
         self._news.set()
 
+    def _release(self, written: int) -> None:
+        while self._held and self._held[0][0] <= written:
+            self._deltas.append(self._held.popleft()[1])
+        self._news.set()
+
     def fail(self, error: ApiError) -> None:
-        """End the call; what was pushed before is still read."""
+        """End the call; what was pushed before is still read, unless it may be somebody else's to tell."""
         self.error = error
+        if not isinstance(error, Interrupted):
+            self._deltas += [delta for _, delta in self._held]
+        self._held.clear()
         self._news.set()
 
 
@@ -141,4 +214,8 @@ def outcome_of(error: ApiError) -> Outcome:
     return _OUTCOMES.get(type(error), Outcome.FAILED)
 
 
-_OUTCOMES: dict[type[ApiError], Outcome] = {Poisoned: Outcome.POISONED, DeadlineExceeded: Outcome.EXPIRED}
+_OUTCOMES: dict[type[ApiError], Outcome] = {
+    Poisoned: Outcome.POISONED,
+    DeadlineExceeded: Outcome.EXPIRED,
+    Interrupted: Outcome.CANCELLED,
+}

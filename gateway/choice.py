@@ -54,6 +54,7 @@ class Choice:
         self._stops = StopStrings(stops)
         self._min_tokens = min_tokens
         self._logprobs: list[TokenLogprob] | None = [] if logprobs else None
+        self.is_finished = False
         self._unsent = 0
         """Tokens whose delta is still to come: their text is held back."""
 
@@ -84,6 +85,7 @@ class Choice:
     def _last(self, text: str, reason: FinishReason | None, detail: str) -> Delta:
         tokens = self.tokens[len(self.tokens) - self._unsent :]
         self._unsent = 0
+        self.is_finished = reason is not None
         self.num_chars += len(text)
         logprobs, self._logprobs = self._logprobs, None if self._logprobs is None else []
         return Delta(self.number, text, tokens, logprobs, reason, len(self.tokens), self.num_chars, detail)

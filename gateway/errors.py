@@ -98,6 +98,10 @@ class Unavailable(ApiError):
     status, type, code = 503, "service_unavailable_error", "service_unavailable"
 
 
+class Interrupted(Unavailable):
+    """This connection goes no further; the answer may, over another one."""
+
+
 class DeadlineExceeded(ApiError):
     """The request's own deadline passed before its first token: whoever asked has given up."""
 

@@ -54,6 +54,12 @@ class EventStream:
         transport = self._request.transport
         return transport is not None and transport.get_write_buffer_size() + len(data) < _LOW_WATER_BYTES
 
+    def cut(self) -> web.StreamResponse:
+        """End it as a broken connection would, so that nobody takes what was sent for everything."""
+        if self._request.transport is not None:
+            self._request.transport.close()
+        return self.response
+
     async def fail(self, event: bytes) -> web.StreamResponse:
         """End with an error, if anyone still reads."""
         with contextlib.suppress(ClientGone):

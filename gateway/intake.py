@@ -3,8 +3,6 @@
 import random
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from gateway.call import Live, OpenCall
 from gateway.choice import Choice
 from gateway.errors import BadRequest, Unavailable
@@ -13,6 +11,7 @@ from gateway.policy import admission
 from gateway.policy.preset import Policy
 from gateway.ports import Tokenizer
 from gateway.profiler import Profiler
+from gateway.recipe import Recipe, without_text
 from gateway.request import Request, ServiceClass, Work
 from gateway.ticketing import Aim, Ticketing
 
@@ -43,11 +42,10 @@ class Intake:
         call = OpenCall(call_id, request, arrival_s, lengths, self._texts(request, prompts))
         seed = request.sampling.seed if request.has_seed else random.getrandbits(62)
         stop_ids = request.stop_token_ids + ([] if request.ignore_eos else self._tokenizer.eos_ids)
-        for prompt, max_tokens in zip(prompts, answers, strict=True):
-            for number in range(request.num_choices):
-                sampling = msgspec.structs.replace(request.sampling, seed=(seed + number) % 2**63)
-                work = Work(prompt, request.min_tokens, stop_ids, sampling)
-                self._add(request, call, work, max_tokens)
+        recipe = Recipe(without_text(request), prompts, call.prompt_texts, seed, stop_ids, call.created)
+        for number in range(len(prompts) * request.num_choices):
+            self._add(request, call, recipe.work(number), answers[number // request.num_choices])
+        call.recipe = recipe
         return call
 
     async def _encode(self, request: Request) -> list[list[int]]:

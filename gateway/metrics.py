@@ -184,6 +184,16 @@ class Metrics:
         """The store did not answer for too long; their tickets will be put back."""
         self._dropped_tokens.inc(tokens)
 
+    # Records
+
+    def call_resumed(self, how: str) -> None:
+        """Over another connection: `taken over` from one to this gateway, or `adopted` from its record."""
+        self._resumed.labels(how).inc()
+
+    def logged(self, size_bytes: int) -> None:
+        """Written to the logs of calls."""
+        self._logged_bytes.inc(size_bytes)
+
     # The process
 
     def store_verb(self, verb: str, seconds: float, ok: bool) -> None:
@@ -234,6 +244,9 @@ class Metrics:
         self._decode_time = self._histogram("decode_seconds", "First token to last.", _WAITS)
         self._choice_prompt_tokens = self._histogram("choice_prompt_tokens", "Prompt lengths.", TOKEN_BUCKETS)
         self._choice_tokens = self._histogram("choice_tokens", "Answer lengths.", TOKEN_BUCKETS)
+
+        self._resumed = self._counter("resumed_calls", "Calls gone on with over another connection.", "how")
+        self._logged_bytes = self._counter("logged_bytes", "Written to the logs of calls, to be resumed from.")
 
     def _define_lengths(self) -> None:
         lengths = self._counter("predicted_lengths", "Answers within their predicted upper length.", "covered")

@@ -14,6 +14,7 @@ from gateway.call import outcome_of
 from gateway.errors import (
     ApiError,
     InternalError,
+    Interrupted,
     MethodNotAllowed,
     NotFound,
     OverQuota,
@@ -104,6 +105,8 @@ class Middleware:
         exchange.outcome = _outcome(failure, exchange)
         exchange.refusal = failure if isinstance(failure, OverQuota) else None
         if exchange.stream is not None and exchange.stream.begun:
+            if isinstance(failure, Interrupted):
+                return exchange.stream.cut()
             return await exchange.stream.fail(answer.error_event(failure))
         return _error_response(failure)
 

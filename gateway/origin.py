@@ -16,11 +16,13 @@ from typing import NoReturn
 import msgspec
 import structlog
 
+from gateway import recorder, token_log
 from gateway.call import Live, OpenCall, outcome_of
 from gateway.errors import (
     ApiError,
     DeadlineExceeded,
     InternalError,
+    Interrupted,
     Poisoned,
     QueueFull,
     StoreLost,
@@ -43,6 +45,8 @@ from gateway.request import (
     ServiceClass,
 )
 from gateway.reservations import Reservations
+from gateway.resumption import Resumption
+from gateway.tally import Tally
 from gateway.ticketing import Aim
 from triton_backend.contract import End
 
@@ -70,6 +74,7 @@ class Config(msgspec.Struct, frozen=True):
     """Without a sign of life for this long, an origin's tickets are forgotten."""
     progress_timeout_s: float = 60.0
     """A ticket whose attempt has drawn a token and then nothing for this long is put back."""
+    resume: recorder.Config = recorder.Config()
 
 
 class Origin:
@@ -101,13 +106,16 @@ class Origin:
         self._wake = wake
         self._cancel = cancel
         self._recall = recall
-        self._profiler = profiler
         self._reservations = reservations
         self._intake = Intake(gateway, tokenizer, fleet, profiler, config.policy, config.aims)
         self.gatekeeper = Gatekeeper(config.policy.admission, store, fleet, config.limits, config.shares)
         self.is_draining = False
         """Set once at shutdown: nothing new comes in, and readiness says so."""
         self._live: dict[str, Live] = {}
+        self._tally = Tally(metrics, self.gatekeeper, profiler)
+        self._resumption = Resumption(
+            gateway, store, tokenizer, profiler, config.resume, metrics, recall, self._close
+        )
         self._outbox = Outbox(store, wake, cancel, recall)
 
     # For the server
@@ -123,7 +131,9 @@ class Origin:
 
     async def idle(self) -> None:
         """Returns when nothing is live and the store knows of every ending."""
-        while self._live or not (self._outbox.is_empty and self._reservations.is_settled):
+        while self._live or not (
+            self._outbox.is_empty and self._reservations.is_settled and self._resumption.recorder.is_empty
+        ):
             await asyncio.sleep(_IDLE_POLL_S)
 
     async def ready(self) -> list[str]:
@@ -143,53 +153,94 @@ class Origin:
 
         `arrival_s` is on the event loop's clock.  Raises BadRequest, TooManyRequests, Unavailable.
         """
-        service_class = request.service_class
         try:
             call = await self._enter(request, call_id, arrival_s)
         except ApiError:
-            self._metrics.call_refused(service_class)
+            self._metrics.call_refused(request.service_class)
             raise
-        self._metrics.call_opened(service_class, sum(call.prompt_tokens))
-        outcome = Outcome.CANCELLED
-        expiry = self._expire_in(call, request.targets.deadline_s)
-        try:
+        async with self._connected(call, sum(call.prompt_tokens)):
             yield call
+
+    @contextlib.asynccontextmanager
+    async def resume(self, call_id: str, owner: str) -> AsyncIterator[OpenCall]:
+        """Go on with a call, from its beginning; whoever read it is interrupted.
+
+        Raises NotFound if its owner has none such that can go on, Unavailable.
+        """
+        self._check_open()
+        call = await self._resumption.call(call_id, owner)
+        self._go_on(call)
+        async with self._connected(call, 0):
+            yield call
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, call: OpenCall, prompt_tokens: int) -> AsyncIterator[None]:
+        """A client reads the call."""
+        service_class, outcome = call.service_class, Outcome.CANCELLED
+        self._metrics.call_opened(service_class, prompt_tokens)
+        self._expire_after(call, call.request.targets.deadline_s)
+        try:
+            yield
             if call.error is None and not call.live:
                 outcome = Outcome.FINISHED
         finally:
-            if expiry:
-                expiry.cancel()
             if call.error is not None:
                 outcome = outcome_of(call.error)
-            self._abandon(call)
-            self._reservations.settle(call)
-            self._metrics.call_ended(service_class, outcome, _now_s() - arrival_s)
+            if call.recording and call.request.keeps_running and call.live:
+                call.is_read = False
+            else:
+                self._close(call)
+            self._metrics.call_ended(service_class, outcome, _now_s() - call.arrival_s)
 
-    def _expire_in(self, call: OpenCall, deadline_s: float | None) -> asyncio.TimerHandle | None:
-        if deadline_s is None:
-            return None
-        return asyncio.get_running_loop().call_at(call.arrival_s + deadline_s, self._expire, call)
+    def _go_on(self, call: OpenCall) -> None:
+        """An adopted call's tickets are this gateway's now."""
+        for id, live in call.live.items():
+            if self._live.get(id) is not live:
+                self._live[id] = live
+                self._metrics.ticket_queued(call.service_class)
+                self._outbox.put_back(live)
+
+    def cut(self) -> None:
+        """Time is up: every stream ends, to be resumed elsewhere."""
+        for call in list({live.call.id: live.call for live in self._live.values()}.values()):
+            error = Interrupted if call.recording else Unavailable
+            call.fail(error("This gateway is shutting down.", retry_after_s=1.0))
+            self._close(call)
+
+    def _close(self, call: OpenCall) -> None:
+        """Nobody reads the call here; what of it has not ended is freed."""
+        self._abandon(call)
+        if call.expiry is not None:
+            call.expiry.cancel()
+        self._resumption.end(call)
+        if call.successor is None:
+            self._reservations.settle(call)
+
+    def _expire_after(self, call: OpenCall, deadline_s: float | None) -> None:
+        if deadline_s is not None:
+            due_s = call.arrival_s + deadline_s
+            call.expiry = asyncio.get_running_loop().call_at(due_s, self._expire, call)
 
     def _expire(self, call: OpenCall) -> None:
         """The call's deadline has passed: it ends with what it has."""
         if not call.live:
             return
         if not call.has_tokens:
-            self._abandon(call)
             message = "The deadline passed before the first token; the request was not run to its end."
-            call.fail(DeadlineExceeded(message, should_retry=False))
+            self._fail(call, DeadlineExceeded(message, should_retry=False))
             return
         for live in list(call.live.values()):
-            call.push(live.choice.end(FinishReason.LENGTH, "deadline"))
+            call.finish(live.choice, FinishReason.LENGTH, "deadline")
             self._drop(live)
 
     async def _enter(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
         """Tokenise, reserve, admit, queue.  Raises ApiError."""
-        if self.is_draining:
-            raise Unavailable("This gateway is shutting down.", retry_after_s=1.0)
+        self._check_open()
         call = await self._intake.call(request, call_id, arrival_s)
         await self._reservations.reserve(call, request.tenant)
-        for live in call.live.values():
+        self._resumption.begin(call)
+        lives = list(call.live.values())
+        for live in lives:
             self._live[live.ticket.id] = live
             self._metrics.ticket_queued(request.service_class)
         try:
@@ -198,8 +249,15 @@ class Origin:
             # A put that failed or was cancelled may have happened all the same.
             self._abandon(call)
             self._reservations.refund(call)
+            self._resumption.forget(call)
             raise
+        self._resumption.keep(call, [live.ticket for live in lives])
         return call
+
+    def _check_open(self) -> None:
+        """Raises Unavailable."""
+        if self.is_draining:
+            raise Unavailable("This gateway is shutting down.", retry_after_s=1.0)
 
     async def _put(self, call: OpenCall, request: Request) -> None:
         self.gatekeeper.arrived(call, request)
@@ -260,13 +318,7 @@ class Origin:
         for ticket, attempt in tickets:
             live = self._live.get(ticket)
             if live is not None and live.ticket.attempt == attempt:
-                self._hear(live, now_s)
-
-    def _hear(self, live: Live, now_s: float) -> None:
-        if live.heard_s is None:
-            self._metrics.ticket_dequeued(live.ticket.service_class)
-            live.claimed_s = live.claimed_s or now_s
-        live.heard_s = now_s
+                self._tally.heard(live, now_s)
 
     def _on_drawn(self, event: Drawn, now_s: float) -> bool:
         """Deliver a token; False if nobody waits for this attempt."""
@@ -279,69 +331,24 @@ class Origin:
             return False
         if event.index < next_index:
             return True
-        self._count(live, now_s)
-        delta = live.choice.push(event.token, event.logprob)
-        if delta is not None:
-            live.call.push(delta)
-            if delta.finish_reason is not None:
-                self._finished(live, delta.finish_reason)
-                self._drop(live)
+        self._tally.token(live, now_s)
+        reason = live.call.drew(live.choice, event.token, event.logprob)
+        if reason is not None:
+            self._tally.finished(live, reason)
+            self._drop(live)
         return True
-
-    def _count(self, live: Live, now_s: float) -> None:
-        """A token came."""
-        since_s = None if live.first_s is None or live.heard_s is None else now_s - live.heard_s
-        self._metrics.tokens(1, since_s)
-        self._hear(live, now_s)
-        if live.first_s is None:
-            live.first_s = now_s
-        if not live.call.has_tokens:
-            live.call.has_tokens = True
-            self._metrics.first_token(live.ticket.service_class, now_s - live.call.arrival_s)
-            self.gatekeeper.first_token(live.call, now_s - live.call.arrival_s)
-
-    def _finished(self, live: Live, reason: FinishReason) -> None:
-        """The choice is complete."""
-        self._learn(live, reason)
-        arrival_s, now_s = live.call.arrival_s, _now_s()
-        first_s = live.first_s or now_s
-        claimed_s = min(live.claimed_s or first_s, first_s)
-        self._metrics.choice_finished(
-            reason,
-            prompt_tokens=len(live.work.prompt),
-            tokens=len(live.choice.tokens),
-            queue_s=claimed_s - arrival_s,
-            prefill_s=first_s - claimed_s,
-            decode_s=now_s - first_s,
-        )
-        ticket, later_tokens = live.ticket, len(live.choice.tokens) - 1
-        self._metrics.targets_met(
-            ticket.service_class,
-            ttft=first_s - arrival_s <= ticket.ttft_s,
-            tpot=now_s - first_s <= later_tokens * ticket.tpot_s,
-        )
-
-    def _learn(self, live: Live, reason: FinishReason) -> None:
-        """The profiler sees how long the answer became."""
-        if live.features is None:
-            return
-        tokens, max_tokens = len(live.choice.tokens), live.ticket.index + live.ticket.max_tokens
-        self._profiler.observe(live.features, max_tokens, tokens, reason is FinishReason.LENGTH)
-        self._metrics.length_seen(tokens <= live.predicted.upper_tokens, self._profiler.mode)
 
     def _on_departed(self, live: Live, event: Departed) -> None:
         if event.end in _FINISHED:
-            last = live.choice.end(_FINISHED[event.end])
+            self._tally.finished(live, live.call.finish(live.choice, _FINISHED[event.end]))
             self._remove(live)
             self._outbox.finish(live)
-            live.call.push(last)
-            self._finished(live, last.finish_reason or FinishReason.STOP)
         elif event.end is End.FAILED:
             log.error("engine.failed", ticket=live.ticket.id, detail=event.detail)
-            self._fail(live, InternalError("The engine could not run this request.", code="engine_error"))
+            self._fail(live.call, InternalError("The engine could not run this request.", code="engine_error"))
         elif event.end is None and live.ticket.deaths + 1 >= _MAX_DEATHS:
             message = f"The engine died {_MAX_DEATHS} times while it ran this request."
-            self._fail(live, Poisoned(message, should_retry=False))
+            self._fail(live.call, Poisoned(message, should_retry=False))
         else:
             self._put_back(live, event.end or _DIED)
 
@@ -352,16 +359,20 @@ class Origin:
         if live.heard_s is None:
             self._metrics.ticket_dequeued(live.ticket.service_class)
         live.call.live.pop(live.ticket.id, None)
+        if not (live.call.live or live.call.is_read):
+            self._close(live.call)
 
     def _drop(self, live: Live) -> None:
         """Free a ticket wherever it is: row, lease, place in the queue."""
         self._remove(live)
         self._outbox.cancel(live)
 
-    def _fail(self, live: Live, error: ApiError) -> None:
+    def _fail(self, call: OpenCall, error: ApiError) -> None:
         """One choice's failure ends its call."""
-        self._abandon(live.call)
-        live.call.fail(error)
+        if call.recording is not None:
+            call.recording.close()
+        self._abandon(call)
+        call.fail(error)
 
     def _put_back(self, live: Live, reason: str) -> None:
         log.info("ticket.put_back", ticket=live.ticket.id, attempt=live.ticket.attempt, reason=reason)
@@ -369,6 +380,8 @@ class Origin:
         if live.heard_s is not None:
             self._metrics.ticket_queued(live.ticket.service_class)
         self._cancel([(live.ticket.id, live.ticket.attempt)])
+        if reason == _DIED and live.call.recording is not None:
+            live.call.recording.append(token_log.died(live.choice.number, live.ticket.deaths + 1))
         live.next_attempt(died=reason == _DIED, evicted=reason == End.EVICTED)
         self._outbox.put_back(live)
 
@@ -379,6 +392,7 @@ class Origin:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._outbox.run())
             group.create_task(self._reservations.run())
+            group.create_task(self._resumption.recorder.run())
             group.create_task(self._audit_for_ever())
         raise AssertionError("never ends")
 
@@ -393,6 +407,7 @@ class Origin:
 
     async def audit(self) -> None:
         """Put back what the store has forgotten and what has been silent for too long.  Raises StoreLost."""
+        self._resumption.recorder.refresh()
         now_s = _now_s()
         for live in list(self._live.values()):
             if live.is_drawing and now_s - (live.heard_s or now_s) > self._config.progress_timeout_s:

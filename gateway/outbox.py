@@ -15,6 +15,9 @@ from gateway.ports import Store
 
 log = structlog.get_logger()
 
+Recall = Callable[[Iterable[tuple[str, int, str]]], None]
+"""Frees the rows of these (ticket, attempt, replica)s, wherever they are driven."""
+
 _RETRY_S = 0.2
 
 
@@ -92,7 +95,7 @@ class Outbox:
     async def _settle_cancelled(self) -> None:
         if cancelled := dict(self._cancelled):
             self._cancel(cancelled.items())
-            leased = await self._store.cancel(list(cancelled))
+            leased = await self._store.cancel(list(cancelled.items()))
             # A claim may have taken one in the meantime; its driver can be told only now.
             self._recall((id, cancelled[id], replica) for id, replica in leased)
             _settled(self._cancelled, cancelled.items())

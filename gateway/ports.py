@@ -338,6 +338,14 @@ class Call(Protocol):
     def id(self) -> str: ...
 
     @property
+    def request(self) -> Request:
+        """Its prompts and messages may be gone."""
+
+    @property
+    def created(self) -> int:
+        """When the answer was begun, in seconds since 1970."""
+
+    @property
     def prompt_tokens(self) -> list[int]:
         """By prompt."""
 
@@ -373,6 +381,12 @@ class Calls(Protocol):
 
         `call_id` must be new; `arrival_s` is on the event loop's clock.  Entering raises BadRequest,
         TooManyRequests, Unavailable.
+        """
+
+    def resume(self, call_id: str, owner: str) -> AbstractAsyncContextManager[Call]:
+        """Go on with a call, from its beginning; whoever read it is interrupted.
+
+        Entering raises NotFound if its owner has none such that can go on, Unavailable.
         """
 
     async def ready(self) -> list[str]:

@@ -88,6 +88,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the client says of its own users; tells nothing of who asks."""
     tenant: Tenant = ANYBODY
     targets: Targets = Targets()
+    keeps_running: bool = False
+    """It goes on when its client is gone."""
     num_retries: int | None = None
     """How often the client was refused before and came back; None if it does not say."""
 
@@ -275,7 +277,7 @@ class Outcome(StrEnum):
     FINISHED = "finished"
     REJECTED = "rejected"
     CANCELLED = "cancelled"
-    """The client went away."""
+    """The client went away, or went on over another connection."""
     FAILED = "failed"
     POISONED = "poisoned"
     """Present at too many engine deaths."""

@@ -1,13 +1,13 @@
 """The HTTP front: routes, bodies in, answers out.
 
 The handlers run with `handler_cancellation` (`make_runner`): a client that goes away cancels its handler, and
-leaving the `async with` block of its call frees all that the call held.
+leaving the `async with` block of its call frees all that the call held, unless it is to keep running.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -18,7 +18,8 @@ from gateway.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge, Req
 from gateway.event_stream import EventStream
 from gateway.keyring import Keyring
 from gateway.middleware import EXCHANGE, Exchange, Middleware
-from gateway.openai import answer, headers, parse
+from gateway.openai import answer, headers, parse, position
+from gateway.openai.position import LAST_EVENT_ID, Position
 from gateway.ports import Call, Calls, Tokenizer
 from gateway.request import Delta, Request, Tenant
 
@@ -44,6 +45,7 @@ def make_app(
         [
             web.post("/v1/chat/completions", front.chat),
             web.post("/v1/completions", front.completion),
+            web.get("/v1/streams/{id}", front.resume, allow_head=False),
             web.get("/v1/models", front.models),
             web.get("/v1/models/{name:.+}", front.model),
             web.get("/health", front.health),
@@ -66,6 +68,8 @@ def make_runner(app: web.Application) -> web.AppRunner:
         access_log=None,
         logger=logger,
         lingering_time=5.0,
+        # Streams have had their time before.
+        shutdown_timeout=5.0,
     )
 
 
@@ -109,6 +113,10 @@ class Front:
     async def completion(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, parse.completion)
 
+    async def resume(self, request: web.Request) -> web.StreamResponse:
+        given, event_id = request.match_info["id"], request.headers.get(LAST_EVENT_ID)
+        return await self._resume(request, *position.of_stream(given, event_id))
+
     async def models(self, request: web.Request) -> web.Response:
         tenant = request[EXCHANGE].tenant
         names = [name for name in self._calls.models if tenant.may_use(name)]
@@ -134,14 +142,27 @@ class Front:
         self, request: web.Request, parse_body: Callable[[bytes, int], Request]
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
-        asked = parse_body(await self._body(request), self._tokenizer.vocabulary)
+        body = await self._body(request)
+        if LAST_EVENT_ID in request.headers:
+            # A client that sends its request again means the same one: the body is not looked at.
+            return await self._resume(request, *position.of_event(request.headers[LAST_EVENT_ID]))
+        asked = parse_body(body, self._tokenizer.vocabulary)
         asked = _allowed(headers.applied(asked, request.headers), exchange.tenant)
         self._check_model(asked.model, exchange.tenant)
         async with self._calls.open(asked, exchange.call_id, exchange.arrival_s) as call:
             exchange.call = call
             if asked.stream:
-                return await self._stream(request, exchange, asked, call)
-            return await self._whole(exchange, asked, call)
+                return await self._stream(request, exchange, call)
+            return await self._whole(exchange, call)
+
+    async def _resume(
+        self, request: web.Request, call_id: str, sent: Sequence[Position] | None
+    ) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        exchange.call_id = call_id
+        async with self._calls.resume(call_id, exchange.tenant.name) as call:
+            exchange.call = call
+            return await self._stream(request, exchange, call, sent)
 
     def _check_model(self, name: str, tenant: Tenant) -> None:
         """One answer for both, or a key could ask which models there are."""
@@ -161,8 +182,8 @@ class Front:
         except web.RequestPayloadError as error:
             raise BadRequest(f"The body is not sent as its headers say: {error}") from None
 
-    async def _whole(self, exchange: Exchange, asked: Request, call: Call) -> web.Response:
-        whole = answer.Whole(asked, call, int(time.time()), self._tokenizer.token_text)
+    async def _whole(self, exchange: Exchange, call: Call) -> web.Response:
+        whole = answer.Whole(call, self._tokenizer.token_text)
         exchange.answer = whole
         while not whole.finished and (deltas := await call.next()):
             exchange.saw_tokens()
@@ -170,9 +191,9 @@ class Front:
         return web.Response(body=whole.body(), content_type="application/json")
 
     async def _stream(
-        self, request: web.Request, exchange: Exchange, asked: Request, call: Call
+        self, request: web.Request, exchange: Exchange, call: Call, sent: Sequence[Position] | None = None
     ) -> web.StreamResponse:
-        events = answer.Stream(asked, call, int(time.time()), self._tokenizer.token_text)
+        events = answer.Stream(call, self._tokenizer.token_text, sent)
         stream = EventStream(request, self._slow_client_s)
         exchange.answer, exchange.stream = events, stream
         self._metrics.stream_opened()

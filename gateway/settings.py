@@ -154,6 +154,18 @@ class Origin(Section):
     """A running request without news for this long is put back; well above the longest step."""
 
 
+class Resume(Section):
+    mode: Literal["strict", "fast", "off"] = "strict"
+    """What is kept of streams, to go on with after a broken connection or a gateway's death: strict sends a token
+    once it is logged in Redis (waiting 20 ms at most), fast does not wait, off keeps nothing."""
+    ttl_s: Annotated[float, Field(ge=10)] = 60.0
+    """How long a stream can be gone on with after its end, or after its client or gateway is gone; well above the
+    origin's audits, which prolong it."""
+    max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * 1024**2)
+    """Largest record and log of a stream, in Redis's memory: 6 bytes a token without log probabilities.  A longer
+    one cannot be gone on with."""
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
@@ -212,6 +224,7 @@ class Settings(Section):
     store: Store = Store()
     driver: Driver = Driver()
     origin: Origin = Origin()
+    resume: Resume = Resume()
     log: Log = Log()
 
     @model_validator(mode="after")

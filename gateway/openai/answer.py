@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, BadRequest
+from gateway.openai.position import LAST_EVENT_ID, Position
 from gateway.ports import Call
-from gateway.request import Delta, Request, TokenLogprob
+from gateway.request import Delta, TokenLogprob
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -25,7 +26,8 @@ _encode = msgspec.json.Encoder().encode
 class Answer:
     """What streamed and whole answers share."""
 
-    def __init__(self, request: Request, call: Call, created: int, token_text: TokenText) -> None:
+    def __init__(self, call: Call, token_text: TokenText) -> None:
+        request = call.request
         self._is_chat = request.is_chat
         self._call_id = call.id
         self._prompt_tokens = sum(call.prompt_tokens)
@@ -37,7 +39,7 @@ class Answer:
         self._head = {
             "id": ("chatcmpl-" if self._is_chat else "cmpl-") + call.id,
             "object": "chat.completion" if self._is_chat else "text_completion",
-            "created": created,
+            "created": call.created,
             "model": request.model,
             "service_tier": call.service_class,
         }
@@ -70,17 +72,26 @@ class Stream(Answer):
 
     An event's id is the call's, and per choice how many tokens and characters were sent.  A choice's role
     comes with its first text: a chunk without text would count as a first token in benchmarks.
+
+    A stream that goes on from some `sent` takes all deltas from the beginning, and shows what comes after.  The
+    ends of choices are shown again: no position tells whether they were seen.
     """
 
-    def __init__(self, request: Request, call: Call, created: int, token_text: TokenText) -> None:
-        super().__init__(request, call, created, token_text)
+    def __init__(self, call: Call, token_text: TokenText, sent: Sequence[Position] | None = None) -> None:
+        """Raises BadRequest if `sent` does not have a position for each choice."""
+        super().__init__(call, token_text)
+        request = call.request
         if self._is_chat:
             self._head["object"] = "chat.completion.chunk"
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
-        self._sent = ["0.0"] * len(self._num_tokens)
+        self._from = sent
+        if sent is not None and len(sent) != len(self._num_tokens):
+            raise BadRequest(f"This stream has {len(self._num_tokens)} choices.", param=LAST_EVENT_ID)
+        places = sent or [Position(0, 0)] * len(self._num_tokens)
+        self._sent = [f"{tokens}.{chars}" for tokens, chars in places]
         """`tokens.chars` by choice."""
-        self._begun = [False] * len(self._sent)
+        self._begun = [tokens > 0 for tokens, _ in places]
         self._first_key = b'"role":"assistant","content":' if self._is_chat else b'"text":'
         self._key = b'"content":' if self._is_chat else b'"text":'
         self._before_choices = b"data: " + _encode(self._head)[:-1] + b',"choices":['
@@ -100,6 +111,8 @@ class Stream(Answer):
     def _event(self, delta: Delta) -> bytes:
         choice = delta.choice
         self._count(delta)
+        if self._from is not None:
+            delta = self._after(delta, self._from[choice])
         self._sent[choice] = f"{delta.num_tokens}.{delta.num_chars}"
         if not (delta.text or delta.logprobs or delta.finish_reason):
             return b""
@@ -112,6 +125,24 @@ class Stream(Answer):
         else:
             end = self._full_end(delta)
         return b"".join((self._id_line(), self._before_key[choice], text, end))
+
+    def _after(self, delta: Delta, sent: Position) -> Delta:
+        """What of a delta comes after a position."""
+        if delta.num_tokens - len(delta.tokens) >= sent.tokens and delta.num_chars - len(delta.text) >= sent.chars:
+            return delta
+        num_tokens, num_chars = max(0, delta.num_tokens - sent.tokens), max(0, delta.num_chars - sent.chars)
+        logprobs = delta.logprobs
+        if logprobs:
+            seen = max(0, len(logprobs) - num_tokens)
+            self._logprobs.part(delta.choice, logprobs[:seen])
+            logprobs = logprobs[seen:]
+        return msgspec.structs.replace(
+            delta,
+            text=delta.text[max(0, len(delta.text) - num_chars) :],
+            logprobs=logprobs,
+            num_tokens=max(delta.num_tokens, sent.tokens),
+            num_chars=max(delta.num_chars, sent.chars),
+        )
 
     def _end(self) -> bytes:
         if not self._include_usage:
@@ -142,13 +173,13 @@ class Stream(Answer):
 class Whole(Answer):
     """One completion object."""
 
-    def __init__(self, request: Request, call: Call, created: int, token_text: TokenText) -> None:
-        super().__init__(request, call, created, token_text)
+    def __init__(self, call: Call, token_text: TokenText) -> None:
+        super().__init__(call, token_text)
         self._texts: list[list[str]] = [[text] for text in self._echo] or [[] for _ in self._num_tokens]
         self._finish_reasons: list[str | None] = [None] * len(self._texts)
         self._details: list[str] = [""] * len(self._texts)
         self._entries: list[list[TokenLogprob]] = [[] for _ in self._texts]
-        self._has_logprobs = request.sampling.logprobs is not None
+        self._has_logprobs = call.request.sampling.logprobs is not None
 
     def take(self, deltas: Sequence[Delta]) -> None:
         for delta in deltas:

@@ -13,6 +13,7 @@ from gateway.request import Request, Targets
 TTFT = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
 TPOT = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
 DEADLINE = ("x-deadline-ms",)
+KEEP_RUNNING = "x-keep-running"
 RETRY_COUNT = "x-stainless-retry-count"
 """Sent by OpenAI's own clients: 0 at first."""
 MAX_MS = 86_400_000.0
@@ -23,7 +24,19 @@ def applied(request: Request, headers: Mapping[str, str]) -> Request:
     targets = Targets(_seconds(headers, TTFT), _seconds(headers, TPOT), _seconds(headers, DEADLINE))
     count = headers.get(RETRY_COUNT, "")
     num_retries = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else None
-    return msgspec.structs.replace(request, targets=targets, num_retries=num_retries)
+    return msgspec.structs.replace(
+        request,
+        targets=targets,
+        keeps_running=_flag(headers, KEEP_RUNNING),
+        num_retries=num_retries,
+    )
+
+
+def _flag(headers: Mapping[str, str], name: str) -> bool:
+    text = headers.get(name, "false").lower()
+    if text not in ("true", "false"):
+        raise BadRequest(f"The header '{name}' must be true or false.", param=name)
+    return text == "true"
 
 
 def _seconds(headers: Mapping[str, str], names: tuple[str, ...]) -> float | None:

@@ -146,14 +146,14 @@ class RedisStore:
         written = []
         for part in _parts(records):
             args = [arg for record in part for arg in wire.record_args(record)]
-            written += await self._run("keep", [_ms(ttl_s), *args], wire.written)
+            written += await self._run("keep", [_ms(ttl_s), *args], wire.written(len(part)))
         return written
 
     async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
         written = []
         for part in _parts(writes):
             args = [arg for write in part for arg in (write.call, write.epoch, write.offset, write.data)]
-            written += await self._run("log", [_ms(ttl_s), *args], wire.written)
+            written += await self._run("log", [_ms(ttl_s), *args], wire.written(len(part)))
         return written
 
     async def adopt(self, call: str, owner: str, ttl_s: float) -> Adopted | None:

@@ -165,8 +165,13 @@ def letters(reply: Sequence[tuple[bytes, Sequence[Any]]]) -> list[tuple[str, byt
     return [(text(id), fields.get(b"letter", b"")) for _, entries in reply for id, fields in entries]
 
 
-def written(reply: Sequence[bytes]) -> list[Written]:
-    return [Written(text(value)) for value in reply]
+def written(count: int) -> Callable[[Sequence[bytes]], list[Written]]:
+    def parse(reply: Sequence[bytes]) -> list[Written]:
+        if len(reply) != count:
+            raise ValueError(f"{len(reply)} answers to {count} writes")
+        return [Written(text(value)) for value in reply]
+
+    return parse
 
 
 def adopted(reply: Sequence[Any] | None) -> Adopted | None:

@@ -221,11 +221,11 @@ TEXT = b'"object":"text_completion","created":1700000000,"model":"m","service_ti
 
 
 def stream(request: Request) -> answer.Stream:
-    return answer.Stream(request, ScriptedCall("c", [], request), CREATED, chr)
+    return answer.Stream(ScriptedCall("c", [], request), chr)
 
 
 def whole(request: Request) -> answer.Whole:
-    return answer.Whole(request, ScriptedCall("c", [], request), CREATED, chr)
+    return answer.Whole(ScriptedCall("c", [], request), chr)
 
 
 def test_a_chat_stream_byte_for_byte() -> None:
@@ -426,10 +426,9 @@ def test_a_client_that_comes_back_is_known_by_its_count(count: str, known: int |
 
 def test_an_end_that_openai_has_no_word_for_is_told_beside_the_standard_one() -> None:
     last = msgspec.structs.replace(delta("!", end=FinishReason.LENGTH), detail="deadline")
-    call = ScriptedCall("c", [[last]])
-    stream = answer.Stream(chat(stream=True), call, 0, str).take([last])
+    stream = answer.Stream(ScriptedCall("c", [], chat(stream=True)), str).take([last])
     event = json.loads(stream.split(b"\n")[1].removeprefix(b"data: "))
-    whole = answer.Whole(chat(), call, 0, str)
+    whole = answer.Whole(ScriptedCall("c", [], chat()), str)
     whole.take([last])
     for choice in (event["choices"][0], json.loads(whole.body())["choices"][0]):
         assert choice["finish_reason"] == "length"

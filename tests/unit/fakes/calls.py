@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, NotFound
 from gateway.quota import Allowance
-from gateway.request import Delta, FinishReason, Request, ServiceClass, TokenLogprob
+from gateway.request import Delta, FinishReason, Request, TokenLogprob
 
 Step = Sequence[Delta] | ApiError | Exception | asyncio.Event
 """Deltas of one wake-up, an error, or something to wait for."""
@@ -36,12 +36,14 @@ def hello(choices: int = 1) -> list[Step]:
 
 
 class ScriptedCall:
-    def __init__(self, id: str, steps: Sequence[Step], request: Request | None = None) -> None:
+    created = 1_700_000_000
+
+    def __init__(self, id: str, steps: Sequence[Step], request: Request) -> None:
         self.id = id
-        texts = [p for p in request.prompts if isinstance(p, str)] if request and request.echo else []
-        self.prompt_tokens = [3] * (len(request.prompts) if request and request.prompts else 1)
-        self.prompt_texts = texts
-        self.service_class = request.service_class if request else ServiceClass.DEFAULT
+        self.request = request
+        self.prompt_tokens = [3] * (len(request.prompts) or 1)
+        self.prompt_texts = [p for p in request.prompts if isinstance(p, str)] if request.echo else []
+        self.service_class = request.service_class
         self.allowance = Allowance()
         self._steps = list(steps)
 
@@ -67,6 +69,8 @@ class ScriptedCalls:
     def __init__(self, script: Sequence[Step] | None = None) -> None:
         self.models = [MODEL]
         self.requests: list[Request] = []
+        self.opened_ids: list[str] = []
+        self.resumed_by: list[str] = []
         self.refusals: list[Exception] = []
         """Raised by the next calls instead of opening."""
         self.reasons: list[str] = []
@@ -82,6 +86,7 @@ class ScriptedCalls:
     @contextlib.asynccontextmanager
     async def open(self, request: Request, call_id: str, arrival_s: float) -> AsyncIterator[ScriptedCall]:
         self.requests.append(request)
+        self.opened_ids.append(call_id)
         if self.refusals:
             raise self.refusals.pop(0)
         choices = max(1, len(request.prompts)) * request.num_choices
@@ -92,3 +97,13 @@ class ScriptedCalls:
         finally:
             self.live -= 1
             self.closed.set()
+
+    @contextlib.asynccontextmanager
+    async def resume(self, call_id: str, owner: str) -> AsyncIterator[ScriptedCall]:
+        """Any call that was opened, from its beginning."""
+        self.resumed_by.append(owner)
+        if call_id not in self.opened_ids:
+            raise NotFound("no such stream")
+        request = self.requests[self.opened_ids.index(call_id)]
+        async with self.open(request, call_id, 0.0) as call:
+            yield call

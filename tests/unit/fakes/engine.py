@@ -23,6 +23,11 @@ def token_at(prompt: Sequence[int], index: int) -> int:
     return 1 + (sum(prompt) * 31 + index * 17) % (VOCABULARY - 1)
 
 
+def score_at(index: int) -> float:
+    """Its log probability, if asked for."""
+    return -1.0 / (3 + index)
+
+
 class _Clock:
     """The event loop's time, and within a step the time that the step takes."""
 
@@ -57,7 +62,9 @@ class _Executor:
 
     def decode(self, rows: list[Row]) -> tuple[list[Row], Draws]:
         self._clock.ahead_s = STEP_S
-        return rows, Draws([token_at(row.new.prompt[: -row.new.index or None], row.index) for row in rows])
+        tokens = [token_at(row.new.prompt[: -row.new.index or None], row.index) for row in rows]
+        scores = [score_at(row.index) if row.new.sampling.logprobs is not None else 0.0 for row in rows]
+        return rows, Draws(tokens, scores, [[(7, 2 * score)] if score else [] for score in scores])
 
 
 class _Sink:

@@ -1,5 +1,6 @@
 """A store at the end of a line that can be cut, for gateways that die without a word or lose the store."""
 
+import asyncio
 from typing import Any
 
 from gateway.errors import StoreLost
@@ -12,11 +13,15 @@ class Line:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self.is_cut = False
+        self.delays_s: dict[str, float] = {}
+        """By verb."""
 
     def __getattr__(self, verb: str) -> Any:
         async def ask(*args: Any, **options: Any) -> Any:
             if self.is_cut:
                 raise StoreLost("cut")
+            if verb in self.delays_s:
+                await asyncio.sleep(self.delays_s[verb])
             return await getattr(self._store, verb)(*args, **options)
 
         return ask

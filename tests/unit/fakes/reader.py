@@ -1,0 +1,69 @@
+"""A client that reads one stream over as many connections as it takes."""
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+
+from gateway.openai import answer, position
+from gateway.request import Request, Tenant
+from tests.unit.fakes.world import World
+
+
+class Reader:
+    def __init__(self, request: Request, number: int = 1, key: str = "") -> None:
+        """`number` makes the call's id."""
+        self.call_id = f"{number:032x}"
+        self.key = key
+        self.last_id: str | None = None
+        self.texts: dict[int, str] = {}
+        self.scores: dict[int, list[float]] = {}
+        self.offsets: dict[int, list[int]] = {}
+        self.reasons: dict[int, str] = {}
+        self.details: dict[int, Any] = {}
+        self.usage: dict[str, int] | None = None
+        self.is_done = False
+        self._request = msgspec.structs.replace(request, stream=True, include_usage=True, tenant=Tenant(key))
+
+    async def ask(self, world: World, most_events: int = 10**9) -> None:
+        """Leaves after so many events."""
+        await self._read(world.origin.open(self._request, self.call_id, _now_s()), None, most_events)
+
+    async def resume(self, world: World, most_events: int = 10**9) -> None:
+        """From after the last event that was seen."""
+        sent = None if self.last_id is None else position.of_event(self.last_id)[1]
+        await self._read(world.origin.resume(self.call_id, self.key), sent, most_events)
+
+    async def _read(self, opening: Any, sent: Any, most_events: int) -> None:
+        async with opening as call:
+            stream = answer.Stream(call, chr, sent)
+            while not stream.finished and (deltas := await call.next()):
+                for event in stream.take(deltas).split(b"\n\n")[:-1]:
+                    if most_events == 0:
+                        return
+                    most_events -= 1
+                    self._take(event)
+
+    def _take(self, event: bytes) -> None:
+        lines = dict(line.split(b": ", 1) for line in event.split(b"\n"))
+        if b"id" in lines:
+            self.last_id = lines[b"id"].decode()
+        if lines[b"data"] == b"[DONE]":
+            self.is_done = True
+            return
+        chunk = json.loads(lines[b"data"])
+        self.usage = chunk["usage"] or self.usage
+        for choice in chunk["choices"]:
+            index = choice["index"]
+            self.texts[index] = self.texts.get(index, "") + choice["text"]
+            if choice["logprobs"]:
+                self.scores.setdefault(index, []).extend(choice["logprobs"]["token_logprobs"])
+                self.offsets.setdefault(index, []).extend(choice["logprobs"]["text_offset"])
+            if choice["finish_reason"]:
+                self.reasons[index] = choice["finish_reason"]
+                self.details[index] = choice.get("finish_details")
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
