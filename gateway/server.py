@@ -198,7 +198,7 @@ class Front:
         exchange.answer, exchange.stream = events, stream
         self._metrics.stream_opened()
         try:
-            while not events.finished and (deltas := await self._next(call, stream)):
+            while not events.finished and (deltas := await self._next(call, events, stream)):
                 exchange.saw_tokens()
                 if data := events.take(deltas):
                     await stream.write(data)
@@ -206,14 +206,14 @@ class Front:
             self._metrics.stream_closed()
         return stream.response
 
-    async def _next(self, call: Call, stream: EventStream) -> list[Delta]:
+    async def _next(self, call: Call, events: answer.Stream, stream: EventStream) -> list[Delta]:
         """The call's next deltas; until they come, a comment now and then: proxies cut silent streams."""
         while True:
             try:
                 async with asyncio.timeout(self._keepalive_s):
                     return await call.next()
             except TimeoutError:
-                await stream.write(answer.KEEP_ALIVE)
+                await stream.write(events.keep_alive)
 
 
 def _allowed(asked: Request, tenant: Tenant) -> Request:

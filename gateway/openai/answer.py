@@ -14,7 +14,7 @@ from gateway.openai.position import LAST_EVENT_ID, Position
 from gateway.ports import Call
 from gateway.request import Delta, TokenLogprob
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n"
 DONE = b"data: [DONE]\n\n"
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
@@ -102,6 +102,12 @@ class Stream(Answer):
         self._after_text = b"}" if self._is_chat else b""
         self._after_choices = b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
         self._plain_end = self._after_text + b',"logprobs":null,"finish_reason":null}' + self._after_choices
+
+    @property
+    def keep_alive(self) -> bytes:
+        """What shows that the stream is alive.  OpenAI's client takes an empty line after the first id for an
+        event, others take the lines up to one for a whole comment."""
+        return KEEP_ALIVE if any(self._begun) else KEEP_ALIVE + b"\n"
 
     def take(self, deltas: Sequence[Delta]) -> bytes:
         """What to send for them, and the stream's end after the last; empty if there is nothing to show."""

@@ -311,6 +311,22 @@ def test_a_silent_stream_gets_comments_and_then_its_answer() -> None:
     visit(scenario, ScriptedCalls([go, [delta("Hello", end=FinishReason.STOP)]]), keepalive_s=0.01)
 
 
+def test_a_comment_between_events_is_no_event_of_its_own() -> None:
+    async def scenario(url: str) -> None:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(url + CHAT, json=HI | {"stream": True}) as response,
+        ):
+            got = await response.content.readuntil(b": keep-alive\n: keep-alive\n")
+            assert got.endswith(b"null}]}\n\n: keep-alive\n: keep-alive\n")
+            go.set()
+            assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
+
+    go = asyncio.Event()
+    steps: list[Step] = [[delta("Hel")], go, [delta("lo", 2, end=FinishReason.STOP)]]
+    visit(scenario, ScriptedCalls(steps), keepalive_s=0.01)
+
+
 def test_an_error_after_a_comment_is_an_event() -> None:
     async def scenario(url: str) -> None:
         async with (
