@@ -1,7 +1,7 @@
 """Sweep, then measure: a contender's settings on seeds of their own, the best ones on the seeds that count."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
 
 import msgspec
@@ -10,6 +10,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.papers import trials
 from benchmarks.papers.contenders import CONTENDERS, Contender, Setting, ablations
+from benchmarks.papers.journal import Journal
 from benchmarks.papers.trials import Job, Trial
 from benchmarks.papers.workloads import MIXED
 from gateway.load.workload import Source
@@ -78,8 +79,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pool:
-    def __init__(self, jobs: int) -> None:
+    """Runs what the journal does not have yet."""
+
+    def __init__(self, jobs: int, journal: Journal) -> None:
         self._executor = ProcessPoolExecutor(jobs, initializer=_hush)
+        self._journal = journal
 
     def __enter__(self) -> "Pool":
         return self
@@ -88,7 +92,12 @@ class Pool:
         self._executor.shutdown(cancel_futures=True)
 
     def run(self, what: str, jobs: Sequence[Job]) -> list[Trial]:
-        return list(tqdm(self._executor.map(trials.run, jobs), total=len(jobs), desc=what, unit="trial"))
+        finished = self._journal.finished
+        left = {job.key: job for job in jobs if job.key not in finished}
+        running = {self._executor.submit(trials.run, job): key for key, job in left.items()}
+        for future in tqdm(as_completed(running), total=len(running), desc=what, unit="trial"):
+            self._journal.add(running[future], future.result())
+        return [finished[job.key] for job in jobs]
 
 
 def _hush() -> None:
@@ -97,7 +106,7 @@ def _hush() -> None:
 
 def study(sources: Mapping[str, Source], plan: Plan, pool: Pool) -> Results:
     cells = [Cell(workload, padding) for workload in sources for padding in Padding]
-    swept = pool.run("sweep", [*_sweep(sources, cells, plan)])
+    swept = pool.run("sweep", [*sweep(sources, cells, plan)])
     best = choose(cells, swept)
     measured = pool.run("measure", [*_measure(sources, cells, best, plan)])
     ablated = pool.run("ablate", [*_ablate(sources, cells, best, plan)])
@@ -108,7 +117,7 @@ def study(sources: Mapping[str, Source], plan: Plan, pool: Pool) -> Results:
     return Results(best=named, trials=measured, ablation=ablated)
 
 
-def _sweep(sources: Mapping[str, Source], cells: Iterable[Cell], plan: Plan) -> Iterable[Job]:
+def sweep(sources: Mapping[str, Source], cells: Iterable[Cell], plan: Plan) -> Iterable[Job]:
     short = msgspec.structs.replace(
         plan,
         seeds=plan.sweep_seeds,

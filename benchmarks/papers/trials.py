@@ -41,6 +41,12 @@ class Job:
     """False: only everything at once."""
 
     @property
+    def key(self) -> str:
+        """Tells it from all others."""
+        of = (self.workload, self.padding, self.contender, self.setting.name, self.lengths, self.seed)
+        return "/".join(map(str, (*of, self.requests_per_gpu, self.halvings, self.is_searched)))
+
+    @property
     def gpus(self) -> int:
         replicas: int = self.setting.options.get("replicas", 1)
         return replicas * COST.gpus

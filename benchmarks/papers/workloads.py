@@ -48,11 +48,13 @@ def sources(traces: Path | None) -> dict[str, Source]:
         "long": named.shared((named.cut(named.LONG, LIMIT_TOKENS), 1.0)),
         **{name: named.WORKLOADS[name] for name in (*MIXED, *_TRACED)},
     }
-    for name, traffic in _TRACED.items() if traces else ():
-        files = [path for suffix in (".csv", ".csv.gz") if (path := Path(traces or "") / (name + suffix)).exists()]
-        if files:
-            found[name] = Excerpt(trace.read(files[0]), traffic)
-    return found
+    return found | {name: Excerpt(trace.read(path), _TRACED[name]) for name, path in files(traces).items()}
+
+
+def files(traces: Path | None) -> dict[str, Path]:
+    """The traces there are, by workload."""
+    paths = [(name, traces / (name + suffix)) for name in _TRACED for suffix in (".csv.gz", ".csv") if traces]
+    return {name: path for name, path in paths if path.exists()}
 
 
 def at_rate(source: Source, num_requests: int, rate: float, seed: int) -> Workload:

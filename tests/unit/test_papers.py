@@ -1,15 +1,18 @@
 """The papers' tables: what is pure, and one trial from end to end."""
 
+from contextlib import closing
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.papers import search, study, tables, targets, trials, workloads
+from benchmarks.papers import journal, search, study, tables, targets, trials, workloads
 from benchmarks.papers.contenders import CONTENDERS, Contender, ablations
 from benchmarks.papers.figures import Figure, figure, ratio
-from benchmarks.papers.study import Best, Cell
+from benchmarks.papers.journal import Journal
+from benchmarks.papers.study import Best, Cell, Pool
 from benchmarks.papers.trials import Job, Point, Trial
 from gateway.load.workload import Generator, Lengths, TrafficClass
 from gateway.policy.preset import FULL
@@ -142,6 +145,40 @@ def test_an_answer_cut_short_is_found() -> None:
     trials.check(records)
     with pytest.raises(trials.Truncated):
         trials.check(replace(records, output_tokens=records.output_tokens - 1))
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    full = CONTENDERS[0]
+    jobs = [Job("two", Two(), Padding.PADDED, "", full.settings[0], full.lengths, seed, 20, 1) for seed in (1, 2)]
+    trials = [a_trial("a", seed) for seed in (1, 2)]
+    with closing(Journal(tmp_path, "0")) as log:
+        for job, trial in zip(jobs, trials, strict=True):
+            log.add(job.key, trial)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes() + b'{"key": "two/pad')
+    with closing(Journal(tmp_path, "0")) as log, Pool(1, log) as pool:
+        # These are not what the simulator would say.
+        assert pool.run("measure", jobs) == trials
+        log.add("third", trials[0])
+    with closing(Journal(tmp_path, "0")) as log:
+        assert log.finished == {jobs[0].key: trials[0], jobs[1].key: trials[1], "third": trials[0]}
+    with closing(Journal(tmp_path, "1")) as log:
+        assert not log.finished
+
+
+def test_every_job_of_the_study_has_a_name_of_its_own() -> None:
+    cells = [Cell("two", padding) for padding in Padding]
+    jobs = [*study.sweep({"two": Two()}, cells, study.QUICK), *study.sweep({"two": Two()}, cells, study.FULL)]
+    assert len({job.key for job in jobs}) == len(jobs)
+
+
+def test_code_and_data_name_the_version(tmp_path: Path) -> None:
+    file = tmp_path / "azure-conv.csv"
+    file.write_bytes(b"1")
+    first = journal.version([file])
+    assert journal.version([file]) == first != journal.version()
+    file.write_bytes(b"2")
+    assert journal.version([file]) != first
 
 
 def test_tables_show_the_ratio_and_the_verdict() -> None:
