@@ -44,13 +44,17 @@ class Meter:
         self.decode_s = 0.0
         """The last decode step."""
         self.prefill_tokens_per_s = 0.0
-        """Smoothed; 0 until measured."""
+        """Tokens of recent chunks over their time; 0 until measured.  Not a mean of rates: the many short prompts
+        would tell of what a chunk of a long one takes."""
+        self._prefill_tokens = self._prefill_s = 0.0
         self._decode_tokens_per_s = 0.0
 
     def note_prefill(self, padded_tokens: int, step_s: float) -> None:
         """Count a chunk.  Padding is counted too: it is what a batch's time goes by."""
         self._step_s, self._decode_rows = step_s, 0
-        self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, padded_tokens / step_s)
+        self._prefill_tokens = (1 - SMOOTHING) * self._prefill_tokens + padded_tokens
+        self._prefill_s = (1 - SMOOTHING) * self._prefill_s + step_s
+        self.prefill_tokens_per_s = self._prefill_tokens / self._prefill_s
 
     def note_decode(self, rows: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, rows

@@ -6,7 +6,7 @@ spends on prompts (triton_backend.plan).
 
 from dataclasses import dataclass
 
-DECODE_SHARE = 0.6
+DECODE_SHARE = 0.8
 """Part of the tightest time per token that decode steps may take; the rest is for chunks of prompts."""
 
 

@@ -24,6 +24,7 @@ class Meter:
         self._step_s = 0.0
         self._decode_rows = 0
         self.prefill_tokens_per_s = 0.0
+        self._prefill_tokens = self._prefill_s = 0.0
         self.decode_s = 0.0
         """The last decode step."""
         self.decoded_s = -inf
@@ -32,7 +33,9 @@ class Meter:
 
     def note_prefill(self, padded_tokens: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, 0
-        self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, padded_tokens / step_s, 1)
+        self._prefill_tokens = (1 - SMOOTHING) * self._prefill_tokens + padded_tokens
+        self._prefill_s = (1 - SMOOTHING) * self._prefill_s + step_s
+        self.prefill_tokens_per_s = self._prefill_tokens / self._prefill_s
 
     def note_decode(self, rows: int, step_s: float, steps: int, now_s: float) -> None:
         """So many steps of one size, of which the last took `step_s` and has just ended."""

@@ -191,5 +191,5 @@ def test_unmeasured_nothing_is_bounded() -> None:
 def test_decode_steps_take_their_part_of_the_time() -> None:
     pace = Pace(0.010, 0.001, prefill_tokens_per_s=1000.0)
     assert pace.decode_part(0.1, 10) == pytest.approx(0.2)
-    assert pace.decode_part(0.1, 90) == pytest.approx(0.6)
+    assert pace.decode_part(0.1, 90) == pytest.approx(0.8)
     assert pace.decode_part(0.1, 0) == pace.decode_part(inf, 10) == 0.0

@@ -224,10 +224,10 @@ def test_rows_are_bounded_by_the_tightest_target() -> None:
         wide = room(running, budget_bytes=10**9, pace=pace, tpot_s=tpot_s)
         return len(ToTheEnd().choose(tickets, wide))
 
-    # 0.6 of 100 ms carry 5 rows; of 50 ms, the running two.
-    assert started(tickets, 0.1) == 3
-    assert started(tickets, 0.05) == 0
-    assert started([tight], 0.1) == 0
+    # 0.8 of 100 ms carry 7 rows; of 50 ms, three.
+    assert started(tickets, 0.1) == 5
+    assert started(tickets, 0.05) == 1
+    assert started([tight, *tickets], 0.1) == 1
     assert started(tickets, inf) == 8
 
 
