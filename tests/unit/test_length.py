@@ -16,11 +16,9 @@ from gateway.policy import length
 from gateway.policy.features import FORMAT, NUM_FIGURES, WIDTH, Features
 from gateway.policy.history import LengthHistory, Sample, Seen, whole_lengths
 from gateway.policy.length import Margin, Mode, Predictor
-from gateway.policy.resources import Resources, resources
 from gateway.policy.snapshot import MAX_TOKENS, OPEN, PER_OCTAVE, BadSnapshot, LengthClass, Snapshot, class_of
 from gateway.request import Profile, ServiceClass
 from gateway.training import fit, rows_of, train
-from triton_backend.memory import Grouped, Paged
 
 DEFAULT = ServiceClass.DEFAULT
 
@@ -433,11 +431,3 @@ def test_memory_is_bounded() -> None:
 @given(st.integers(1, 500), st.integers(0, 2000), st.integers(1, 2000))
 def test_something_is_left_until_nothing_may_come(upper: int, drawn: int, max_left: int) -> None:
     assert 1 <= length.left_tokens(Profile(upper, upper), drawn, max_left) <= max_left
-
-
-def test_resources_follow_from_the_profile() -> None:
-    profile = Profile(expected_tokens=20, upper_tokens=30)
-    needs = resources(profile, 100, Paged(16, 10), prefill_tokens_per_s=1000.0, step_s=0.05)
-    assert needs == Resources(kv_bytes=144 * 10, prefill_s=0.1, decode_s=1.0)
-    assert resources(profile, 100, Grouped((64, 129), 10), 0.0, 0.05).kv_bytes == 1290
-    assert resources(profile, 100, Paged(16, 10), 0.0, 0.05).prefill_s == 0.0
