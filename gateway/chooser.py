@@ -67,7 +67,7 @@ class Chooser:
                 self._guard.note([*heads, *guard.passed(tickets, chosen)], chosen, queue.now_s)
                 return chosen, []
             heads += tickets[:1]
-        return [], self._victims(heads[0], replica, queue.now_s) if heads else []
+        return [], self._victims(heads[0], replica) if heads and preempt.is_due(heads[0], queue.now_s) else []
 
     def charge(self, queue: Queue, chosen: Sequence[Ticket]) -> dict[ServiceClass, float]:
         """The classes' figures once these are claimed."""
@@ -104,9 +104,9 @@ class Chooser:
             for group in bucket.groups(queue.bounds, [head for head in queue.heads if head.service_class in turn])
         ]
 
-    def _victims(self, head: Ticket, replica: Replica, now_s: float) -> list[int]:
+    def _victims(self, head: Ticket, replica: Replica) -> list[int]:
         rule, room = self._config.policy.batch, self._room(replica)
-        return [victim.number for victim in preempt.victims(rule, head, self._roster.victims, room, now_s)]
+        return [victim.number for victim in preempt.victims(rule, head, self._roster.victims, room)]
 
     def _room(self, replica: Replica) -> Room:
         return Room(

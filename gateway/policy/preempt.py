@@ -24,11 +24,15 @@ class Victim(NamedTuple):
     memory: Row
 
 
-def victims(rule: BatchRule, ticket: Ticket, running: Sequence[Victim], room: Room, now_s: float) -> list[Victim]:
+def is_due(ticket: Ticket, now_s: float) -> bool:
+    """Others may be put back for this one."""
+    is_flex = ticket.service_class is ServiceClass.FLEX
+    return not is_flex and ticket.score - now_s <= MAX_SLACK_LEFT * ticket.slack_s
+
+
+def victims(rule: BatchRule, ticket: Ticket, running: Sequence[Victim], room: Room) -> list[Victim]:
     """The fewest flex rows, those not started first and then the youngest, without which the ticket can start;
     none if all of them are not enough."""
-    if ticket.service_class is ServiceClass.FLEX or ticket.score - now_s > MAX_SLACK_LEFT * ticket.slack_s:
-        return []
     willing = [
         victim
         for victim in running

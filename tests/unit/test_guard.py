@@ -116,8 +116,10 @@ def victim(number: int, tokens: int, drawn: int = 0, **overrides: Any) -> Victim
 
 
 def victims(urgent: Ticket, *running: Victim, now_s: float = 9.0) -> list[int]:
+    if not preempt.is_due(urgent, now_s):
+        return []
     given = room(*(v.memory.held_tokens for v in running))
-    return [v.number for v in preempt.victims(RULE, urgent, running, given, now_s)]
+    return [v.number for v in preempt.victims(RULE, urgent, running, given)]
 
 
 URGENT = ticket("urgent", 50, service_class=DEFAULT, score=10.0)
