@@ -33,9 +33,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 FULL = Plan(
     seeds=(1, 2, 3, 4, 5),
     sweep_seeds=(101,),
-    requests_per_gpu=250,
-    sweep_requests_per_gpu=100,
-    halvings=2,
+    # As many as in DistServe's evaluation.
+    requests_per_gpu=100,
+    sweep_requests_per_gpu=50,
+    halvings=1,
     sweep_halvings=1,
 )
 QUICK = Plan(
