@@ -35,7 +35,7 @@ FULL = Plan(
     sweep_seeds=(101,),
     # As many as in DistServe's evaluation.
     requests_per_gpu=100,
-    sweep_requests_per_gpu=50,
+    sweep_requests_per_gpu=100,
     halvings=1,
     sweep_halvings=1,
 )
