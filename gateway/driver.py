@@ -156,6 +156,9 @@ class Driver:
             session = await self._attach(epoch)
             try:
                 replica = self._fleet.joined(self.replica, session.attached)
+                # A driver in between may have given these numbers to other rows.
+                self._cancelled.clear()
+                self._evicting.clear()
                 self._deliver(self._roster.adopt(session.attached.rows))
                 self._tell(replica)
                 await self._sweep(epoch)

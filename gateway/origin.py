@@ -11,6 +11,7 @@ the next is a gap, and the ticket is put back.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import NoReturn
 
 import msgspec
@@ -70,7 +71,7 @@ class Config(msgspec.Struct, frozen=True):
     aims: Mapping[ServiceClass, Aim]
     shares: Mapping[ServiceClass, float]
     audit_s: float = 2.0
-    life_s: float = 10.0
+    life_s: float = 15.0
     """Without a sign of life for this long, an origin's tickets are forgotten."""
     progress_timeout_s: float = 60.0
     """A ticket whose attempt has drawn a token and then nothing for this long is put back."""
@@ -117,6 +118,8 @@ class Origin:
             gateway, store, tokenizer, profiler, config.resume, metrics, recall, self._close
         )
         self._outbox = Outbox(store, wake, cancel, recall)
+        self._audited_s = self._steady_since_s = -inf
+        """The last audit, and the first since the store was silent for long."""
 
     # For the server
 
@@ -418,8 +421,18 @@ class Origin:
             found = self._live.get(ticket)
             if found is not None and found.ticket.attempt == asked[ticket]:
                 self._put_back(found, "unknown to the store")
-        orphans = await self._store.reap(1000)
-        self._recall((ticket, _ANY_ATTEMPT, replica) for ticket, replica in orphans)
+        if self._is_steady():
+            orphans = await self._store.reap(1000)
+            self._recall((ticket, _ANY_ATTEMPT, replica) for ticket, replica in orphans)
+
+    def _is_steady(self) -> bool:
+        """The store has answered for so long that every origin that lives has told it so.  After a time in which it
+        answered nobody, all of them look dead to it."""
+        now_s = _now_s()
+        if now_s - self._audited_s > self._config.life_s / 2:
+            self._steady_since_s = now_s
+        self._audited_s = now_s
+        return now_s - self._steady_since_s > self._config.life_s / 2
 
 
 def _now_s() -> float:

@@ -103,8 +103,10 @@ class Roster:
         return mails
 
     def adopt(self, live: Sequence[contract.LiveRow]) -> Mails:
-        """Take over what an engine has.  Rows known here that it has not are lost."""
-        mails = self.lose(self._rows.keys() - {row.row for row in live})
+        """Take over what an engine has.  Rows known here that it has not are lost; a driver in between may have
+        given their numbers to others."""
+        found = {row.row: (row.ticket, row.attempt) for row in live}
+        mails = self.lose(number for number, known in self._rows.items() if found.get(number) != _name(known))
         for row in live:
             if row.row not in self._rows:
                 self._insert(Running(row.row, _ticket_of(row), 0))

@@ -17,6 +17,12 @@ from tests.unit.fakes.site import Site, site
 from tests.unit.fakes.world import World
 
 
+def cut(made: Site, is_cut: bool) -> None:
+    """The store answers nobody, or everybody again."""
+    for world in made.gateways.values():
+        world.store.is_cut = is_cut  # type: ignore[attr-defined]
+
+
 def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     clock.run(scenario())
 
@@ -151,6 +157,23 @@ def test_a_gateway_cut_off_from_the_store_for_10_s_goes_on_and_does_no_harm() ->
             await asyncio.sleep(10)
             made.gateways["a"].store.is_cut = False  # type: ignore[attr-defined]
             await running
+
+    play(scenario)
+
+
+def test_a_store_that_answers_nobody_for_long_forgets_nobody() -> None:
+    """Whoever asks first afterwards must not take the others for dead."""
+
+    async def scenario() -> None:
+        async with site(2, *"abc") as made:
+            running = asyncio.create_task(all_exact_everywhere(made, count=30))
+            await asyncio.sleep(0.2)
+            cut(made, True)
+            await asyncio.sleep(30)
+            cut(made, False)
+            await running
+            for world in made.gateways.values():
+                assert 'reason="unknown to the store"' not in world.metrics.render().decode()
 
     play(scenario)
 
