@@ -123,9 +123,12 @@ class Board:
     def _note_standings(self) -> None:
         driven = {driver.replica for driver in self._drivers if driver.leads}
         for replica, seat in self._assembly.seats.items():
-            foreign = seat.gateway != self._gateway and replica not in driven
-            if foreign and (told := standing.decode(seat.standing)):
+            if seat.gateway == self._gateway or replica in driven:
+                continue
+            if told := standing.decode(seat.standing):
                 self._fleet.told(replica, told)
+            else:
+                self._fleet.left(replica)
         for replica, since_s in self._free_since_s.items():
             if _now_s() - since_s > GONE_S and replica not in driven:
                 self._fleet.left(replica)

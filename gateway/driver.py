@@ -180,8 +180,28 @@ class Driver:
             self._fleet.left(self.replica)
             self._metrics.replica_left(self.replica)
             self._deliver(self._roster.lose())
-            await self._backend.revive()
+            await self._revive()
             raise
+
+    async def _revive(self) -> None:
+        """One gateway at a time, for as long as it takes: another would restart what was just restarted."""
+        epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
+        if epoch is None:
+            return
+        holding = asyncio.create_task(self._hold(epoch))
+        try:
+            await self._backend.revive()
+        finally:
+            holding.cancel()
+            with contextlib.suppress(StoreLost):
+                await self._store.resign(self.replica, epoch)
+
+    async def _hold(self, epoch: int) -> NoReturn:
+        """Keep the lease, and tell everybody that the replica does not run."""
+        while True:
+            with contextlib.suppress(StoreLost):
+                await self._store.renew(self.replica, epoch, self._config.lease_s, b"")
+            await asyncio.sleep(self._config.renew_s)
 
     async def _serve(self, session: Session, replica: Replica, epoch: int) -> None:
         self._leased = True

@@ -426,8 +426,8 @@ class Origin:
             self._recall((ticket, _ANY_ATTEMPT, replica) for ticket, replica in orphans)
 
     def _is_steady(self) -> bool:
-        """The store has answered for so long that every origin that lives has told it so.  After a time in which it
-        answered nobody, all of them look dead to it."""
+        """The store has answered for so long that every origin that lives has told it so.  After a time in which
+        it answered nobody, all of them look dead to it."""
         now_s = _now_s()
         if now_s - self._audited_s > self._config.life_s / 2:
             self._steady_since_s = now_s

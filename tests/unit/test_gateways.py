@@ -161,6 +161,24 @@ def test_a_gateway_cut_off_from_the_store_for_10_s_goes_on_and_does_no_harm() ->
     play(scenario)
 
 
+@pytest.mark.parametrize("breaks", [FakeBackend.kill, FakeBackend.hang])
+def test_one_gateway_alone_revives_an_engine(breaks: Callable[[FakeBackend], None]) -> None:
+    async def scenario() -> None:
+        async with site(2, *"abc") as made:
+            running = asyncio.create_task(all_exact_everywhere(made))
+            await asyncio.sleep(0.2)
+            made.backends[0].revival_s = 20.0
+            breaks(made.backends[0])
+            await asyncio.sleep(15.0)
+            for world in made.gateways.values():
+                assert list(world.fleet.replicas) == ["r1"]
+            await running
+            await asyncio.sleep(20.0)
+            assert made.backends[0].revivals == 1
+
+    play(scenario)
+
+
 def test_a_store_that_answers_nobody_for_long_forgets_nobody() -> None:
     """Whoever asks first afterwards must not take the others for dead."""
 

@@ -119,6 +119,8 @@ class FakeBackend:
         self.is_dead = False
         self.is_hung = False
         self.revivals = 0
+        self.revival_s = 0.0
+        """How long a restart takes."""
         self.arranged_bytes: list[int] = []
         """KV memory in use, step by step."""
         self._config = EngineConfig(model="fake", name="fake", **config)  # type: ignore[arg-type]
@@ -176,7 +178,10 @@ class FakeBackend:
         self.is_hung = True
 
     async def revive(self) -> None:
+        if not (self.is_dead or self.is_hung):
+            return
         self.revivals += 1
+        await asyncio.sleep(self.revival_s)
         self._crank.cancel()
         self.is_dead = self.is_hung = False
         self._start()

@@ -124,7 +124,9 @@ class World:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for end in await asyncio.gather(*tasks, return_exceptions=True):
+                if end is not None and not isinstance(end, asyncio.CancelledError):
+                    raise end
 
     async def answer(self, prompt: list[int], max_tokens: int = 8, call_id: str = "call") -> list[int]:
         """All tokens of a greedy answer of exactly `max_tokens`."""
