@@ -1,9 +1,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+ROUNDS ?= 20
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check stack clean
+.PHONY: help setup up test check stack chaos clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +34,9 @@ check: $(INSTALLED) ## The fast part: lint, format, types, floors, unit tests
 
 stack: $(INSTALLED) # the slow part of `test`
 	$(BIN)/pytest tests/stack
+
+chaos: $(INSTALLED) ## Break things at random under open streams (ROUNDS=20 SEED=1)
+	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/stack/test_chaos.py -s
 
 clean: ## Remove .venv, caches and run folders
 	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
