@@ -101,10 +101,18 @@ class TritonBackend:
 
     async def revive(self) -> None:
         """Restart the engine unless it answers; also if it does, but lets nobody attach: its thread hangs or is
-        dead.  Without a server there is nothing to restart."""
-        if await self.server_live() and (self._failed_attaches > 1 or not await self.ready()):
+        dead.  Without a server there is nothing to restart, and what somebody else is starting comes by itself."""
+        if await self._may_load() and (self._failed_attaches > 1 or not await self.ready()):
             self._failed_attaches = 0
             await self.reload(RELOAD_TIMEOUT_S)
+
+    async def _may_load(self, timeout_s: float = 2.0) -> bool:
+        """A server answers, and nobody is starting the model."""
+        try:
+            index = await self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return False
+        return not any(model.name == self._model and model.state == "LOADING" for model in index.models)
 
     async def _control(self, call: Any) -> None:
         try:
