@@ -30,7 +30,7 @@ from gateway import embedded
 from gateway.embedded import HOST, StartFailed
 from gateway.errors import BackendLost
 from gateway.process import MARKER, Child, ChildDied, command_line, marked, tail
-from gateway.run_folder import FolderInUse, RunFolder
+from gateway.run_folder import FolderInUse, RunFolder, clear_shared_memory
 from gateway.triton import TritonBackend
 
 START_TIMEOUT_S = 30.0
@@ -136,6 +136,8 @@ class Stack:
         """Start a child again, at its old address, whether or not it still runs."""
         child = self._children[name]
         await child.stop(0)
+        if name == "triton":
+            clear_shared_memory(self.run_dir)
         await child.start()
         if name == "valkey":
             await self._until(child, self._valkey_answers)

@@ -98,10 +98,15 @@ def _clear(folder: Path) -> None:
     deadline = time.monotonic() + DEATH_TIMEOUT_S
     while marked(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
-    for region in SHARED_MEMORY.glob(f"{shm_prefix(folder)}*"):
-        region.unlink()
+    clear_shared_memory(folder)
     for rendered in ("models", "backends"):
         shutil.rmtree(folder / rendered, ignore_errors=True)
+
+
+def clear_shared_memory(folder: Path) -> None:
+    """What a Triton that was killed could not."""
+    for region in SHARED_MEMORY.glob(f"{shm_prefix(folder)}*"):
+        region.unlink()
 
 
 def shm_prefix(folder: Path) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.policy import seats
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
-from tests.unit.fakes.engine import STEP_S, token_at
+from tests.unit.fakes.engine import STEP_S, FakeBackend, token_at
 from tests.unit.fakes.site import Site, site
 from tests.unit.fakes.world import World
 
