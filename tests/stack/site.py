@@ -19,7 +19,7 @@ import aiohttp
 from gateway import local
 from gateway.run_folder import SHARED_MEMORY, shm_prefix
 from gateway.settings import DEMO_MODEL
-from gateway.store import link
+from gateway.store.home import open_client
 from tests.stack.proxy import HOST, Proxy
 
 GATEWAYS = 3
@@ -158,7 +158,7 @@ class Site:
 
     async def foreign(self) -> set[str]:
         """Calls that run on a replica which another gateway than theirs drives."""
-        async with link.connect(self._stack.redis_url) as redis:
+        async with open_client(self._stack.redis_url) as redis:
             [drivers] = await redis.keys("bs1:*:drivers")
             leases = await redis.hgetall(drivers)
             driver_of = {replica: lease.split()[2] for replica, lease in leases.items()}
@@ -171,7 +171,7 @@ class Site:
 
     async def figures(self) -> dict[str, float]:
         """What has to come back to where it was."""
-        async with link.connect(self._stack.redis_url) as redis:
+        async with open_client(self._stack.redis_url) as redis:
             tickets = len(await redis.keys("bs1:*:ticket:*"))
             leased = len(await redis.keys("bs1:*:leased:*"))
             queued = len(await redis.keys("bs1:*:set:*"))
