@@ -84,6 +84,8 @@ class Driver:
         """Something may be dispatched: a ticket was put, memory was freed."""
         self._cancelled: set[int] = set()
         self._cancels = asyncio.Event()
+        self._dispatching = asyncio.Lock()
+        """Held from a claim to the engine's acknowledgement."""
         self._doomed: dict[str, int] | None = None
         """While a claim is under way: tickets cancelled meanwhile, up to which attempt."""
         self._leased = False
@@ -230,7 +232,9 @@ class Driver:
 
     async def _give(self) -> NoReturn:
         await self._giving.wait()
-        raise LeaseLost(f"handed {self.replica} over")
+        # What was claimed and not sent would have to be found by the next sweep.
+        async with self._dispatching:
+            raise LeaseLost(f"handed {self.replica} over")
 
     async def _renew(self, replica: Replica, epoch: int) -> NoReturn:
         """Keep the lease, and tell everybody how the replica stands.  Without the lease nothing is claimed any
@@ -326,8 +330,9 @@ class Driver:
         if not chosen:
             await self._evict(session, epoch, victims)
             return False
-        entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
-        await self._send(session, replica, epoch, entries)
+        async with self._dispatching:
+            entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
+            await self._send(session, replica, epoch, entries)
         await self._chooser.rebucket(queue, replica)
         return bool(entries)
 
