@@ -303,11 +303,14 @@ class Driver:
         while True:
             await self._work.wait()
             self._work.clear()
-            with contextlib.suppress(StoreLost):
+            try:
                 if self._unsure:
                     await self._sweep(epoch)
                 while await self._dispatch_one(session, replica, epoch):
                     pass
+            except StoreLost:
+                # A queue that cannot be seen says nothing of how fast it is worked off.
+                replica.drain.note([], False, 0.0)
 
     async def _poll(self) -> NoReturn:
         while True:
