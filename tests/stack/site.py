@@ -158,7 +158,7 @@ class Site:
 
     async def foreign(self) -> set[str]:
         """Calls that run on a replica which another gateway than theirs drives."""
-        async with open_client(self._stack.redis_url) as redis:
+        async with open_client(self._stack.redis_url, connect_timeout_s=60) as redis:
             [drivers] = await redis.keys("bs1:*:drivers")
             leases = await redis.hgetall(drivers)
             driver_of = {replica: lease.split()[2] for replica, lease in leases.items()}
@@ -171,7 +171,7 @@ class Site:
 
     async def figures(self) -> dict[str, float]:
         """What has to come back to where it was."""
-        async with open_client(self._stack.redis_url) as redis:
+        async with open_client(self._stack.redis_url, connect_timeout_s=60) as redis:
             tickets = len(await redis.keys("bs1:*:ticket:*"))
             leased = len(await redis.keys("bs1:*:leased:*"))
             queued = len(await redis.keys("bs1:*:set:*"))
