@@ -59,8 +59,12 @@ class Strike:
 async def strike(site: Site, crowd: Crowd, faults: Sequence[Fault], rng: random.Random) -> Strike:
     if any(fault.kills_engines for fault in faults):
         await crowd.sturdy()
-    await crowd.grown()
-    await asyncio.sleep(rng.random())
+    while True:
+        await crowd.grown()
+        await asyncio.sleep(rng.random())
+        # Streams that began together end together.
+        if len(crowd.flowing) >= OPEN:
+            break
     made = Strike(faults, crowd.flowing, await site.foreign())
     async with asyncio.TaskGroup() as group:
         for fault in faults:
