@@ -193,7 +193,8 @@ class Front:
     async def _stream(
         self, request: web.Request, exchange: Exchange, call: Call, sent: Sequence[Position] | None = None
     ) -> web.StreamResponse:
-        events = answer.Stream(call, self._tokenizer.token_text, sent)
+        has_ids = headers.wants_ids(request.headers, request.method)
+        events = answer.Stream(call, self._tokenizer.token_text, sent, has_ids)
         stream = EventStream(request, self._slow_client_s)
         exchange.answer, exchange.stream = events, stream
         self._metrics.stream_opened()

@@ -70,14 +70,17 @@ class Answer:
 class Stream(Answer):
     """Server-sent events, one per delta that has something to show.
 
-    An event's id is the call's, and per choice how many tokens and characters were sent.  A choice's role
-    comes with its first text: a chunk without text would count as a first token in benchmarks.
+    An event's id is the call's, and per choice how many tokens and characters were sent; it is left out for
+    clients that did not ask for it, as some read nothing but data.  A choice's role comes with its first text: a
+    chunk without text would count as a first token in benchmarks.
 
     A stream that goes on from some `sent` takes all deltas from the beginning, and shows what comes after.  The
     ends of choices are shown again: no position tells whether they were seen.
     """
 
-    def __init__(self, call: Call, token_text: TokenText, sent: Sequence[Position] | None = None) -> None:
+    def __init__(
+        self, call: Call, token_text: TokenText, sent: Sequence[Position] | None = None, has_ids: bool = True
+    ) -> None:
         """Raises BadRequest if `sent` does not have a position for each choice."""
         super().__init__(call, token_text)
         request = call.request
@@ -86,6 +89,7 @@ class Stream(Answer):
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
         self._from = sent
+        self._has_ids = has_ids
         if sent is not None and len(sent) != len(self._num_tokens):
             raise BadRequest(f"This stream has {len(self._num_tokens)} choices.", param=LAST_EVENT_ID)
         places = sent or [Position(0, 0)] * len(self._num_tokens)
@@ -107,7 +111,7 @@ class Stream(Answer):
     def keep_alive(self) -> bytes:
         """What shows that the stream is alive.  OpenAI's client takes an empty line after the first id for an
         event, others take the lines up to one for a whole comment."""
-        return KEEP_ALIVE if any(self._begun) else KEEP_ALIVE + b"\n"
+        return KEEP_ALIVE if self._has_ids and any(self._begun) else KEEP_ALIVE + b"\n"
 
     def take(self, deltas: Sequence[Delta]) -> bytes:
         """What to send for them, and the stream's end after the last; empty if there is nothing to show."""
@@ -156,6 +160,8 @@ class Stream(Answer):
         return b"".join((self._id_line(), self._before_choices, b"]", self._with_usage(), DONE))
 
     def _id_line(self) -> bytes:
+        if not self._has_ids:
+            return b""
         return f"id: {self._call_id}:{'/'.join(self._sent)}\n".encode()
 
     def _first_text(self, delta: Delta) -> str:

@@ -7,6 +7,7 @@ from math import ceil, isfinite
 import msgspec
 
 from gateway.errors import BadRequest
+from gateway.openai.position import LAST_EVENT_ID
 from gateway.quota import Allowance
 from gateway.request import Request, Targets
 
@@ -29,6 +30,17 @@ def applied(request: Request, headers: Mapping[str, str]) -> Request:
         targets=targets,
         keeps_running=_flag(headers, KEEP_RUNNING),
         num_retries=num_retries,
+    )
+
+
+def wants_ids(headers: Mapping[str, str], method: str) -> bool:
+    """Whether a stream's events carry ids: for clients of server-sent events, which say so, and those that resume.
+    Others get what OpenAI sends; benchmark clients (vLLM's, SGLang's) take every line for data."""
+    return (
+        method == "GET"
+        or "text/event-stream" in headers.get("Accept", "")
+        or LAST_EVENT_ID in headers
+        or _flag(headers, KEEP_RUNNING)
     )
 
 

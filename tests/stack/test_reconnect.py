@@ -43,7 +43,7 @@ class Reader:
 
     async def read(self, url: str) -> None:
         """As far as this connection goes."""
-        headers = {"Last-Event-ID": self._last_id} if self._last_id else {}
+        headers = {"Last-Event-ID": self._last_id} if self._last_id else {"Accept": "text/event-stream"}
         async with client.session(url) as session:
             try:
                 async with session.post("/v1/completions", json=self._body, headers=headers) as response:

@@ -35,6 +35,7 @@ def script(choices: int = 1) -> list[Step]:
 
 
 async def events(url: str, path: str, body: Any = None, **headers: str) -> list[bytes]:
+    headers = {"Accept": "text/event-stream", **headers}
     async with (
         aiohttp.ClientSession() as session,
         session.request("GET" if body is None else "POST", url + path, json=body, headers=headers) as response,
@@ -56,6 +57,18 @@ def texts(seen: Sequence[bytes]) -> dict[int, str]:
 
 def id_of(event: bytes) -> str:
     return event.split(b"\n")[0].removeprefix(b"id: ").decode()
+
+
+def test_ids_are_for_those_who_read_events() -> None:
+    async def scenario(url: str) -> None:
+        plain = await events(url, TEXT, TELL, Accept="*/*")
+        assert all(event.startswith(b"data: ") for event in plain)
+        for headers in ({}, {"Accept": "*/*", "x-keep-running": "true"}):
+            with_ids = await events(url, TEXT, TELL, **headers)
+            assert all(event.startswith(b"id: ") for event in with_ids[:-1])
+            assert texts(with_ids) == texts(plain)
+
+    visit(scenario, ScriptedCalls(script()))
 
 
 @pytest.mark.parametrize("choices", [1, 3])
