@@ -117,7 +117,7 @@ class Scheduling(Section):
     max_batch_rows: PositiveInt = 64
     """Most requests sent to a replica in one batch."""
     max_prefill_tokens: PositiveInt = 2048
-    """Most prompt tokens (padded) of one batch, and the shape the engine warms up with."""
+    """Most prompt tokens (padded) of one batch."""
     bulk_order: Literal["sjf", "ljf"] = "sjf"
     """Order of waiting flex requests: shortest job first answers most of them soon, longest job first keeps the
     engine fullest."""

@@ -58,7 +58,6 @@ async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
         dtype=settings.dtype,
         kv_budget_bytes=settings.kv_budget,
         threads=settings.threads,
-        max_prefill_tokens=settings.scheduling.max_prefill_tokens,
         context_tokens=settings.context_tokens,
         step_records=settings.step_records,
         say=_say,

@@ -163,16 +163,15 @@ class DecodePart:
         self.num_rows = at.stop - at.start
         self.slots = torch.arange(self.num_rows, device=positions.device)
         self.positions = positions
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
+        self._masks: dict[int | None, Tensor] = {}
 
-    def mask(self, start: int, scores: Scores, kv_heads: int, dtype: torch.dtype) -> Tensor:
-        """[rows * kv heads, 1, end - start] of 0 and -inf: the same in all layers of one kind."""
-        kind = kv_heads, scores.window
-        if kind not in self._masks:
+    def mask(self, start: int, window: int | None) -> Tensor:
+        """[rows, 1, 1, end - start] of 0 and -inf: the same in all layers of one kind."""
+        if window not in self._masks:
             back = self.positions[:, None] - torch.arange(start, self.end, device=self.positions.device)
-            mask = _mask(back, scores.window, dtype)
-            self._masks[kind] = mask.repeat_interleave(kv_heads, 0).unsqueeze(1)
-        return self._masks[kind]
+            # In float32, as a bfloat16 one is converted for each matrix.
+            self._masks[window] = _mask(back, window, torch.float32)[:, None, None]
+        return self._masks[window]
 
 
 class DecodeKV:
@@ -193,16 +192,15 @@ def _decode(part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Ten
     rows, heads, _, dim = query.shape
     kv_heads = key.shape[1]
     start = max(0, part.first + 1 - scores.window) if scores.window else 0
-    mask = part.mask(start, scores, kv_heads, query.dtype)
+    mask = part.mask(start, scores.window)
     # The query heads that share a KV head are the rows of one matrix: K and V are read once, where they lie.
-    matrices = rows * kv_heads
-    out = _attend(
-        query.reshape(matrices, heads // kv_heads, dim),
-        keys.flatten(0, 1)[:matrices, start : part.end],
-        values.flatten(0, 1)[:matrices, start : part.end],
-        mask,
-        scores,
-    )
+    shared = query.reshape(rows, kv_heads, heads // kv_heads, dim)
+    keys, values = keys[:rows, :, start : part.end], values[:rows, :, start : part.end]
+    if scores.softcap is None:
+        out = scaled_dot_product_attention(shared, keys, values, attn_mask=mask, scale=scores.scaling)
+    else:
+        flat = shared.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)
+        out = _attend_capped(*flat, mask.repeat_interleave(kv_heads, 0)[:, 0], scores)
     return out.view(rows, 1, heads, value.shape[3])
 
 
@@ -214,7 +212,7 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
     for at in range(0, length, QUERY_BLOCK):
         block = query[:, :, at : at + QUERY_BLOCK]
         width = block.shape[2]
-        attended = _attend(
+        attended = _attend_capped(
             block.reshape(rows * kv_heads, share * width, dim),
             key.flatten(0, 1),
             value.flatten(0, 1),
@@ -225,13 +223,11 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
     return out
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
+def _attend_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
     """Two batched matrix products over [matrices, positions, dim], with a float32 softmax between them."""
-    if scores.softcap is None:
-        logits = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scores.scaling)
-    else:
-        logits = torch.bmm(query, key.transpose(1, 2)).mul_(scores.scaling / scores.softcap)
-        logits = logits.tanh_().mul_(scores.softcap).add_(mask)
+    assert scores.softcap is not None
+    logits = torch.bmm(query, key.transpose(1, 2)).mul_(scores.scaling / scores.softcap)
+    logits = logits.tanh_().mul_(scores.softcap).add_(mask)
     return torch.bmm(torch.softmax(logits, -1, dtype=torch.float32).to(value.dtype), value)
 
 

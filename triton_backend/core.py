@@ -172,9 +172,7 @@ class Core:
         """Tell the planner how much of the waiting prompts may be run before the next decode step."""
         state, meter = self._rows.state, self._meter
         if state.batches and state.running:
-            state.spare_tokens = spare_tokens(
-                state.running, self._clock(), meter.decode_s, meter.prefill_tokens_per_s
-            )
+            state.spare_tokens = spare_tokens(state.running, self._clock(), meter.decode_s, meter.prefill)
 
     def _look_for_driver(self) -> None:
         self._reception.look()

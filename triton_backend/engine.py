@@ -25,6 +25,11 @@ __all__ = ["Engine", "EngineConfig", "Sink", "SinkClosed"]
 log = logging.getLogger(__name__)
 
 
+CPU_CHUNK_TOKENS = 512
+"""A processor's matrix units are busy with 256; more at once only makes the first prompt wait for the last."""
+GPU_CHUNK_TOKENS = 2048
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     model: str
@@ -35,8 +40,8 @@ class EngineConfig:
     dtype: str = "float32"
     kv_budget_bytes: int | None = None
     """None: measured after loading (budget.py)."""
-    max_prefill_tokens: int = 2048
-    """Padded prompt tokens in one step, at most."""
+    max_prefill_tokens: int | None = None
+    """Padded prompt tokens in one step, at most; None: as many as the device needs to be as fast as it can."""
     context_tokens: int | None = None
     """None: what the model's config says."""
     threads: int | None = None
@@ -44,12 +49,17 @@ class EngineConfig:
     step_records: str | None = None
     """File for the size and time of every step; None: they are not recorded."""
 
+    @property
+    def chunk_tokens(self) -> int:
+        """`max_prefill_tokens` or its default."""
+        return self.max_prefill_tokens or (CPU_CHUNK_TOKENS if self.device == "cpu" else GPU_CHUNK_TOKENS)
+
 
 def load_runner(config: EngineConfig) -> Runner:
     """Raises loader.UnsupportedModel."""
     return Runner(
         load_model(config.model, config.device, config.dtype, config.threads),
-        max_prefill_tokens=config.max_prefill_tokens,
+        max_prefill_tokens=config.chunk_tokens,
         context_tokens=config.context_tokens,
         kv_budget_bytes=config.kv_budget_bytes,
     )
@@ -75,7 +85,7 @@ class Engine:
     ) -> None:
         """Loads the model and measures memory.  Raises loader.UnsupportedModel."""
         runner = load(config)
-        self._core = Core(runner, config.name, config.max_prefill_tokens, clock, _recorder(config, runner))
+        self._core = Core(runner, config.name, config.chunk_tokens, clock, _recorder(config, runner))
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._door = threading.Lock()
         """Held to put into the inbox, and to close it for good."""

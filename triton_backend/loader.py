@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from triton_backend import allocator
 from triton_backend.attention import NAME, UnsupportedModel
 
 HANDLED_LAYERS = {"full_attention", "sliding_attention"}
@@ -14,6 +15,8 @@ def load_model(path: str, device: str, dtype: str, threads: int | None) -> PreTr
     """A local folder or a Hugging Face id, from safetensors only.  Raises UnsupportedModel."""
     if threads is not None:
         torch.set_num_threads(threads)
+    if device == "cpu":
+        allocator.keep_freed()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False

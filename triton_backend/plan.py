@@ -1,9 +1,9 @@
 """What the engine does next, as a value.  Pure: the simulator plans its steps with this very code.
 
-A batch is prefilled together, as sent, in uniform chunks; the batch whose best row has the lowest rank goes first,
-so that a short prompt does not wait for the whole of a long one.  Running rows have credit: they may be late by as
-much as they were early, as long as their mean time per token keeps to its target.  A chunk takes what credit there
-is, and decode steps earn it back.
+Prompts are run in order of their ranks, a long one in chunks, so that a short one does not wait for the whole of
+it.  Those of like length run together, whichever batch they came in.  Running rows have credit: they may be late
+by as much as they were early, as long as their mean time per token keeps to its target.  A chunk takes what credit
+there is, and decode steps earn it back.
 """
 
 from collections import deque
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
+from triton_backend.prefill_pace import PrefillPace
 from triton_backend.sequence import TO_PREFILL, Sequence, Status
 
 
@@ -43,24 +44,22 @@ Plan = Prefill | Decode | Idle
 
 
 MIN_CHUNK_TOKENS = 128
-"""A chunk that is due whatever the credit: a smaller one costs a step for hardly any progress."""
+"""A chunk that is due whatever the credit, and may be padding for the most part: a smaller one takes as long."""
 GOOD_CHUNK_TOKENS = 512
-"""Credit is saved up for a chunk of this size, or for what is left of the batch."""
+"""Credit is saved up for a chunk of this size, or for what is left of the prompt."""
 MAX_DECODES = 8
 """Decode steps in a row while prompts wait, at most."""
+MAX_PADDING = 0.2
+"""Part of a chunk that may be padding: prompts of one bucket run together, a short one never pays for a long."""
 
 
-def spare_tokens(
-    running: Iterable[Sequence], now_s: float, decode_s: float, prefill_tokens_per_s: float
-) -> int | None:
+def spare_tokens(running: Iterable[Sequence], now_s: float, decode_s: float, pace: PrefillPace) -> int | None:
     """Prompt tokens that may be run before the running rows must have their next token; None: any number.
 
     `decode_s` is what the next decode step will take.
     """
     due_s = min((row.due_s for row in running if row.new.tpot_s), default=inf)
-    if due_s == inf or not prefill_tokens_per_s:
-        return None
-    return int(max(0.0, due_s - decode_s - now_s) * prefill_tokens_per_s)
+    return None if due_s == inf else pace.tokens_within(due_s - decode_s - now_s)
 
 
 @dataclass(slots=True)
@@ -89,31 +88,34 @@ def plan_step(state: State) -> Plan:
     """The next step of a settled state."""
     if not state.batches:
         return Decode(state.running) if state.running else Idle()
-    batch = min(state.batches, key=_rank)
-    max_tokens = state.max_prefill_tokens if not state.running else _chunk_tokens(state, batch)
-    return _next_chunk(batch, max_tokens) if max_tokens else Decode(state.running)
+    # Among equals in order of arrival: sorting is stable.
+    waiting = sorted((row for batch in state.batches for row in batch), key=lambda row: row.new.rank)
+    max_tokens = state.max_prefill_tokens if not state.running else _chunk_tokens(state, waiting[0])
+    return _next_chunk(waiting, max_tokens) if max_tokens else Decode(state.running)
 
 
-def _chunk_tokens(state: State, batch: list[Sequence]) -> int:
-    """How much may be run of the batch while rows are running; 0: they have their turn first."""
+def _chunk_tokens(state: State, first: Sequence) -> int:
+    """How much may be run of the prompts while rows are running; 0: they have their turn first."""
     if state.spare_tokens is None:
         return state.max_prefill_tokens if state.num_decodes else 0
-    wanted = min(GOOD_CHUNK_TOKENS, sum(row.prompt_tokens - row.prefilled_tokens for row in batch))
-    if state.spare_tokens >= wanted:
+    if state.spare_tokens >= min(GOOD_CHUNK_TOKENS, first.unfilled_tokens):
         return min(state.spare_tokens, state.max_prefill_tokens)
     return min(MIN_CHUNK_TOKENS, state.max_prefill_tokens) if state.num_decodes >= MAX_DECODES else 0
 
 
-def _rank(batch: list[Sequence]) -> float:
-    return min(row.new.rank for row in batch)
-
-
-def _next_chunk(batch: list[Sequence], max_tokens: int) -> Prefill:
-    # Rows of a batch advance together unless one step had room for only a part of them: the hindmost go
-    # first.
-    start = min(row.prefilled_tokens for row in batch)
-    rows = [row for row in batch if row.prefilled_tokens == start][:max_tokens]
-    left = max(row.prompt_tokens for row in rows) - start
-    num_chunks = -(-left // max(1, max_tokens // len(rows)))
-    # Equal chunks rather than full ones and a rest: a short last chunk streams all weights for few tokens.
-    return Prefill(rows, start, -(-left // num_chunks))
+def _next_chunk(waiting: list[Sequence], max_tokens: int) -> Prefill:
+    first = waiting[0]
+    left = first.unfilled_tokens
+    if left > max_tokens:
+        # Equal chunks rather than full ones and a rest: a short last chunk streams all weights for few tokens.
+        return Prefill([first], first.prefilled_tokens, -(-left // -(-left // max_tokens)))
+    rows: list[Sequence] = []
+    longest = total = 0
+    for row in waiting:
+        tokens = row.unfilled_tokens
+        padded = max(longest, tokens) * (len(rows) + 1)
+        is_alike = padded <= MIN_CHUNK_TOKENS or total + tokens >= (1 - MAX_PADDING) * padded
+        if is_alike and padded <= max_tokens and row.prefilled_tokens == first.prefilled_tokens:
+            rows.append(row)
+            longest, total = max(longest, tokens), total + tokens
+    return Prefill(rows, first.prefilled_tokens, longest)

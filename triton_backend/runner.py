@@ -21,6 +21,7 @@ from triton_backend.cache import KVCache, LayerShape, ladder_tokens
 from triton_backend.contract import NewRow
 from triton_backend.loader import adopt, config_context
 from triton_backend.memory import Grouped
+from triton_backend.packed import pack
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
 
@@ -50,6 +51,7 @@ class Runner:
         Raises UnsupportedModel.
         """
         adopt(model)
+        pack(model)
         config = model.config.get_text_config()
         self._model = model
         self.vocabulary = int(config.vocab_size)

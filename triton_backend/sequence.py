@@ -65,6 +65,11 @@ class Sequence:
         return len(self.new.prompt)
 
     @property
+    def unfilled_tokens(self) -> int:
+        """Tokens of its prompt that are still to be run."""
+        return len(self.new.prompt) - self.prefilled_tokens
+
+    @property
     def held_tokens(self) -> int:
         """Tokens whose room it needs to hold before its next step."""
         return len(self.new.prompt) + len(self.tokens)

@@ -10,6 +10,7 @@ import torch
 
 from triton_backend.contract import Telemetry
 from triton_backend.memory import Ledger
+from triton_backend.prefill_pace import PrefillPace
 
 SMOOTHING = 0.1
 """Weight of the newest step in a rate: it follows a change within some ten steps and rides over a single slow
@@ -43,18 +44,13 @@ class Meter:
         self._decode_rows = 0
         self.decode_s = 0.0
         """The last decode step."""
-        self.prefill_tokens_per_s = 0.0
-        """Tokens of recent chunks over their time; 0 until measured.  Not a mean of rates: the many short prompts
-        would tell of what a chunk of a long one takes."""
-        self._prefill_tokens = self._prefill_s = 0.0
+        self.prefill = PrefillPace()
         self._decode_tokens_per_s = 0.0
 
     def note_prefill(self, padded_tokens: int, step_s: float) -> None:
         """Count a chunk.  Padding is counted too: it is what a batch's time goes by."""
         self._step_s, self._decode_rows = step_s, 0
-        self._prefill_tokens = (1 - SMOOTHING) * self._prefill_tokens + padded_tokens
-        self._prefill_s = (1 - SMOOTHING) * self._prefill_s + step_s
-        self.prefill_tokens_per_s = self._prefill_tokens / self._prefill_s
+        self.prefill.note(padded_tokens, step_s)
 
     def note_decode(self, rows: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, rows
@@ -81,7 +77,7 @@ class Meter:
             running=running,
             waiting=waiting,
             step_s=self._step_s,
-            prefill_tokens_per_s=self.prefill_tokens_per_s,
+            prefill_tokens_per_s=self.prefill.tokens_per_s,
             decode_tokens_per_s=self._decode_tokens_per_s,
             out_of_memory_total=gauges.out_of_memory_total,
             decode_rows=self._decode_rows,

@@ -37,7 +37,9 @@ def make(folder: Path, seed: int = 0) -> None:
         eos_token_id=0,
         pad_token_id=0,
     )
-    LlamaForCausalLM(config).to(dtype=torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=_tokenizer(seed), eos_token=END, pad_token=END, model_max_length=CONTEXT_TOKENS
     ).save_pretrained(folder)

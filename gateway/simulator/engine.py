@@ -17,7 +17,7 @@ from gateway.simulator.meter import Meter, Tally
 from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
 from triton_backend.memory import OverBudget
-from triton_backend.plan import Decode, Idle, State, plan_step, spare_tokens
+from triton_backend.plan import Decode, Idle, Plan, Prefill, State, plan_step, spare_tokens
 from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
@@ -304,8 +304,7 @@ class Engine:
             return self._plan_mixed(now_s)
         if self._state.batches and self._state.running:
             self._state.spare_tokens = self._spare_tokens(now_s)
-        is_closed = self._style is Style.WHOLE and self._num_running > 0
-        plan = Decode(self._state.running) if is_closed else plan_step(self._state)
+        plan = self._plan_whole() if self._style is Style.WHOLE else plan_step(self._state)
         if isinstance(plan, Idle):
             return None
         if isinstance(plan, Decode):
@@ -316,6 +315,15 @@ class Engine:
         tokens, squares = prefill_size(chunks, self._pads_prompts)
         return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
 
+    def _plan_whole(self) -> Plan:
+        """One batch as sent, from its first prompt to its last row's end."""
+        if self._num_running:
+            return Decode(self._state.running)
+        if not self._state.batches:
+            return Idle()
+        batch = self._state.batches[0]
+        return Prefill(batch, 0, max(row.prompt_tokens for row in batch))
+
     def _spare_tokens(self, now_s: float) -> int | None:
         """As the real engine reckons it, with due times brought up to date."""
         rows, meter = self._running, self._meter
@@ -324,7 +332,7 @@ class Engine:
             if drawn > row.paced:
                 row.pace(meter.decoded_s, drawn - row.paced)
                 row.paced = drawn
-        return spare_tokens(rows, now_s, meter.decode_s, meter.prefill_tokens_per_s)
+        return spare_tokens(rows, now_s, meter.decode_s, meter.prefill)
 
     def _plan_mixed(self, now_s: float) -> Job | None:
         chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._pads_prompts)

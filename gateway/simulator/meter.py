@@ -5,6 +5,7 @@ from math import inf
 
 from triton_backend.contract import Telemetry
 from triton_backend.memory import Ledger
+from triton_backend.prefill_pace import PrefillPace
 
 SMOOTHING = 0.1
 """Weight of the newest step in a rate."""
@@ -23,8 +24,7 @@ class Meter:
     def __init__(self) -> None:
         self._step_s = 0.0
         self._decode_rows = 0
-        self.prefill_tokens_per_s = 0.0
-        self._prefill_tokens = self._prefill_s = 0.0
+        self.prefill = PrefillPace()
         self.decode_s = 0.0
         """The last decode step."""
         self.decoded_s = -inf
@@ -33,9 +33,7 @@ class Meter:
 
     def note_prefill(self, padded_tokens: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, 0
-        self._prefill_tokens = (1 - SMOOTHING) * self._prefill_tokens + padded_tokens
-        self._prefill_s = (1 - SMOOTHING) * self._prefill_s + step_s
-        self.prefill_tokens_per_s = self._prefill_tokens / self._prefill_s
+        self.prefill.note(padded_tokens, step_s)
 
     def note_decode(self, rows: int, step_s: float, steps: int, now_s: float) -> None:
         """So many steps of one size, of which the last took `step_s` and has just ended."""
@@ -58,7 +56,7 @@ class Meter:
             running=running,
             waiting=live - running,
             step_s=self._step_s,
-            prefill_tokens_per_s=self.prefill_tokens_per_s,
+            prefill_tokens_per_s=self.prefill.tokens_per_s,
             decode_tokens_per_s=self._decode_tokens_per_s,
             out_of_memory_total=0,
             decode_rows=self._decode_rows,

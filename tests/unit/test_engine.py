@@ -316,7 +316,7 @@ def test_short_prompts_do_not_hide_how_fast_a_long_one_runs(meter: Meter | Simul
     for tokens in [*[50] * 5, 900] * 20:
         meter.note_prefill(tokens, 0.02 + 1e-4 * tokens)
     # The short ones run at 2,000 tokens/s, the long one at 8,182; the mean of the chunks' rates is 3,030.
-    assert 5000 < meter.prefill_tokens_per_s < 5700
+    assert 5000 < meter.prefill.tokens_per_s < 5700
 
 
 # Failures.

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from triton_backend.contract import NewRow
 from triton_backend.plan import Decode, Idle, Prefill, State, plan_step, spare_tokens
+from triton_backend.prefill_pace import PrefillPace
 from triton_backend.sequence import Sequence
 
 
@@ -42,7 +43,7 @@ def test_nothing_to_run_is_idle() -> None:
     assert plan_step(State(10)) == Idle()
 
 
-def test_a_batch_that_fits_is_one_chunk() -> None:
+def test_prompts_of_like_length_are_one_chunk() -> None:
     batch = rows(4, 5)
     assert plan_step(State(10, deque([batch]))) == Prefill(batch, start=0, length=5)
 
@@ -56,11 +57,27 @@ def test_chunks_are_even() -> None:
     ]
 
 
-def test_a_short_row_leaves_the_chunks_when_its_prompt_ends() -> None:
-    short, long = rows(2, 12, max_tokens=1)
-    first, second = play(State(10, deque([[short, long]])))
-    assert first == Prefill([short, long], 0, 4)
-    assert second == Prefill([long], 4, 8)
+def test_a_short_prompt_does_not_pay_for_a_long_one() -> None:
+    short, long = rows(30, 80, max_tokens=1)
+    assert play(State(200, deque([[long, short]]))) == [Prefill([long], 0, 80), Prefill([short], 0, 30)]
+    short, long = rows(10, 64, max_tokens=1)
+    assert play(State(200, deque([[long, short]]))) == [Prefill([long, short], 0, 64)], (
+        "a small chunk is no dearer"
+    )
+
+
+def test_prompts_of_like_length_run_together_whichever_batch_they_came_in() -> None:
+    first, second = rows(90, 30, 80, max_tokens=1), rows(100, 90, max_tokens=1)
+    plans = play(State(400, deque([first, second])))
+    assert plans == [Prefill([first[0], first[2], *second], 0, 100), Prefill([first[1]], 0, 30)]
+
+
+def test_prompts_join_only_where_their_padding_stays_small() -> None:
+    """Of 3 x 100 tokens 60 may be padding."""
+    first, second, third = rows(100, 80, 60, max_tokens=1)
+    assert play(State(400, deque([[first, second, third]]))) == [Prefill([first, second, third], 0, 100)]
+    first, second, third = rows(100, 80, 59, max_tokens=1)
+    assert play(State(400, deque([[first, second, third]])))[0] == Prefill([first, second], 0, 100)
 
 
 def test_chunks_and_decode_steps_take_turns() -> None:
@@ -72,7 +89,7 @@ def test_chunks_and_decode_steps_take_turns() -> None:
     assert "".join(kinds) == "DPDPDPDD"
 
 
-def test_batches_are_prefilled_in_order_of_arrival() -> None:
+def test_prompts_are_run_in_order_of_arrival() -> None:
     first, second = rows(15, max_tokens=1), rows(5, max_tokens=1)
     plans = play(State(10, deque([first, second])))
     assert [plan.rows for plan in plans] == [first, first, second]
@@ -103,7 +120,7 @@ def test_every_prompt_is_run_once_within_the_bound(batches: list[list[int]], max
     assert all(row.ending for row in all_rows)
 
 
-def test_the_batch_of_the_lowest_rank_goes_first_and_passes_a_long_one_between_chunks() -> None:
+def test_the_prompt_of_the_lowest_rank_goes_first_and_passes_a_long_one_between_chunks() -> None:
     long, short = rows(30, max_tokens=1), rows(4, max_tokens=1)
     for batch, rank in ((long, 9.0), (short, 5.0)):
         for at, row in enumerate(batch):
@@ -142,11 +159,34 @@ def test_tokens_are_due_at_the_mean_pace_from_the_first_on() -> None:
 def test_credit_is_the_time_until_the_first_row_needs_its_token() -> None:
     rows = [running(10.3), running(10.5, at=1)]
     # 10.3 less 50 ms of decoding and the time it is, at 1,000 tokens a second.
-    assert spare_tokens(rows, 10.0, 0.05, 1000.0) == 250
-    assert spare_tokens(rows, 10.4, 0.05, 1000.0) == 0
-    assert spare_tokens([running(10.3, tpot_s=0.0)], 10.0, 0.05, 1000.0) is None
-    assert spare_tokens(rows, 10.0, 0.05, 0.0) is None
-    assert spare_tokens([], 10.0, 0.05, 1000.0) is None
+    pace = PrefillPace()
+    assert spare_tokens(rows, 10.0, 0.05, pace) is None
+    pace.note(1000, 1.0)
+    assert spare_tokens(rows, 10.0, 0.05, pace) == 250
+    assert spare_tokens(rows, 10.4, 0.05, pace) == 0
+    assert spare_tokens([running(10.3, tpot_s=0.0)], 10.0, 0.05, pace) is None
+    assert spare_tokens([], 10.0, 0.05, pace) is None
+
+
+def test_a_chunk_has_a_fixed_cost_once_chunks_of_several_sizes_have_told() -> None:
+    """20 ms and 0.1 ms a token: ten prompts of 50 tokens take 70 ms together, not 250."""
+    pace = PrefillPace()
+    assert pace.tokens_within(1.0) is None
+    for _ in range(3):
+        pace.note(50, 0.025)
+    assert pace.tokens_within(0.07) == 140, "all of one size: each token costs its part"
+    for tokens in (100, 400, 50, 200):
+        pace.note(tokens, 0.02 + tokens * 1e-4)
+    assert pace.tokens_within(0.07) == pytest.approx(500, abs=1)
+    assert pace.tokens_within(0.01) == 0
+    assert 50 / 0.025 < pace.tokens_per_s < 400 / 0.06
+
+
+def test_chunks_whose_times_are_noise_grant_no_chunk_of_any_size() -> None:
+    pace = PrefillPace()
+    for tokens, seconds in ((100, 0.05), (200, 0.03), (300, 0.02)):
+        pace.note(tokens, seconds)
+    assert 0 < (pace.tokens_within(1.0) or 0) <= 10 * pace.tokens_per_s
 
 
 @pytest.mark.parametrize(
@@ -163,5 +203,8 @@ def test_a_chunk_takes_the_credit_there_is(spare: int | None, num_decodes: int, 
 def test_a_short_prompt_needs_no_more_credit_than_it_is_long() -> None:
     state = State(1000, deque([rows(80)]), [running(1.0)], 1, 80)
     assert plan_step(state) == Prefill(state.batches[0], 0, 80)
+    state.batches.append(rows(70, 75))
+    state.spare_tokens = 160
+    assert plan_step(state) == Prefill([state.batches[0][0], state.batches[1][0]], 0, 80), "as far as it reaches"
     state.spare_tokens = 79
     assert plan_step(state) == Decode(state.running)

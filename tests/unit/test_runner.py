@@ -52,7 +52,7 @@ def new_engine(model: PreTrainedModel, kv_tokens: int = 2000, max_prefill_tokens
         bytes_per_token = Runner(model, max_prefill_tokens=1, kv_budget_bytes=0).layout.bytes_per_token
         return Runner(
             model,
-            max_prefill_tokens=config.max_prefill_tokens,
+            max_prefill_tokens=config.chunk_tokens,
             kv_budget_bytes=kv_tokens * bytes_per_token,
         )
 
