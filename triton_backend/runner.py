@@ -25,6 +25,9 @@ from triton_backend.packed import pack
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
 
+LENGTH_STEP_TOKENS = 16
+"""Chunks are padded to a multiple: matrix kernels are generated anew for every size they have not seen yet, which takes
+a third of a short chunk's time."""
 WARM_UP_ROWS = 256
 """Rows of the largest step: their logits are part of its peak."""
 
@@ -117,8 +120,10 @@ class Runner:
         end = start + length
         rows = sorted(rows, key=lambda row: self._cache.place(row.row))
         chunks = [row.new.prompt[start:end] for row in rows]
+        length = -(-length // LENGTH_STEP_TOKENS) * LENGTH_STEP_TOKENS
         ids = torch.tensor([chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device)
-        positions = torch.arange(start, end, device=ids.device).expand_as(ids)
+        positions = torch.arange(start, start + length, device=ids.device).clamp_(max=self.context_tokens - 1)
+        positions = positions.expand_as(ids)
         last = torch.tensor([[len(chunk) - 1] for chunk in chunks], device=ids.device)
         logits = self._logits(ids, positions, PrefillKV(self._prefill_parts(rows, start, length), start), last)
         done = [at for at, row in enumerate(rows) if row.prompt_tokens <= end]
