@@ -1,0 +1,196 @@
+"""Where the time of an engine step goes, beside its floor: `python -m benchmarks.speed.profile`.
+
+Chunks of prompts and decode steps of several sizes, in the engine on this machine's processor.  Linear layers and
+attention are shares of the profiler's operators, scaled to what a step takes without it; planning is a step of the
+engine over a model that costs nothing.  The floor is reading weights, keys and values once at the speed at which
+memory is read here, or for prompts the products at the speed of a large one.  `--transport` adds what the way to
+the gateway costs, through a real Triton.
+"""
+
+import argparse
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import transport
+from benchmarks.speed import model as speed_model
+from triton_backend.contract import Attach, Batch, Event, NewRow, Sampling
+from triton_backend.engine import Engine, EngineConfig, load_runner
+from triton_backend.memory import Layout
+from triton_backend.runner import Runner
+from triton_backend.sampling import Draws, Pick, draw
+from triton_backend.sequence import Sequence
+
+PROMPT_TOKENS = 200
+ROOM_TOKENS = 300
+LINEAR = ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm")
+ATTENTION = ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::bmm", "aten::baddbmm")
+REPEATS = 20
+COLUMNS = ("step", "linear", "attention", "rest of the model", "sampling", "planning", "floor", "step / floor")
+
+
+class Machine(NamedTuple):
+    bytes_per_s: float
+    flops: float
+
+
+def measured() -> Machine:
+    """How fast this machine reads memory, and multiplies bfloat16 matrices."""
+    large = torch.ones(2**28)
+    left, right = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    return Machine(large.nbytes / best_s(large.sum), 2 * 2048**3 / best_s(lambda: left @ right))
+
+
+def best_s(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+class Bench:
+    """The real runner, driven as the engine drives it."""
+
+    def __init__(self, runner: Runner, num_weights: int, machine: Machine) -> None:
+        self._runner = runner
+        self._num_weights = num_weights
+        self._machine = machine
+
+    def row(self, kind: str, count: int) -> str:
+        """A line of the table: so many prompts in one chunk, or a decode step of so many rows."""
+        rows = [Sequence(_new(number, self._runner.vocabulary, 10**6)) for number in range(count)]
+        rooms = dict.fromkeys(range(count), self._runner.layout.room_tokens(ROOM_TOKENS))
+        self._runner.arrange(rooms, [])
+        step: Callable[[], object] = lambda: self._runner.prefill(rows, 0, PROMPT_TOKENS)  # noqa: E731
+        if kind == "decode":
+            drawn, draws = self._runner.prefill(rows, 0, PROMPT_TOKENS)
+            for row, token in zip(drawn, draws.tokens, strict=True):
+                row.prefill(PROMPT_TOKENS)
+                row.draw(token, self._runner.context_tokens)
+            self._runner.arrange(rooms, list(range(count)))
+            step = lambda: self._runner.decode(rows)  # noqa: E731
+        model_ms = 1e3 * best_s(step)
+        linear, attention = (share * model_ms for share in _shares(step))
+        sampling = 1e3 * self._sampling_s(count)
+        planning = 1e3 * planning_s(count, self._runner.layout) if kind == "decode" else 0.0
+        self._runner.arrange({}, [])
+        floor = 1e3 * self._floor_s(kind, count)
+        rest = model_ms - linear - attention - sampling
+        total = model_ms + planning
+        cells = (total, linear, attention, rest, sampling, planning, floor, total / floor)
+        return (
+            f"| {kind}, {count} x {PROMPT_TOKENS} tokens | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+        )
+
+    def _sampling_s(self, count: int) -> float:
+        logits = torch.randn(count, self._runner.vocabulary).to(torch.bfloat16)
+        picks = [Pick(row, Sampling(temperature=1.0, seed=row), 0, []) for row in range(count)]
+        return best_s(lambda: draw(logits, picks))
+
+    def _floor_s(self, kind: str, count: int) -> float:
+        if kind == "prefill":
+            return 2 * self._num_weights * count * PROMPT_TOKENS / self._machine.flops
+        kv_bytes = count * PROMPT_TOKENS * self._runner.layout.bytes_per_token
+        return (2 * self._num_weights + kv_bytes) / self._machine.bytes_per_s
+
+
+def _new(number: int, vocabulary: int, max_tokens: int) -> NewRow:
+    prompt = random.Random(number).choices(range(vocabulary), k=PROMPT_TOKENS)
+    sampling = Sampling(temperature=1.0, seed=number)
+    return NewRow(number, f"call/{number}", 1, "origin", prompt, 0, max_tokens, sampling=sampling)
+
+
+def _shares(step: Callable[[], object]) -> tuple[float, float]:
+    """Of linear layers and of attention in a step's time."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(3):
+            step()
+    times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    total = sum(times.values())
+    linear, attention = (sum(times.get(name, 0.0) for name in names) for names in (LINEAR, ATTENTION))
+    return linear / total, attention / total
+
+
+class Instant:
+    """A model that takes no time, and the session that nobody reads."""
+
+    kv_budget_bytes = 2**40
+    context_tokens = 4096
+    vocabulary = 8192
+    dtype = "bfloat16"
+    device = "cpu"
+    allocated_bytes = 0
+    out_of_memory_total = 0
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
+        pass
+
+    def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
+        return self.decode([row for row in rows if row.prompt_tokens <= start + length])
+
+    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Draws]:
+        count = len(rows)
+        return rows, Draws([1] * count, [0.0] * count, [[] for _ in range(count)])
+
+    def send(self, event: Event) -> None:
+        pass
+
+    def is_closed(self) -> bool:
+        return False
+
+    def finish(self) -> None:
+        pass
+
+
+def planning_s(count: int, layout: Layout) -> float:
+    """Of the engine around a decode step of so many rows."""
+    instant = Instant(layout)
+    engine = Engine(EngineConfig(model="", name="instant"), load=lambda _: instant)
+    engine.attach(Attach(1, "profile"), instant)
+    engine.step()
+    engine.submit(Batch(1, 1, [_new(number, instant.vocabulary, 500) for number in range(count)]))
+    for _ in range(count):
+        engine.step()
+    spent_s = best_s(engine.step)
+    engine.stop(0.0)
+    return spent_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--model", type=Path, help="folder; by default the speed benchmarks' own model is made")
+    parser.add_argument("--threads", type=int, help="of the engine; by default all")
+    parser.add_argument("--transport", action="store_true", help="measure the way to the gateway as well")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or Path(folder)
+        if options.model is None:
+            speed_model.make(model)
+        config = EngineConfig(
+            model=str(model), name="profile", dtype="bfloat16", threads=options.threads, kv_budget_bytes=2**31
+        )
+        runner = load_runner(config)
+        machine = measured()
+        num_weights = (model / "model.safetensors").stat().st_size // 2
+    print(
+        f"Memory is read at {machine.bytes_per_s / 1e9:.1f} GB/s, products run at {machine.flops / 1e9:.0f}
+        GFLOP/s." ) print(f"Milliseconds, the best of {REPEATS}.\n") print(f"| step | {' | '.join(COLUMNS)} |", "|"
+        + "---|" * (len(COLUMNS) + 1), sep="\n") bench = Bench(runner, num_weights, machine) for kind, counts in
+        (("prefill", (1, 2)), ("decode", (1, 8, 32))): for count in counts: print(bench.row(kind, count),
+        flush=True) if options.transport: asyncio.run(transport.main(20_000, print))
+
+
+if __name__ == "__main__":
+    main()
