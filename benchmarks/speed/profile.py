@@ -185,11 +185,16 @@ def main() -> None:
         machine = measured()
         num_weights = (model / "model.safetensors").stat().st_size // 2
     print(
-        f"Memory is read at {machine.bytes_per_s / 1e9:.1f} GB/s, products run at {machine.flops / 1e9:.0f}
-        GFLOP/s." ) print(f"Milliseconds, the best of {REPEATS}.\n") print(f"| step | {' | '.join(COLUMNS)} |", "|"
-        + "---|" * (len(COLUMNS) + 1), sep="\n") bench = Bench(runner, num_weights, machine) for kind, counts in
-        (("prefill", (1, 2)), ("decode", (1, 8, 32))): for count in counts: print(bench.row(kind, count),
-        flush=True) if options.transport: asyncio.run(transport.main(20_000, print))
+        f"Memory is read at {machine.bytes_per_s / 1e9:.1f} GB/s; products at {machine.flops / 1e9:.0f} GFLOP/s."
+    )
+    print(f"Milliseconds, the best of {REPEATS}.\n")
+    print(f"| step | {' | '.join(COLUMNS)} |", "|" + "---|" * (len(COLUMNS) + 1), sep="\n")
+    bench = Bench(runner, num_weights, machine)
+    for kind, counts in (("prefill", (1, 2)), ("decode", (1, 8, 32))):
+        for count in counts:
+            print(bench.row(kind, count), flush=True)
+    if options.transport:
+        asyncio.run(transport.main(20_000, print))
 
 
 if __name__ == "__main__":
