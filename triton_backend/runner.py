@@ -26,8 +26,8 @@ from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
 
 LENGTH_STEP_TOKENS = 16
-"""Chunks are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which takes a third
-of a short chunk's time."""
+"""Chunks are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which takes a
+third of a short chunk's time."""
 WARM_UP_ROWS = 256
 """Rows of the largest step: their logits are part of its peak."""
 
