@@ -7,6 +7,7 @@ import torch
 
 from triton_backend.cache import KVCache, LayerShape, ladder_tokens
 from triton_backend.memory import Grouped, OverBudget
+from triton_backend.shortage import is_shortage
 
 SHAPES = [LayerShape(2, 4, 4), LayerShape(1, 8, 2)]
 LAYOUT = Grouped((4, 6, 8, 12), bytes_per_token=4 * sum(shape.elements for shape in SHAPES))
@@ -107,6 +108,28 @@ def test_more_than_the_budget_is_refused_and_changes_nothing() -> None:
     with pytest.raises(OverBudget):
         cache.arrange({1: 4, 2: 8}, [])
     check(cache, {1: 1}, set())
+
+
+def test_without_memory_nothing_has_changed() -> None:
+    """Torch's own allocator fails: no machine has that much."""
+    cache = new_cache(2**50)
+    cache.arrange({1: 4}, [])
+    write(cache, 1, 0)
+    with pytest.raises(RuntimeError) as caught:
+        cache.arrange({1: 4, 2: 2**45}, [])
+    assert is_shortage(caught.value)
+    check(cache, {1: 1}, set())
+
+
+def test_a_smaller_budget_takes_the_slack() -> None:
+    cache = new_cache(1000)
+    cache.arrange(dict.fromkeys(range(8), 4), [])
+    write(cache, 7, 0)
+    assert cache.allocated_bytes == 40 * LAYOUT.bytes_per_token
+    cache.budget_bytes = 33 * LAYOUT.bytes_per_token
+    cache.arrange(dict.fromkeys(range(8), 4), [])
+    assert cache.allocated_bytes == 32 * LAYOUT.bytes_per_token
+    check(cache, {7: 1}, set())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,16 @@
+"""A device without memory, in the many ways it is said."""
+
+import torch
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+
+
+class OutOfMemory(Exception):
+    """The device had no memory for the step; nothing has changed."""
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether it says that there was no memory.  Torch's allocator for CPUs has no error of its own."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
