@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from triton_backend import pages
 from triton_backend.memory import Grouped, OverBudget
 
 
@@ -123,7 +124,7 @@ class KVCache:
         """Give each row its tokens of room, put the running ones in front, and forget all other rows.
 
         What a row wrote stays with it; a new row finds zeros, so that nothing it is masked from can be a NaN.
-        Raises OverBudget, or what torch raises without memory, and then nothing has changed; or CacheLost.
+        Raises OverBudget, or what is raised without memory, and then nothing has changed; or CacheLost.
         """
         wanted = dict(rooms), set(running)
         if wanted == self._arranged and self.allocated_bytes <= self.budget_bytes:
@@ -180,7 +181,7 @@ class KVCache:
         growth_bytes = self._bytes(num_slots) - self._bytes(owned)
         if growth_bytes > 0:
             needed_bytes = growth_bytes + self._bytes(resized) // len(self._tensor_shapes)
-            self._empty.new_empty(needed_bytes // self._empty.element_size())
+            pages.empty((needed_bytes // self._empty.element_size(),), like=self._empty)
 
     def _apply(self, targets: dict[int, list[int]], num_slots: dict[int, int]) -> None:
         places = {
@@ -244,6 +245,6 @@ def _settle(old: list[int], front: list[int], back: list[int]) -> list[int]:
 
 def _resized(tensor: Tensor, num_slots: int) -> Tensor:
     num_kept = min(num_slots, tensor.shape[0])
-    resized = tensor.new_empty(num_slots, *tensor.shape[1:])
+    resized = pages.empty((num_slots, *tensor.shape[1:]), like=tensor)
     resized[:num_kept] = tensor[:num_kept]
     return resized

@@ -1,6 +1,8 @@
 """The grouped cache: what a row wrote stays with it wherever it moves, within the budget."""
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,11 +113,11 @@ def test_more_than_the_budget_is_refused_and_changes_nothing() -> None:
 
 
 def test_without_memory_nothing_has_changed() -> None:
-    """Torch's own allocator fails: no machine has that much."""
+    """The system itself refuses: no machine has that much."""
     cache = new_cache(2**50)
     cache.arrange({1: 4}, [])
     write(cache, 1, 0)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is what is_shortage tells
         cache.arrange({1: 4, 2: 2**45}, [])
     assert is_shortage(caught.value)
     check(cache, {1: 1}, set())
@@ -130,6 +132,22 @@ def test_a_smaller_budget_takes_the_slack() -> None:
     cache.arrange(dict.fromkeys(range(8), 4), [])
     assert cache.allocated_bytes == 32 * LAYOUT.bytes_per_token
     check(cache, {7: 1}, set())
+
+
+def test_what_a_cache_gives_up_is_the_systems_at_once() -> None:
+    """96 MiB in tensors of 1 MiB, which the heap would keep."""
+    before_bytes = resident_bytes()
+    layout = Grouped((1024,), bytes_per_token=4 * 256 * 96)
+    cache = KVCache([LayerShape(1, 256, 256)] * 48, layout, 2**40, torch.float32, torch.device("cpu"))
+    cache.arrange({1: 1024}, [])
+    assert resident_bytes() - before_bytes > 90 * 2**20
+    cache.budget_bytes = 0
+    cache.arrange({}, [])
+    assert resident_bytes() - before_bytes < 20 * 2**20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(
