@@ -1,5 +1,5 @@
-"""A control group with a memory limit, below the one that this process is in (version 1 or 2; needs its files to be
-writable).
+"""A control group with a memory limit, below the one that this process is in.  Version 1 or 2; its files must be
+writable.
 """
 
 from collections.abc import Iterator

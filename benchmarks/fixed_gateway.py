@@ -1,4 +1,4 @@
-"""A gateway with fixed batches of another size than the preset's: `python -m benchmarks.fixed_gateway SIZE FLAGS`."""
+"""A gateway with fixed batches of any size: `python -m benchmarks.fixed_gateway SIZE FLAGS`."""
 
 import sys
 from dataclasses import replace

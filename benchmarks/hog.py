@@ -1,7 +1,7 @@
 """Takes memory like another tenant: `python -m benchmarks.hog USAGE_FILE LIMIT_BYTES`.
 
-Reads from stdin how many MiB it is to hold.  Takes a chunk whenever the control group has room for it, as a process
-that tries again; frees at once.  Prints the time (CLOCK_MONOTONIC) when it has what it wants.
+Reads from stdin how many MiB it is to hold.  Takes a chunk whenever the control group has room for it, as a
+process that tries again; frees at once.  Prints the time (CLOCK_MONOTONIC) when it has what it wants.
 """
 
 import mmap
