@@ -114,7 +114,6 @@ async def follow(out: Path | None) -> None:
             _gateway(stack, folder) as url,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session,
         ):
-            await _until_ready(session, url)
             group.add(stack.stub_pid("llm"))
             async with _hog(group) as hog:
                 answers, samples = Answers(), list[Sample]()
@@ -298,7 +297,6 @@ async def _run_fixed(size: int | None) -> str:
         _gateway(stack, DEMO_MODEL, size) as url,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session,
     ):
-        await _until_ready(session, url)
         begun_s = time.monotonic()
         asked = (_ask(session, url, "demo", *request) for request in requests)
         answers = await asyncio.gather(*asked)
@@ -332,15 +330,19 @@ async def _gateway(stack: local.Stack, model: str, size: int | None = None) -> A
         flags |= {"model-name": "fat", "scheduling-max-prefill-tokens": PREFILL_TOKENS}
     argv = ("-m", *module, *(f"--{name}={value}" for name, value in flags.items()))
     process = await asyncio.create_subprocess_exec(sys.executable, *argv)
+    url = f"http://127.0.0.1:{port}"
     try:
-        yield f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession() as session:
+            await _until_ready(session, url, process)
+        yield url
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
 
 
-async def _until_ready(session: aiohttp.ClientSession, url: str) -> None:
-    while True:
+async def _until_ready(session: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process) -> None:
+    while process.returncode is None:
         try:
             async with session.get(f"{url}/ready") as response:
                 if response.status == 200:
@@ -348,6 +350,7 @@ async def _until_ready(session: aiohttp.ClientSession, url: str) -> None:
         except aiohttp.ClientError:
             pass
         await asyncio.sleep(0.1)
+    raise SystemExit(f"the gateway ended: {process.returncode}")
 
 
 async def _page(session: aiohttp.ClientSession, url: str) -> str:
