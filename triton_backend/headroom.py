@@ -9,8 +9,9 @@ from math import inf
 
 from triton_backend.device import Device
 
-SHARE = 0.95
-"""The rest is for fragmentation, and for what others take between two looks."""
+SHARE = 0.93
+"""So that all of it stays within 0.95: the rest is for what a resize copies, and what others take between two
+looks."""
 REFRESH_S = 0.2
 GROWTH = 1.02
 """It shrinks at once, and grows when it is worth it: others' memory goes up and down all the time."""

@@ -184,7 +184,7 @@ class Rig:
 
 
 def test_keys_values_and_workspace_have_their_share() -> None:
-    assert Rig(1000, workspace=100).look() == 850
+    assert Rig(1000, workspace=100).look() == 830
 
 
 def test_a_layers_copy_fits_beside() -> None:
@@ -193,7 +193,7 @@ def test_a_layers_copy_fits_beside() -> None:
 
 def test_what_was_configured_is_the_most() -> None:
     rig = Rig(1000, most=300)
-    assert [rig.look(), rig.look(200), rig.look(2000)] == [300, 190, 300]
+    assert [rig.look(), rig.look(200), rig.look(2000)] == [300, 186, 300]
 
 
 def test_it_never_asks_for_less_than_nothing() -> None:
@@ -202,16 +202,16 @@ def test_it_never_asks_for_less_than_nothing() -> None:
 
 def test_it_shrinks_at_once_and_grows_when_that_is_worth_it() -> None:
     rig = Rig(1000)
-    assert [rig.look(at) for at in (1000, 990, 1005, 1020)] == [950, 940, 940, 969]
+    assert [rig.look(at) for at in (1000, 990, 1005, 1020)] == [930, 920, 920, 948]
 
 
 def test_it_looks_a_few_times_a_second() -> None:
     rig = Rig(1000)
-    assert rig.look() == 950
+    assert rig.look() == 930
     rig.device.usable = 100
-    assert rig.look() == 950
+    assert rig.look() == 930
     rig.now_s += REFRESH_S
-    assert rig.look() == 95
+    assert rig.look() == 93
 
 
 def test_memory_goes_back_once_after_it_shrank() -> None:
