@@ -4,8 +4,8 @@
 with a hog that takes and frees half of it.  Prints how much the engine had of what is free and its own, how fast
 it followed, and whether any answer failed or came out otherwise than another time; --out keeps all samples.
 
-`fixed` answers the same requests of very different lengths on the same KV memory, in batches of fixed sizes and
-under `full`.  A row that the engine evicts or refuses for want of memory is put back and
+`fixed` answers the same requests of very different lengths with the demo model and the same KV memory, in batches
+of fixed sizes and under `full`.  A row that the engine evicts or refuses for want of memory is put back and
 completes; a server that does not put back would have failed it, so it is counted as such.
 """
 
@@ -37,16 +37,6 @@ MIB = 2**20
 PATIENT = {"x-slo-ttft-ms": "3600000", "x-slo-tpot-ms": "600000"}
 """Nobody is refused, and memory alone bounds the rows."""
 
-LARGE_KV = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 1024,
-}
-"""96 KiB of keys and values a token in float32, and hardly any work."""
 GROUP_MIB = 1024
 PREFILL_TOKENS = 512
 CLIENTS = 80
@@ -55,25 +45,14 @@ CALM_S, HELD_S = 15.0, 15.0
 CYCLES = 2
 SAMPLE_S = 0.1
 
-LARGE_WEIGHTS = {
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 6,
-    "head_dim": 64,
-    "max_position_embeddings": 2048,
-}
-"""55M parameters: a step takes hardly longer for more rows, as on a GPU."""
-FIXED_KV_MIB = 72
-"""For 6,144 tokens in bfloat16."""
-FIXED_REQUESTS = 80
+FIXED_KV_MIB = 24
+FIXED_REQUESTS = 120
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", choices=("follow", "fixed"))
-    parser.add_argument("--sizes", default="4,8,12,16,32", help="of the batches of `fixed`, with commas")
+    parser.add_argument("--sizes", default="4,8,16", help="of the batches of `fixed`, with commas")
     parser.add_argument("--out", type=Path, help="file for the samples of `follow`, as CSV")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
@@ -129,10 +108,10 @@ class Answers:
 
 async def follow(out: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder, limited(GROUP_MIB * MIB) as group:
-        _make_model(Path(folder), **LARGE_KV)
+        _make_model(Path(folder))
         async with (
             local.Stack(model=folder, name="fat", dtype="float32", max_prefill_tokens=PREFILL_TOKENS) as stack,
-            _gateway(stack, folder, "fat", prefill_tokens=PREFILL_TOKENS) as url,
+            _gateway(stack, folder) as url,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session,
         ):
             group.add(stack.stub_pid("llm"))
@@ -153,11 +132,22 @@ async def follow(out: Path | None) -> None:
     _print_following(samples, cycles, answers, page)
 
 
-def _make_model(folder: Path, **shape: Any) -> None:
-    """Random weights, and the demo model's tokenizer."""
+def _make_model(folder: Path) -> None:
+    """96 KiB of keys and values a token, and hardly any work."""
     torch.manual_seed(1)
-    config = LlamaConfig(vocab_size=2560, initializer_range=0.2, **shape)
-    config.update({"bos_token_id": None, "eos_token_id": 1})
+    config = LlamaConfig(
+        vocab_size=2560,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(DEMO_MODEL) / name, folder)
@@ -292,23 +282,23 @@ async def fixed(sizes: Sequence[int]) -> None:
     """Prints a table."""
     print("| batches | requests/s | tokens/s | s | would have failed | failed |")
     print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        _make_model(Path(folder), **LARGE_WEIGHTS)
-        for size in (*sizes, None):
-            print(await _run_fixed(folder, size), flush=True)
+    for size in (*sizes, None):
+        print(await _run_fixed(size), flush=True)
 
 
-async def _run_fixed(folder: str, size: int | None) -> str:
+async def _run_fixed(size: int | None) -> str:
     """A row of the table; None: `full`."""
     rng = random.Random(2)
     requests = [_heterogeneous(rng) for _ in range(FIXED_REQUESTS)]
     async with (
-        local.Stack(model=folder, name="large", dtype="bfloat16", kv_budget_bytes=FIXED_KV_MIB * MIB) as stack,
-        _gateway(stack, folder, "large", size) as url,
+        local.Stack(
+            model=DEMO_MODEL, name="demo", dtype="float32", threads=1, kv_budget_bytes=FIXED_KV_MIB * MIB
+        ) as stack,
+        _gateway(stack, DEMO_MODEL, size) as url,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session,
     ):
         begun_s = time.monotonic()
-        asked = (_ask(session, url, "large", *request) for request in requests)
+        asked = (_ask(session, url, "demo", *request) for request in requests)
         answers = await asyncio.gather(*asked)
         took_s = time.monotonic() - begun_s
         put_back = _put_backs(await _page(session, url))
@@ -330,21 +320,14 @@ def _heterogeneous(rng: random.Random) -> tuple[list[int], int]:
 
 
 @asynccontextmanager
-async def _gateway(
-    stack: local.Stack, folder: str, name: str, size: int | None = None, prefill_tokens: int = 2048
-) -> AsyncIterator[str]:
+async def _gateway(stack: local.Stack, model: str, size: int | None = None) -> AsyncIterator[str]:
     """Its URL.  `size`: of fixed batches."""
     port = local.free_port()
     module = ("gateway", "gateway") if size is None else ("benchmarks.fixed_gateway", str(size))
-    flags = {
-        "model": folder,
-        "model-name": name,
-        "port": port,
-        "redis": stack.redis_url,
-        "triton": stack.triton_address,
-        "scheduling-max-prefill-tokens": prefill_tokens,
-        "log-level": "error",
-    }
+    flags = {"model": model, "port": port, "redis": stack.redis_url, "triton": stack.triton_address}
+    flags |= {"log-level": "error"}
+    if model != DEMO_MODEL:
+        flags |= {"model-name": "fat", "scheduling-max-prefill-tokens": PREFILL_TOKENS}
     argv = ("-m", *module, *(f"--{name}={value}" for name, value in flags.items()))
     process = await asyncio.create_subprocess_exec(sys.executable, *argv)
     url = f"http://127.0.0.1:{port}"
