@@ -88,11 +88,11 @@ class Scene:
         for number in range(REPLICAS):
             replica = self._fleet.joined(f"r{number}", _attached())
             for rows in (8, 16, 32, 64):
-                replica.heard(_telemetry(rows))
+                replica.heard(_telemetry(rows), 0.0)
         self._replica = replica
         self._roster = Roster()
         choice = chooser.Config(FULL, 4 * RUNNING, BATCH, 2**40, SHARES)
-        self._chooser = Chooser(self.store, self._roster, choice, 0.9, Quiet())
+        self._chooser = Chooser(self.store, self._roster, choice, Quiet())
         self._limits = Limits(2**40, 2**60, 2**60, inf)
         self._gatekeeper = Gatekeeper(FULL.admission, self.store, self._fleet, self._limits, SHARES)
         self._ticketing = Ticketing("gateway", self._fleet, FULL, AIMS)

@@ -7,7 +7,7 @@ import structlog
 
 from gateway.fleet import Replica
 from gateway.metrics import Metrics
-from gateway.policy import batch, bucket, guard, preempt, priority
+from gateway.policy import bucket, guard, preempt, priority
 from gateway.policy.batch import Room
 from gateway.policy.guard import Guard
 from gateway.policy.preset import Policy
@@ -36,13 +36,10 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Chooser:
-    def __init__(
-        self, store: Store, roster: Roster, config: Config, safety_factor: float, metrics: Metrics
-    ) -> None:
+    def __init__(self, store: Store, roster: Roster, config: Config, metrics: Metrics) -> None:
         self._store = store
         self._roster = roster
         self._config = config
-        self._safety_factor = safety_factor
         self._metrics = metrics
         self._guard = Guard()
         self._replanner = Replanner(config.policy.bucket)
@@ -84,7 +81,7 @@ class Chooser:
             queued[head.bin] = queued.get(head.bin, 0) + head.count
         mean_tokens = max(1, queue.tokens // max(1, queue.tickets))
         row_bytes = replica.layout.room_tokens(mean_tokens) * replica.layout.bytes_per_token
-        max_batch = max(1, min(self._budget_bytes(replica) // row_bytes, self._config.max_batch_rows))
+        max_batch = max(1, min(replica.safe_bytes // row_bytes, self._config.max_batch_rows))
         bounds = self._replanner.bounds(
             queue.bounds, queued, max_batch, replica.model.context_tokens, replica.pace.step_tokens, queue.now_s
         )
@@ -112,13 +109,11 @@ class Chooser:
         return Room(
             running=self._roster.memory,
             layout=replica.layout,
-            budget_bytes=self._budget_bytes(replica),
+            budget_bytes=replica.safe_bytes,
             max_rows=min(self._config.max_rows - len(self._roster), self._config.max_batch_rows),
             max_prefill_tokens=self._config.max_prefill_tokens,
             unstarted=self._roster.unstarted,
             pace=replica.pace,
             tpot_s=self._roster.tpot_s,
+            alone_bytes=replica.alone_bytes,
         )
-
-    def _budget_bytes(self, replica: Replica) -> int:
-        return batch.safe_bytes(replica.telemetry, self._safety_factor)

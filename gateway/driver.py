@@ -19,6 +19,7 @@ from gateway.chooser import Chooser
 from gateway.errors import BackendLost, LeaseLost, Outranked, StoreLost
 from gateway.fleet import Fleet, Replica
 from gateway.metrics import Metrics
+from gateway.policy import batch
 from gateway.ports import Backend, Entry, Session, Store
 from gateway.request import Departed, Drawn, ServiceClass, Ticket, Work
 from gateway.roster import Mail, Mails, Roster
@@ -100,7 +101,7 @@ class Driver:
         self._refused_free_bytes: int | None = None
         """The engine refused a row when this much was free: wait until there is more."""
         self._heard_s = 0.0
-        self._chooser = Chooser(store, self._roster, config.choice, fleet.safety_factor, metrics)
+        self._chooser = Chooser(store, self._roster, config.choice, metrics)
         self._evicting: set[int] = set()
         """Rows that were told to make room and have not left yet."""
 
@@ -275,8 +276,8 @@ class Driver:
             self._heard_s = loop.time()
             if isinstance(event, contract.Step):
                 num_unstarted = len(replica.unstarted)
-                replica.heard(event.telemetry)
-                self._metrics.telemetry(self.replica, event.telemetry)
+                replica.heard(event.telemetry, self._heard_s)
+                self._metrics.telemetry(self.replica, event.telemetry, replica.safety_factor)
                 if any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
@@ -444,4 +445,4 @@ def wake_one(drivers: Sequence[Driver]) -> None:
 
 
 def _free_bytes(telemetry: contract.Telemetry) -> int:
-    return telemetry.pool_capacity_bytes + telemetry.pool_growable_bytes - telemetry.pool_used_bytes
+    return batch.kv_bytes(telemetry) - telemetry.pool_used_bytes

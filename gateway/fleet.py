@@ -5,6 +5,7 @@ from math import inf
 
 from gateway.policy import batch
 from gateway.policy.batch import Unstarted
+from gateway.policy.caution import Caution
 from gateway.policy.drain import Drain
 from gateway.policy.pace import Pace, Stopwatch
 from gateway.standing import Standing
@@ -18,7 +19,8 @@ _BUSY_ROWS = 32
 class Replica:
     """One engine, driven here or elsewhere."""
 
-    def __init__(self, seen: Attached | Standing) -> None:
+    def __init__(self, seen: Attached | Standing, safety_factor: float) -> None:
+        """`safety_factor`: part of the KV memory that batches are planned into, while there is enough."""
         self.model: ModelInfo = seen.model
         self.layout: Layout = seen.layout
         self.telemetry: Telemetry = seen.telemetry
@@ -31,18 +33,24 @@ class Replica:
         """Rows in the engine whose prompts are still to be run."""
         self.tpot_s = inf
         """The tightest target of its rows."""
+        self._caution = Caution(safety_factor, seen.telemetry.out_of_memory_total)
+        self._most_bytes = batch.kv_bytes(seen.telemetry)
+        """KV memory that there was at most."""
         self._stopwatch = Stopwatch()
         self._pace: Pace | None = None
         """Of all that was heard; None: not reckoned since."""
 
-    def heard(self, telemetry: Telemetry) -> None:
+    def heard(self, telemetry: Telemetry, now_s: float) -> None:
         self.telemetry, self._pace = telemetry, None
+        self._most_bytes = max(self._most_bytes, batch.kv_bytes(telemetry))
+        self._caution.heard(telemetry.out_of_memory_total, now_s)
         if telemetry.decode_rows:
             self._stopwatch.note_decode(telemetry.decode_rows, telemetry.step_s)
 
     def told(self, standing: Standing) -> None:
         """Its driver is elsewhere, and says this."""
         self.model, self.layout, self.telemetry = standing.model, standing.layout, standing.telemetry
+        self._most_bytes = max(self._most_bytes, batch.kv_bytes(standing.telemetry))
         self._pace, self.drain.rate = standing.pace, standing.work_rate
         self.rows, self.has_room, self.tpot_s = standing.rows, standing.has_room, standing.tpot_s
         self.unstarted = standing.unstarted
@@ -78,9 +86,27 @@ class Replica:
         rate = self.telemetry.prefill_tokens_per_s
         return self.slowdown * batch.tokens_before(self.unstarted, rank) / rate if rate else 0.0
 
+    @property
+    def safety_factor(self) -> float:
+        """It falls when the replica was out of memory, and recovers."""
+        return self._caution.factor
+
+    @property
+    def safe_bytes(self) -> int:
+        """M_safe: the KV memory that batches are planned into."""
+        return int(self.safety_factor * batch.kv_bytes(self.telemetry))
+
+    @property
+    def alone_bytes(self) -> float:
+        """What a row may take that has the replica to itself.  Without a bound if there was never more: then the
+        engine has to find that it does not fit."""
+        now_bytes = batch.kv_bytes(self.telemetry)
+        return now_bytes if now_bytes < self._most_bytes else inf
+
     def longest_row_tokens(self, safety_factor: float) -> int:
-        """The most tokens of prompt and answer that a request may have here."""
-        budget_bytes = batch.safe_bytes(self.telemetry, safety_factor)
+        """The most tokens of prompt and answer that a request may have here.  What others have taken meanwhile
+        may come back."""
+        budget_bytes = int(safety_factor * self._most_bytes)
         return min(self.model.context_tokens, batch.longest_row_tokens(self.layout, budget_bytes))
 
 
@@ -94,13 +120,13 @@ class Fleet:
 
     def joined(self, name: str, attached: Attached) -> Replica:
         """This gateway drives it."""
-        self.replicas[name] = Replica(attached)
+        self.replicas[name] = Replica(attached, self.safety_factor)
         return self.replicas[name]
 
     def told(self, name: str, standing: Standing) -> None:
         """Another gateway drives it."""
         if name not in self.replicas:
-            self.replicas[name] = Replica(standing)
+            self.replicas[name] = Replica(standing, self.safety_factor)
         self.replicas[name].told(standing)
 
     def left(self, name: str) -> None:

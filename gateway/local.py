@@ -54,6 +54,7 @@ class Stack:
         dtype: str | None = None,
         kv_budget_bytes: int | None = None,
         threads: int | None = None,
+        max_prefill_tokens: int | None = None,
         context_tokens: int | None = None,
         step_records: Path | None = None,
         template: Path = embedded.MODEL,
@@ -75,6 +76,7 @@ class Stack:
             "dtype": dtype,
             "kv_budget_bytes": kv_budget_bytes,
             "threads": threads,
+            "max_prefill_tokens": max_prefill_tokens,
             "context_tokens": context_tokens,
         }
         self._step_records = step_records

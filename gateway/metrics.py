@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from gateway.policy import batch
 from gateway.policy.length import Mode
 from gateway.request import FinishReason, Outcome, Queue, ServiceClass
 from gateway.vllm_names import INTERVAL_BUCKETS, LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmNames
@@ -29,6 +30,7 @@ _REPLICA_GAUGES = {
     "device_free_bytes": "Free memory of the device.",
     "prefill_tokens_per_s": "Smoothed prefill rate.",
     "decode_tokens_per_s": "Smoothed decode rate, over all rows.",
+    "safety_factor": "Part of the KV memory that batches are planned into; less after errors.",
 }
 
 
@@ -141,8 +143,8 @@ class Metrics:
         self._batch_rows.observe(rows)
         self._batch_tokens.observe(padded_tokens)
 
-    def telemetry(self, replica: str, telemetry: Telemetry) -> None:
-        for gauge, value in zip(self._gauges_of(replica), _figures(telemetry), strict=True):
+    def telemetry(self, replica: str, telemetry: Telemetry, safety_factor: float) -> None:
+        for gauge, value in zip(self._gauges_of(replica), (*_figures(telemetry), safety_factor), strict=True):
             gauge.set(value)
         before = self._oom_before.get(replica, 0)
         self._oom_before[replica] = now = telemetry.out_of_memory_total
@@ -295,12 +297,12 @@ class Metrics:
 
 
 def _figures(telemetry: Telemetry) -> tuple[float, ...]:
-    """In the order of _REPLICA_GAUGES."""
+    """In the order of _REPLICA_GAUGES, but for the last."""
     return (
         telemetry.running,
         telemetry.waiting,
         telemetry.pool_used_bytes,
-        telemetry.pool_capacity_bytes + telemetry.pool_growable_bytes,
+        batch.kv_bytes(telemetry),
         telemetry.device_free_bytes,
         telemetry.prefill_tokens_per_s,
         telemetry.decode_tokens_per_s,

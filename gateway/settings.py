@@ -199,7 +199,7 @@ class Settings(Section):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of those engines; by default as the engine chooses."""
     kv_budget: Annotated[ByteSize, Field(gt=0)] | None = None
-    """KV memory of each of those engines, such as 512MiB; by default measured at their start."""
+    """Most KV memory of each of those engines, such as 512MiB; by default what there is room for."""
     threads: PositiveInt | None = None
     """CPU threads of each of those engines; by default the cores divided among them."""
     context_tokens: PositiveInt | None = None

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from triton_backend import pages
 from triton_backend.memory import Grouped, OverBudget
 
 
@@ -30,6 +31,10 @@ def ladder_tokens(context_tokens: int) -> tuple[int, ...]:
     while steps[-1] < context_tokens:
         steps.append(steps[-1] * 3 // 2 if len(steps) % 2 else steps[-2] * 2)
     return (*steps[:-1], context_tokens)
+
+
+class CacheLost(Exception):
+    """The cache could not be arranged; the keys and values of all rows are gone."""
 
 
 class LayerShape(NamedTuple):
@@ -70,6 +75,10 @@ class Group:
     def values(self, layer: int) -> Tensor:
         return self.tensors[2 * layer + 1]
 
+    def part(self, first: int, last: int) -> "Group":
+        """The slots `first .. last` as a group of their own, in the same memory."""
+        return Group(self.capacity, self.rows[first:last], tensors=[tensor[first:last] for tensor in self.tensors])
+
 
 @dataclass(slots=True)
 class _Move:
@@ -92,7 +101,8 @@ class KVCache:
     ) -> None:
         self._tensor_shapes = [(heads, dim) for heads, *dims in shapes for dim in dims]
         self._layout = layout
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
+        """What `arrange` keeps to; it may be changed between two calls."""
         self._empty = torch.empty(0, dtype=dtype, device=device)
         self._groups: dict[int, Group] = {}
         self._places: dict[int, Place] = {}
@@ -114,18 +124,19 @@ class KVCache:
         """Give each row its tokens of room, put the running ones in front, and forget all other rows.
 
         What a row wrote stays with it; a new row finds zeros, so that nothing it is masked from can be a NaN.
-        Raises OverBudget, and then nothing has changed; after any other error all rows are lost.
+        Raises OverBudget, or what is raised without memory, and then nothing has changed; or CacheLost.
         """
         wanted = dict(rooms), set(running)
-        if wanted == self._arranged:
+        if wanted == self._arranged and self.allocated_bytes <= self.budget_bytes:
             return
         targets = self._targets(*wanted)
         num_slots = self._num_slots(targets)
+        self._ask_for(num_slots)
         try:
             self._apply(targets, num_slots)
-        except BaseException:
+        except Exception as error:
             self.clear()
-            raise
+            raise CacheLost(str(error)) from error
         for capacity, group in self._groups.items():
             group.num_running = len(wanted[1].intersection(targets[capacity]))
         self._arranged = wanted
@@ -155,12 +166,22 @@ class KVCache:
             # Trimming copies the rows that stay, except in a group that is about to be copied anyway.
             cost[capacity] = 0 if grows else len(rows) * capacity
         for capacity in sorted(cost, key=cost.__getitem__):
-            if self._bytes(num_slots) <= self._budget_bytes:
+            if self._bytes(num_slots) <= self.budget_bytes:
                 return num_slots
             num_slots[capacity] = len(targets[capacity])
-        if self._bytes(num_slots) > self._budget_bytes:
-            raise OverBudget(self._bytes(num_slots), self._budget_bytes)
+        if self._bytes(num_slots) > self.budget_bytes:
+            raise OverBudget(self._bytes(num_slots), self.budget_bytes)
         return num_slots
+
+    def _ask_for(self, num_slots: dict[int, int]) -> None:
+        """Take what the groups will grow by, and a copy of one tensor of each, and put it back: without memory
+        it is better to fail before anything has moved."""
+        owned = {capacity: group.num_slots for capacity, group in self._groups.items()}
+        resized = {at: slots for at, slots in num_slots.items() if slots != owned.get(at, 0)}
+        growth_bytes = self._bytes(num_slots) - self._bytes(owned)
+        if growth_bytes > 0:
+            needed_bytes = growth_bytes + self._bytes(resized) // len(self._tensor_shapes)
+            pages.empty((needed_bytes // self._empty.element_size(),), like=self._empty)
 
     def _apply(self, targets: dict[int, list[int]], num_slots: dict[int, int]) -> None:
         places = {
@@ -224,6 +245,6 @@ def _settle(old: list[int], front: list[int], back: list[int]) -> list[int]:
 
 def _resized(tensor: Tensor, num_slots: int) -> Tensor:
     num_kept = min(num_slots, tensor.shape[0])
-    resized = tensor.new_empty(num_slots, *tensor.shape[1:])
+    resized = pages.empty((num_slots, *tensor.shape[1:]), like=tensor)
     resized[:num_kept] = tensor[:num_kept]
     return resized

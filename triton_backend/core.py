@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from triton_backend.cache import CacheLost
 from triton_backend.contract import (
     CONTRACT_VERSION,
     Attach,
@@ -25,10 +26,10 @@ from triton_backend.memory import Layout
 from triton_backend.plan import Decode, Idle, Prefill, plan_step, spare_tokens
 from triton_backend.record import Recorder, StepRecord, size
 from triton_backend.rows import Rows
-from triton_backend.runner import CacheLost, OutOfMemory
 from triton_backend.sampling import Draws, NotFinite
 from triton_backend.sequence import Sequence
 from triton_backend.session import Reception, Sink
+from triton_backend.shortage import OutOfMemory, is_shortage
 from triton_backend.telemetry import Meter
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ class Core:
         """
         began_s = self._clock()
         self._look_for_driver()
+        self._rows.fit(self._runner.kv_budget_bytes)
         self._rows.settle()
         self._grant()
         plan = plan_step(self._rows.state)
@@ -203,7 +205,10 @@ class Core:
         except NotFinite as error:
             self._rows.end(error.rows, End.FAILED, str(error))
         except CacheLost as error:
-            self._survive(error, self._rows.live, End.EVICTED)
+            if is_shortage(error.__cause__):
+                self._rows.end_all(End.EVICTED)
+            else:
+                self._survive(error, self._rows.live, End.EVICTED)
         except Exception as error:
             self._survive(error, plan.rows, End.FAILED)
         else:

@@ -39,7 +39,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "float32"
     kv_budget_bytes: int | None = None
-    """None: measured after loading (budget.py)."""
+    """The most that keys and values may take; None: whatever there is room for (headroom.py)."""
     max_prefill_tokens: int | None = None
     """Padded prompt tokens in one step, at most; None: as many as the device needs to be as fast as it can."""
     context_tokens: int | None = None
@@ -83,7 +83,7 @@ class Engine:
         load: Callable[[EngineConfig], Executor] = load_runner,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Loads the model and measures memory.  Raises loader.UnsupportedModel."""
+        """Loads the model and measures what a step takes.  Raises loader.UnsupportedModel."""
         runner = load(config)
         self._core = Core(runner, config.name, config.chunk_tokens, clock, _recorder(config, runner))
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()

@@ -23,6 +23,8 @@ class Rows:
     ) -> None:
         self.state = State(max_prefill_tokens)
         self.ledger = Ledger(layout, kv_budget_bytes)
+        self._most_bytes = kv_budget_bytes
+        """What the ledger had at most: so much may come back."""
         self._layout = layout
         self._context_tokens = context_tokens
         self._vocabulary = vocabulary
@@ -72,10 +74,17 @@ class Rows:
         by_rank = sorted(self._live.values(), key=lambda row: (row.new.rank, row.row), reverse=True)
         self.end([row.row for row in by_rank[:count]], End.EVICTED)
 
+    def fit(self, kv_budget_bytes: int) -> None:
+        """There is so much memory now; rows that it has no room for are evicted."""
+        self.ledger.capacity_bytes = kv_budget_bytes
+        self._most_bytes = max(self._most_bytes, kv_budget_bytes)
+        while self._live and self.ledger.free_bytes < 0:
+            self.evict(1)
+
     def settle(self) -> None:
         """Bring the planner's state up to date, and hold room for all running rows' next decode step.
 
-        What does not fit is evicted; a row that does not fit even alone has failed.
+        What does not fit is evicted; a row that does not fit even alone, and never would have, has failed.
         """
         self.state.settle()
         while running := self.state.running:
@@ -83,7 +92,7 @@ class Rows:
                 self.ledger.reserve({row.row: row.held_tokens for row in running})
                 return
             except OverBudget as short:
-                if len(self._live) == 1:
+                if len(self._live) == 1 and self.ledger.capacity_bytes == self._most_bytes:
                     self.end_all(End.FAILED, f"it is alone in the engine and {short}")
                 else:
                     self.evict(1)
@@ -111,8 +120,8 @@ class Rows:
         if detail := flaw(new, self._context_tokens, self._vocabulary):
             return detail
         needed = self._layout.room_tokens(len(new.prompt) + 1) * self._layout.bytes_per_token
-        if needed > self.ledger.capacity_bytes:
-            return f"needs {needed} bytes of KV memory, the engine has {self.ledger.capacity_bytes} in all"
+        if needed > self._most_bytes:
+            return f"needs {needed} bytes of KV memory, the engine has {self._most_bytes} in all"
         return None
 
     def _release(self, row: Sequence) -> None:

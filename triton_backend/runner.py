@@ -1,13 +1,15 @@
 """The model: turns sequences into tensors, runs one step, and returns the tokens drawn."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from triton_backend import budget
 from triton_backend.attention import (
     KV,
     DecodeKV,
@@ -17,27 +19,29 @@ from triton_backend.attention import (
     Probe,
     UnsupportedModel,
 )
-from triton_backend.cache import KVCache, LayerShape, ladder_tokens
+from triton_backend.cache import CacheLost, Group, KVCache, LayerShape, ladder_tokens
 from triton_backend.contract import NewRow
+from triton_backend.device import device_of
+from triton_backend.headroom import Headroom
 from triton_backend.loader import adopt, config_context
 from triton_backend.memory import Grouped
 from triton_backend.packed import pack
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
+from triton_backend.shortage import OutOfMemory, is_shortage
 
 LENGTH_STEP_TOKENS = 16
-"""Chunks are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which takes a
-third of a short chunk's time."""
+"""Longer chunks are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which
+takes a third of a short chunk's time."""
 WARM_UP_ROWS = 256
 """Rows of the largest step: their logits are part of its peak."""
 
 
-class OutOfMemory(Exception):
-    """The device had no memory for the step; nothing has changed."""
+class _Span(NamedTuple):
+    """Rows of the decode pool, in the first slots of a group."""
 
-
-class CacheLost(Exception):
-    """The cache could not be arranged; the keys and values of all rows are gone."""
+    group: Group
+    rows: list[Sequence]
 
 
 class Runner:
@@ -48,8 +52,10 @@ class Runner:
         max_prefill_tokens: int,
         context_tokens: int | None = None,
         kv_budget_bytes: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`context_tokens` None: what the model's config says; `kv_budget_bytes` None: measured (budget.py).
+        """`context_tokens` None: what the model's config says; `kv_budget_bytes`: the most that keys and
+        values may take, None: whatever there is room for (headroom.py).
 
         Raises UnsupportedModel.
         """
@@ -65,10 +71,23 @@ class Runner:
         shapes = self._probe()
         bytes_per_token = sum(shape.elements for shape in shapes) * model.dtype.itemsize
         self.layout = Grouped(ladder_tokens(self.context_tokens), bytes_per_token)
-        if kv_budget_bytes is None:
-            kv_budget_bytes = self._measure(shapes, max_prefill_tokens)
-        self.kv_budget_bytes = kv_budget_bytes
-        self._cache = self._new_cache(shapes, kv_budget_bytes)
+        self._cache = KVCache(shapes, self.layout, 0, model.dtype, model.device)
+        device = device_of(self.device)
+        workspace_bytes = max(device.peak_bytes(step) for step in self._largest_steps(max_prefill_tokens))
+        self._cache.clear()
+        device.settle()
+        self._headroom = Headroom(
+            device,
+            workspace_bytes=workspace_bytes,
+            num_layers=len(shapes),
+            most_bytes=kv_budget_bytes,
+            clock=clock,
+        )
+
+    @property
+    def kv_budget_bytes(self) -> int:
+        """What the rows may hold now; to be asked between steps."""
+        return self._headroom.look(self._cache.allocated_bytes)
 
     @property
     def allocated_bytes(self) -> int:
@@ -77,27 +96,35 @@ class Runner:
 
     @torch.inference_mode()
     def arrange(self, rooms: Mapping[int, int], running: Iterable[int]) -> None:
-        """Bring the cache to these rows' tokens of room.  Raises CacheLost."""
+        """Bring the cache to these rows' tokens of room.  Raises OutOfMemory, CacheLost."""
+        self._cache.budget_bytes = self._headroom.kv_bytes
         try:
             with self._counted():
                 self._cache.arrange(rooms, running)
-        except Exception as error:
-            raise CacheLost(str(error)) from error
+        except CacheLost as error:
+            self.out_of_memory_total += is_shortage(error.__cause__)
+            raise
+        self._headroom.give_back()
 
     @torch.inference_mode()
     def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
         """Run the prompt tokens `start .. start + length` of each row; draw for those whose prompts end
         there.
 
-        Short of memory, a half of the rows runs after the other.  Raises OutOfMemory when that one row does
-        not fit, NotFinite.
+        Short of memory, one half runs after the other: of the rows, then of a single row's tokens.  Raises
+        OutOfMemory when not even one token of one row can be run, NotFinite.
         """
+        length = min(length, max(row.prompt_tokens for row in rows) - start)
         try:
             with self._counted():
                 return self._prefill(rows, start, length)
         except OutOfMemory:
-            if len(rows) == 1:
+            if len(rows) == length == 1:
                 raise
+        if len(rows) == 1:
+            half = length // 2
+            self.prefill(rows, start, half)
+            return self.prefill(rows, start + half, length - half)
         half = len(rows) // 2
         done, draws = self.prefill(rows[:half], start, length)
         more_done, more_draws = self.prefill(rows[half:], start, length)
@@ -105,22 +132,47 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, rows: Iterable[Sequence]) -> tuple[list[Sequence], Draws]:
-        """Draw one token for each row of the decode pool.  Raises OutOfMemory, NotFinite."""
+        """Draw one token for each row of the decode pool.
+
+        Short of memory, one half of the rows runs after the other.  Raises OutOfMemory when not even one
+        row can be run, NotFinite.
+        """
         by_number = {row.row: row for row in rows}
-        placed = [by_number[row] for group in self._cache.groups for row in group.rows[: group.num_running]]
-        tokens = [row.tokens[-1] for row in placed]
-        positions = [row.held_tokens - 1 for row in placed]
+        return self._decode(
+            [
+                _Span(group, [by_number[row] for row in group.rows[: group.num_running]])
+                for group in self._cache.groups
+                if group.num_running
+            ]
+        )
+
+    def _decode(self, spans: list[_Span]) -> tuple[list[Sequence], Draws]:
+        rows = [row for span in spans for row in span.rows]
+        try:
+            with self._counted():
+                return rows, self._decode_once(spans, rows)
+        except OutOfMemory:
+            if len(rows) == 1:
+                raise
+        one, other = _halves(spans, len(rows) // 2)
+        done, draws = self._decode(one)
+        more_done, more_draws = self._decode(other)
+        return done + more_done, draws + more_draws
+
+    def _decode_once(self, spans: list[_Span], rows: list[Sequence]) -> Draws:
+        tokens = [row.tokens[-1] for row in rows]
+        positions = [row.held_tokens - 1 for row in rows]
         inputs = torch.tensor([tokens, positions], device=self._model.device)
-        with self._counted():
-            kv = DecodeKV(self._decode_parts(positions, inputs[1]))
-            logits = self._logits(inputs[0, :, None], inputs[1, :, None], kv)
-            return placed, draw(logits, [_pick(row) for row in placed])
+        kv = DecodeKV(_decode_parts(spans, positions, inputs[1]))
+        logits = self._logits(inputs[0, :, None], inputs[1, :, None], kv)
+        return draw(logits, [_pick(row) for row in rows])
 
     def _prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
         end = start + length
         rows = sorted(rows, key=lambda row: self._cache.place(row.row))
         chunks = [row.new.prompt[start:end] for row in rows]
-        length = -(-length // LENGTH_STEP_TOKENS) * LENGTH_STEP_TOKENS
+        if length > LENGTH_STEP_TOKENS:
+            length = -(-length // LENGTH_STEP_TOKENS) * LENGTH_STEP_TOKENS
         ids = torch.tensor([chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device)
         positions = torch.arange(start, start + length, device=ids.device).clamp_(max=self.context_tokens - 1)
         positions = positions.expand_as(ids)
@@ -154,19 +206,13 @@ class Runner:
                 parts.append(PrefillPart(span, group, index, min(length, group.capacity - start)))
         return parts
 
-    def _decode_parts(self, positions: list[int], at: Tensor) -> list[DecodePart]:
-        parts, start = [], 0
-        for group in self._cache.groups:
-            if group.num_running:
-                span = slice(start, start := start + group.num_running)
-                parts.append(DecodePart(group, span, at[span], min(positions[span]), max(positions[span])))
-        return parts
-
     @contextmanager
     def _counted(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_shortage(error):
+                raise
             self.out_of_memory_total += 1
             raise OutOfMemory(str(error)) from error
 
@@ -180,25 +226,41 @@ class Runner:
             raise UnsupportedModel("not all its layers keep keys and values; choose a model with attention only")
         return [probe.shapes[layer] for layer in range(len(probe.shapes))]
 
-    def _new_cache(self, shapes: list[LayerShape], budget_bytes: int) -> KVCache:
-        return KVCache(shapes, self.layout, budget_bytes, self._model.dtype, self._model.device)
-
-    def _measure(self, shapes: list[LayerShape], max_prefill_tokens: int) -> int:
-        if self._model.device.type != "cuda":
-            return budget.cpu_bytes()
+    def _largest_steps(self, max_prefill_tokens: int) -> Iterator[Callable[[], object]]:
+        """Those of the most rows, whose logits are part of it, and of the most context."""
         num_rows = min(WARM_UP_ROWS, max_prefill_tokens)
-        length = min(self.context_tokens, max_prefill_tokens // num_rows)
-        prompt = [0] * length
-        rows = [Sequence(NewRow(row, "", 0, "", prompt, index=0, max_tokens=1)) for row in range(num_rows)]
-        room = self.layout.room_tokens(length)
-
-        def run() -> None:
-            self._cache = self._new_cache(shapes, 2 * num_rows * room * self.layout.bytes_per_token)
-            self.arrange({row.row: room for row in rows}, [])
-            self.prefill(rows, 0, length)
+        longest = min(max_prefill_tokens, self.context_tokens)
+        most_rows = num_rows, 0, min(max_prefill_tokens // num_rows, longest)
+        most_context = 1, self.context_tokens - longest, longest
+        for num_rows, start, length in (most_rows, most_context):
+            prompt = [0] * (start + length)
+            rows = [Sequence(NewRow(row, "", 0, "", prompt, index=0, max_tokens=1)) for row in range(num_rows)]
+            rooms = dict.fromkeys(range(num_rows), self.layout.room_tokens(len(prompt)))
+            self._cache.budget_bytes = 2 * sum(rooms.values()) * self.layout.bytes_per_token
             self._cache.clear()
+            self._cache.arrange(rooms, [])
+            yield partial(self.prefill, rows, start, length)
 
-        return budget.cuda_bytes(self._model.device, run, len(shapes))
+
+def _halves(spans: list[_Span], size: int) -> tuple[list[_Span], list[_Span]]:
+    """The first `size` rows, and the rest."""
+    one, other = [], []
+    for group, rows in spans:
+        first, rest = rows[:size], rows[size:]
+        size -= len(first)
+        if first:
+            one.append(_Span(group, first))
+        if rest:
+            other.append(_Span(group.part(len(first), len(rows)), rest))
+    return one, other
+
+
+def _decode_parts(spans: list[_Span], positions: list[int], at: Tensor) -> list[DecodePart]:
+    parts, start = [], 0
+    for group, rows in spans:
+        span = slice(start, start := start + len(rows))
+        parts.append(DecodePart(group, span, at[span], min(positions[span]), max(positions[span])))
+    return parts
 
 
 def _pick(row: Sequence) -> Pick:

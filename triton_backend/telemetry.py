@@ -6,17 +6,16 @@ from math import inf
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from triton_backend.contract import Telemetry
+from triton_backend.device import Figures, device_of
 from triton_backend.memory import Ledger
 from triton_backend.prefill_pace import PrefillPace
 
 SMOOTHING = 0.1
 """Weight of the newest step in a rate: it follows a change within some ten steps and rides over a single slow
 one."""
-PROCESS_REFRESH_S = 0.2
-"""How old the process's own size may be: reading it costs three system calls, a good part of a fast step."""
+REFRESH_S = 0.2
+"""How old the process's and the device's figures may be: reading them costs a good part of a fast step."""
 
 
 class Gauges(Protocol):
@@ -39,7 +38,8 @@ class Meter:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._process_bytes = 0
-        self._process_read_at = -inf
+        self._device = Figures(0, 0)
+        self._read_at = -inf
         self._step_s = 0.0
         self._decode_rows = 0
         self.decode_s = 0.0
@@ -61,19 +61,15 @@ class Meter:
         self._step_s, self._decode_rows = 0.0, 0
 
     def read(self, ledger: Ledger, gauges: Gauges, running: int, waiting: int) -> Telemetry:
+        self._refresh(gauges.device)
         allocated_bytes = gauges.allocated_bytes
-        growable_bytes = ledger.capacity_bytes - allocated_bytes
-        free_bytes, total_bytes = growable_bytes, ledger.capacity_bytes
-        if gauges.device.startswith("cuda"):
-            free_bytes, total_bytes = torch.cuda.mem_get_info(gauges.device)
-            growable_bytes = min(growable_bytes, free_bytes + _cached_bytes(gauges.device))
         return Telemetry(
             pool_capacity_bytes=allocated_bytes,
             pool_used_bytes=ledger.used_bytes,
-            pool_growable_bytes=growable_bytes,
-            device_free_bytes=free_bytes,
-            device_total_bytes=total_bytes,
-            process_bytes=self._resident_bytes(),
+            pool_growable_bytes=max(0, ledger.capacity_bytes - allocated_bytes),
+            device_free_bytes=self._device.free_bytes,
+            device_total_bytes=self._device.total_bytes,
+            process_bytes=self._process_bytes,
             running=running,
             waiting=waiting,
             step_s=self._step_s,
@@ -83,18 +79,13 @@ class Meter:
             decode_rows=self._decode_rows,
         )
 
-    def _resident_bytes(self) -> int:
-        """Of this process, from /proc/self/statm (proc(5): second field, in pages)."""
+    def _refresh(self, device: str) -> None:
         now = self._clock()
-        if now - self._process_read_at >= PROCESS_REFRESH_S:
+        if now - self._read_at >= REFRESH_S:
+            # proc(5): the second field is what is resident, in pages.
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self._process_bytes, self._process_read_at = pages * os.sysconf("SC_PAGE_SIZE"), now
-        return self._process_bytes
-
-
-def _cached_bytes(device: str) -> int:
-    """What torch took from the device and does not use."""
-    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            self._process_bytes = pages * os.sysconf("SC_PAGE_SIZE")
+            self._device, self._read_at = device_of(device).figures(), now
 
 
 def _smooth(old: float, new: float) -> float:

@@ -37,7 +37,7 @@ class Room:
     """The rows it has, started or not."""
     layout: KVLayout
     budget_bytes: int
-    """M_safe (see `safe_bytes`)."""
+    """M_safe: what batches are planned into."""
     max_rows: int
     """Rows that may come now."""
     max_prefill_tokens: int
@@ -47,6 +47,8 @@ class Room:
     pace: Pace = UNKNOWN
     tpot_s: float = inf
     """The tightest target for the time per token among the running rows."""
+    alone_bytes: float = inf
+    """What a row may take that has the engine to itself."""
 
     @property
     def is_busy(self) -> bool:
@@ -64,10 +66,10 @@ class BatchRule(Protocol):
         """Those of the tickets (best first) that start now, in order."""
 
 
-def safe_bytes(telemetry: Telemetry, factor: float) -> int:
-    """M_safe: the part of (free + held) KV memory that batches may be planned into (BucketServe Eq. 5, with
-    the engine's own KV counted as available: DESIGN.md 6)."""
-    return int(factor * (telemetry.pool_capacity_bytes + telemetry.pool_growable_bytes))
+def kv_bytes(telemetry: Telemetry) -> int:
+    """Free and held KV memory.  M_safe is a part of it (BucketServe Eq. 5, with the engine's own KV counted as
+    available: DESIGN.md 6)."""
+    return telemetry.pool_capacity_bytes + telemetry.pool_growable_bytes
 
 
 def row_of(ticket: Ticket) -> Row:
@@ -89,8 +91,8 @@ class ToTheEnd:
 
     A prompt that is more urgent than those waiting in the engine passes them there.  What does not fit is
     skipped, not waited for; the driver's guard sees to it that nobody is passed for long.
-    On an idle engine the first always goes: admission saw to it that it fits alone, and no later moment would
-    suit it better.
+    On an idle engine the first goes if it fits at all: no later moment would suit it better, unless others have
+    taken memory that may come back.
     """
 
     runs_to_completion: ClassVar[bool] = False
@@ -111,7 +113,7 @@ class ToTheEnd:
             if not room.pace.keeps(min(tpot_s, ticket.tpot_s), num_rows):
                 continue
             with_it = peak.joined(row_of(ticket))
-            if with_it.bytes <= room.budget_bytes or num_rows == 1:
+            if with_it.bytes <= (room.budget_bytes if num_rows > 1 else room.alone_bytes):
                 peak = with_it
                 longest, tpot_s = max(longest, ticket.prompt_tokens), min(tpot_s, ticket.tpot_s)
                 chosen.append(ticket)

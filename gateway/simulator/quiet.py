@@ -16,7 +16,7 @@ class Quiet(Metrics):
     def batch_sent(self, rows: int, padded_tokens: int) -> None:
         pass
 
-    def telemetry(self, replica: str, telemetry: Telemetry) -> None:
+    def telemetry(self, replica: str, telemetry: Telemetry, safety_factor: float) -> None:
         pass
 
     def replica_left(self, replica: str) -> None:

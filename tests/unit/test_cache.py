@@ -1,12 +1,15 @@
 """The grouped cache: what a row wrote stays with it wherever it moves, within the budget."""
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
 from triton_backend.cache import KVCache, LayerShape, ladder_tokens
 from triton_backend.memory import Grouped, OverBudget
+from triton_backend.shortage import is_shortage
 
 SHAPES = [LayerShape(2, 4, 4), LayerShape(1, 8, 2)]
 LAYOUT = Grouped((4, 6, 8, 12), bytes_per_token=4 * sum(shape.elements for shape in SHAPES))
@@ -107,6 +110,44 @@ def test_more_than_the_budget_is_refused_and_changes_nothing() -> None:
     with pytest.raises(OverBudget):
         cache.arrange({1: 4, 2: 8}, [])
     check(cache, {1: 1}, set())
+
+
+def test_without_memory_nothing_has_changed() -> None:
+    """The system itself refuses: no machine has that much."""
+    cache = new_cache(2**50)
+    cache.arrange({1: 4}, [])
+    write(cache, 1, 0)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is what is_shortage tells
+        cache.arrange({1: 4, 2: 2**45}, [])
+    assert is_shortage(caught.value)
+    check(cache, {1: 1}, set())
+
+
+def test_a_smaller_budget_takes_the_slack() -> None:
+    cache = new_cache(1000)
+    cache.arrange(dict.fromkeys(range(8), 4), [])
+    write(cache, 7, 0)
+    assert cache.allocated_bytes == 40 * LAYOUT.bytes_per_token
+    cache.budget_bytes = 33 * LAYOUT.bytes_per_token
+    cache.arrange(dict.fromkeys(range(8), 4), [])
+    assert cache.allocated_bytes == 32 * LAYOUT.bytes_per_token
+    check(cache, {7: 1}, set())
+
+
+def test_what_a_cache_gives_up_is_the_systems_at_once() -> None:
+    """96 MiB in tensors of 1 MiB, which the heap would keep."""
+    before_bytes = resident_bytes()
+    layout = Grouped((1024,), bytes_per_token=4 * 256 * 96)
+    cache = KVCache([LayerShape(1, 256, 256)] * 48, layout, 2**40, torch.float32, torch.device("cpu"))
+    cache.arrange({1: 1024}, [])
+    assert resident_bytes() - before_bytes > 90 * 2**20
+    cache.budget_bytes = 0
+    cache.arrange({}, [])
+    assert resident_bytes() - before_bytes < 20 * 2**20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize(

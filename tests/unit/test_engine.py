@@ -9,14 +9,15 @@ import pytest
 
 from gateway.simulator.meter import Meter as SimulatedMeter
 from tests.unit.peer import FIRST_ROW, Peer, new_row
+from triton_backend.cache import CacheLost
 from triton_backend.contract import Attach, AttachRefused, Batch, Cancel, Detach, End, Ended, Evict, Sampling
 from triton_backend.core import HEARTBEAT_S, MAX_FAILURES, ORPHAN_S
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.memory import Grouped
 from triton_backend.rows import Rows
-from triton_backend.runner import CacheLost, OutOfMemory
 from triton_backend.sampling import Draws, NotFinite
 from triton_backend.sequence import Sequence
+from triton_backend.shortage import OutOfMemory
 from triton_backend.telemetry import Meter
 
 VOCABULARY = 50
@@ -32,6 +33,16 @@ def continuation(prompt: list[int], num_tokens: int) -> list[int]:
     for _ in range(num_tokens):
         text.append(next_token(text))
     return text[len(prompt) :]
+
+
+class NoRoom(OutOfMemory):
+    """For the cache, before the step."""
+
+
+def lost(cause: Exception | None) -> CacheLost:
+    error = CacheLost("lost")
+    error.__cause__ = cause
+    return error
 
 
 class Executor:
@@ -53,9 +64,9 @@ class Executor:
 
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
         assert sum(rooms.values()) * self.layout.bytes_per_token <= self.kv_budget_bytes
-        self.rooms, self.running = dict(rooms), running
-        if rooms and self.troubles and isinstance(self.troubles[0], CacheLost):
+        if rooms and self.troubles and isinstance(self.troubles[0], (CacheLost, NoRoom)):
             raise self.troubles.pop(0)  # type: ignore[misc]
+        self.rooms, self.running = dict(rooms), running
 
     def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
         assert all(row.prefilled_tokens == start for row in rows)
@@ -93,6 +104,12 @@ class Rig:
         peer = Peer(self.engine, epoch, **tickets)  # type: ignore[arg-type]
         self.engine.step()
         return peer
+
+
+def told_bytes(peer: Peer) -> int:
+    """The KV memory that the gateway plans with."""
+    assert peer.telemetry is not None
+    return peer.telemetry.pool_capacity_bytes + peer.telemetry.pool_growable_bytes
 
 
 def endings(peer: Peer) -> dict[str, End]:
@@ -191,6 +208,41 @@ def test_a_row_is_ended_between_steps(control: type[Cancel] | type[Evict], reaso
     rig.engine.step()
     assert [(ended.row, ended.reason) for ended in peer.steps[-1].ended] == [(FIRST_ROW, reason)]
     assert peer.steps[-1].rows == [FIRST_ROW + 1]
+
+
+def test_less_memory_evicts_the_highest_ranks_at_once_and_more_lets_them_back() -> None:
+    rig = Rig(kv_tokens=100)
+    peer = rig.peer()
+    peer.put([new_row(at, [at] * 9, 12, rank=rank) for at, rank in enumerate([1.0, 4.0, 2.0, 3.0])])
+    rig.engine.step()
+    rig.executor.kv_budget_bytes = 30 * 10
+    rig.engine.step()
+    evicted = [(ended.row - FIRST_ROW, ended.reason) for ended in peer.steps[-1].ended]
+    assert evicted == [(1, End.EVICTED), (3, End.EVICTED)]
+    assert told_bytes(peer) == 300
+    rig.executor.kv_budget_bytes = 10
+    rig.engine.step()
+    assert peer.live == {}
+    peer.put_back()
+    rig.engine.step()
+    assert [ended.reason for ended in peer.steps[-1].ended] == [End.REFUSED] * 4
+    rig.executor.kv_budget_bytes = 1000
+    peer.run()
+    assert all(ticket.tokens == continuation(ticket.first.prompt, 12) for ticket in peer.tickets.values())
+
+
+def test_a_row_that_outgrows_what_is_left_is_put_back() -> None:
+    rig = Rig(kv_tokens=100)
+    peer = rig.peer()
+    peer.put([new_row(0, [1] * 5, 20)])
+    rig.engine.step()
+    rig.executor.kv_budget_bytes = 120
+    while peer.live:
+        rig.engine.step()
+    assert [ended.reason for ended in peer.steps[-1].ended] == [End.EVICTED]
+    rig.executor.kv_budget_bytes = 1000
+    peer.run()
+    assert peer.tickets["call/0"].tokens == continuation([1] * 5, 20)
 
 
 # Sessions.
@@ -347,11 +399,12 @@ def test_rows_without_finite_logits_fail_alone() -> None:
     assert peer.tickets["call/2"].tokens == continuation([2], 4)
 
 
-@pytest.mark.parametrize("trouble", [OutOfMemory("full"), CacheLost("full")])
+@pytest.mark.parametrize("trouble", [OutOfMemory("full"), NoRoom("full"), lost(MemoryError("full"))])
 def test_out_of_memory_costs_a_pause_and_no_row(trouble: Exception) -> None:
+    """However often."""
     rig = Rig()
     peer = rig.peer()
-    rig.executor.troubles = [None, trouble]
+    rig.executor.troubles = [None, *[trouble] * (2 * MAX_FAILURES)]
     peer.put([new_row(at, [at], 5) for at in range(9)])
     peer.run()
     assert set(endings(peer).values()) == {End.LENGTH}
@@ -440,11 +493,14 @@ def test_no_interleaving_loses_doubles_or_changes_a_token(seed: int) -> None:
                 rig.engine.step()
             peer = rig.peer(peer.epoch + 1, tickets=peer.tickets)
         elif action < 0.36:
-            rig.executor.troubles += [rng.choice([OutOfMemory("full"), CacheLost("full")]), None]
+            rig.executor.troubles += [rng.choice([OutOfMemory("full"), NoRoom("full"), lost(None)]), None]
+        elif action < 0.40:
+            rig.executor.kv_budget_bytes = rng.randint(10, 300) * Executor.layout.bytes_per_token
         elif action < 0.5:
             peer.put_back()
         rig.engine.step()
     rig.executor.troubles = []
+    rig.executor.kv_budget_bytes = 300 * Executor.layout.bytes_per_token
     peer.run()
     for ticket in peer.tickets.values():
         assert ticket.ending is not None

@@ -103,7 +103,7 @@ def test_the_same_figures_under_vllms_names(metrics: Metrics) -> None:
     metrics.ticket_queued(FLEX)
     metrics.ticket_put_back("evicted")
     metrics.ticket_put_back("lost")
-    metrics.telemetry("r0", telemetry())
+    metrics.telemetry("r0", telemetry(), 0.9)
     page = Page(metrics)
     assert page("vllm:prompt_tokens_total", **VLLM) == 7
     assert page("vllm:generation_tokens_total", **VLLM) == 3
@@ -142,9 +142,10 @@ def test_vllms_histograms_have_its_buckets_from_the_start(
 
 
 def test_replicas_come_and_go(metrics: Metrics) -> None:
-    metrics.telemetry("r0", telemetry(ooms=2))
-    metrics.telemetry("r1", telemetry(used=10))
+    metrics.telemetry("r0", telemetry(ooms=2), 0.9)
+    metrics.telemetry("r1", telemetry(used=10), 0.45)
     page = Page(metrics)
+    assert page("bucketserve_safety_factor", replica="r1") == 0.45
     assert page("bucketserve_kv_used_bytes", replica="r0") == 50
     assert page("bucketserve_kv_capacity_bytes", replica="r1") == 100
     metrics.replica_left("r0")
@@ -152,13 +153,13 @@ def test_replicas_come_and_go(metrics: Metrics) -> None:
     page = Page(metrics)
     assert {s.labels["replica"] for s in page.samples if s.name == "bucketserve_running_rows"} == {"r1"}
     assert page("bucketserve_out_of_memory_total", replica="r0") == 2
-    metrics.telemetry("r0", telemetry(used=60))
+    metrics.telemetry("r0", telemetry(used=60), 0.9)
     assert Page(metrics)("bucketserve_kv_used_bytes", replica="r0") == 60
 
 
 def test_out_of_memory_errors_are_counted_over_restarts(metrics: Metrics) -> None:
     for total in (1, 3, 3, 1):  # the engine restarted before the last
-        metrics.telemetry("r0", telemetry(ooms=total))
+        metrics.telemetry("r0", telemetry(ooms=total), 0.9)
     assert Page(metrics)("bucketserve_out_of_memory_total", replica="r0") == 4
 
 

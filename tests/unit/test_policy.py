@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.policy import batch, bucket, priority
 from gateway.policy.batch import Room, ToTheEnd
+from gateway.policy.caution import Caution
 from gateway.policy.pace import Pace
 from gateway.request import Head, Profile, ServiceClass, Ticket
 from triton_backend.memory import Grouped, KVLayout, Paged, Row
@@ -199,6 +200,31 @@ def test_what_starts_fits_to_its_end_and_what_does_not_is_skipped(
         fits = brute_force_peak(layout, with_it) <= 12_000 or len(with_it) == 1
         assert (t.id in ids) == (fits and len(taken) - len(rows) < 8)
         taken = with_it if t.id in ids else taken
+
+
+def test_a_row_alone_waits_for_memory_that_may_come_back() -> None:
+    """160 tokens of prompt and answer, 10 bytes each."""
+    chosen = {
+        limit: len(ToTheEnd().choose([ticket(100, 61, 0)], room([], budget_bytes=800, alone_bytes=limit)))
+        for limit in (1590, 1600, inf)
+    }
+    assert chosen == {1590: 0, 1600: 1, inf: 1}
+
+
+def test_out_of_memory_makes_cautious_for_a_while() -> None:
+    caution = Caution(0.8, errors_total=5)
+    caution.heard(5, 100.0)
+    assert caution.factor == 0.8
+    caution.heard(7, 101.0)
+    assert caution.factor == pytest.approx(0.6)
+    caution.heard(8, 101.9)  # The same rows are still there.
+    assert caution.factor == pytest.approx(0.609)
+    caution.heard(9, 102.0)
+    assert caution.factor == pytest.approx(0.61 * 0.75)
+    caution.heard(9, 112.0)
+    assert caution.factor == pytest.approx(0.61 * 0.75 + 0.1)
+    caution.heard(9, 1000.0)
+    assert caution.factor == 0.8
 
 
 def test_padding_counts_towards_the_prefill_bound() -> None:

@@ -263,8 +263,8 @@ def test_a_hundred_thousand_bulk_requests_delay_others_by_their_share_only() -> 
         for start in range(0, 100_000, 1000):
             await store.put([entry(start + number, FLEX, 60.0) for number in range(1000)], limits)
         model = ModelInfo("m", 4096, 100, "none", "none")
-        replica = Replica(Attached(1, 2, model, Paged(16, 1), [], telemetry()))
-        chooser = Chooser(store, Roster(), DRIVER.choice, 0.9, Metrics(CollectorRegistry(), "m"))
+        replica = Replica(Attached(1, 2, model, Paged(16, 1), [], telemetry()), 0.9)
+        chooser = Chooser(store, Roster(), DRIVER.choice, Metrics(CollectorRegistry(), "m"))
         epoch = await store.elect("r", "g", 1e9)
         assert epoch is not None
 

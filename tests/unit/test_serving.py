@@ -76,6 +76,47 @@ def test_a_crowd_on_two_replicas() -> None:
     play(lambda world: all_exact(world, prompts(200)), replicas=2)
 
 
+def test_the_running_set_follows_the_memory() -> None:
+    """Others take all but a sixth of it, for a while."""
+
+    async def scenario(world: World) -> None:
+        backend = world.backends[0]
+        crowd = asyncio.create_task(all_exact(world, prompts(150)))
+        await asyncio.sleep(1.0)
+        assert max(backend.arranged_bytes) > 3000
+        backend.executor.kv_budget_bytes = 1500
+        await asyncio.sleep(0.1)
+        few = len(backend.arranged_bytes)
+        # Longer than there is room for now: it waits.
+        long = asyncio.create_task(all_exact(world, [([7] * 200, 50)]))
+        await asyncio.sleep(3.0)
+        assert 1000 < max(backend.arranged_bytes[few:]) <= 1500
+        backend.executor.kv_budget_bytes = 9000
+        await asyncio.sleep(0.5)
+        assert backend.arranged_bytes[-1] > 3000
+        await asyncio.gather(crowd, long)
+
+    play(scenario, kv_budget_bytes=9000)
+
+
+def test_out_of_memory_costs_a_pause_and_caution() -> None:
+    async def scenario(world: World) -> None:
+        [replica] = world.fleet.replicas.values()
+        crowd = asyncio.create_task(all_exact(world, prompts(150)))
+        await asyncio.sleep(1.0)
+        world.backends[0].executor.short_steps = 3
+        await asyncio.sleep(0.2)
+        assert replica.safety_factor == pytest.approx(0.9 * 0.75, abs=0.01)
+        await crowd
+        await asyncio.sleep(30.0)
+        assert replica.safety_factor == 0.9
+        page = world.metrics.render().decode()
+        assert 'bucketserve_out_of_memory_total{replica="r0"} 3.0' in page
+        assert 'bucketserve_safety_factor{replica="r0"} 0.9' in page
+
+    play(scenario, kv_budget_bytes=9000)
+
+
 def test_memory_for_a_tenth_of_the_load_serves_everybody() -> None:
     async def scenario(world: World) -> None:
         over = []

@@ -11,6 +11,7 @@ from triton_backend.memory import Grouped
 from triton_backend.sampling import Draws
 from triton_backend.sequence import Sequence as Row
 from triton_backend.session import SinkClosed
+from triton_backend.shortage import OutOfMemory
 
 STEP_S = 0.01
 BYTES_PER_TOKEN = 10
@@ -53,14 +54,23 @@ class _Executor:
         self.device = "none"
         self.out_of_memory_total = 0
         self.allocated_bytes = 0
+        self.short_steps = 0
+        """So many decode steps will be out of memory."""
 
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
         self._arranged_bytes.append(sum(rooms.values()) * BYTES_PER_TOKEN)
 
     def prefill(self, rows: list[Row], start: int, length: int) -> tuple[list[Row], Draws]:
-        return self.decode([row for row in rows if start < row.prompt_tokens <= start + length])
+        return self._draw([row for row in rows if start < row.prompt_tokens <= start + length])
 
     def decode(self, rows: list[Row]) -> tuple[list[Row], Draws]:
+        if self.short_steps:
+            self.short_steps -= 1
+            self.out_of_memory_total += 1
+            raise OutOfMemory("short")
+        return self._draw(rows)
+
+    def _draw(self, rows: list[Row]) -> tuple[list[Row], Draws]:
         self._clock.ahead_s = STEP_S
         tokens = [token_at(row.new.prompt[: -row.new.index or None], row.index) for row in rows]
         scores = [score_at(row.index) if row.new.sampling.logprobs is not None else 0.0 for row in rows]
@@ -134,7 +144,8 @@ class FakeBackend:
         self._crank.add_done_callback(lambda crank: crank.cancelled() or crank.result())
 
     def _load(self, config: EngineConfig) -> _Executor:
-        return _Executor(config, self._clock, self.arranged_bytes)
+        self.executor = _Executor(config, self._clock, self.arranged_bytes)
+        return self.executor
 
     async def _run(self) -> None:
         while True:
