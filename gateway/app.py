@@ -75,7 +75,7 @@ class Gateway:
             profiler=self._profiler,
             reservations=Reservations(tenants),
             config=origins.Config(
-                limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
+                limits=Limits(queue.max_tickets, queue.max_tokens, int(queue.max_bytes)),
                 policy=self._policy,
                 aims={name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in classes.items()},
                 shares=self._shares,
