@@ -25,7 +25,7 @@ class Pipe:
         self._opening = asyncio.Lock()
 
     async def ask(self, *command: Word) -> Any:
-        """The answer.  Of `Word`s, and no subclasses of them.  Raises RedisError, OSError, and TypeError for others."""
+        """The answer.  Raises RedisError and OSError, and TypeError for words of a subclass."""
         line = self._line or await self._open()
         try:
             return await line.ask(command)
