@@ -37,7 +37,7 @@ from gateway.tokenizer import HFTokenizer
 log = structlog.get_logger()
 
 _DISCOVERY_S = 1.0
-_LAG_S = 0.5
+_LAG_S = 0.1
 _CUT_S = 2.0
 """For the store to hear of streams that were cut."""
 

@@ -23,6 +23,8 @@ from gateway.openai.position import LAST_EVENT_ID, Position
 from gateway.ports import Call, Calls, Tokenizer
 from gateway.request import Request, Tenant
 
+_LARGE_BYTES = 2**16
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -146,7 +148,7 @@ class Front:
         if LAST_EVENT_ID in request.headers:
             # A client that sends its request again means the same one: the body is not looked at.
             return await self._resume(request, *position.of_event(request.headers[LAST_EVENT_ID]))
-        asked = parse_body(body, self._tokenizer.vocabulary)
+        asked = await _parsed(parse_body, body, self._tokenizer.vocabulary)
         asked = _allowed(headers.applied(asked, request.headers), exchange.tenant)
         self._check_model(asked.model, exchange.tenant)
         async with self._calls.open(asked, exchange.call_id, exchange.arrival_s) as call:
@@ -212,6 +214,13 @@ class Front:
             silence.end()
             self._metrics.stream_closed()
         return stream.response
+
+
+async def _parsed(parse_body: Callable[[bytes, int], Request], body: bytes, vocabulary: int) -> Request:
+    """Large bodies take tens of milliseconds, for which nobody else should wait.  Raises BadRequest."""
+    if len(body) < _LARGE_BYTES:
+        return parse_body(body, vocabulary)
+    return await asyncio.to_thread(parse_body, body, vocabulary)
 
 
 def _allowed(asked: Request, tenant: Tenant) -> Request:
