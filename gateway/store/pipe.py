@@ -32,15 +32,12 @@ class Pipe:
         except ResponseError:
             raise
         except BaseException:
-            if self._line is line:
-                self._line = None
-            line.close()
+            await line.close()
             raise
 
     async def aclose(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+        if (line := self._line) is not None:
+            await line.close()
             await asyncio.wait({line.reading})
 
     async def _open(self) -> "_Line":
@@ -76,22 +73,24 @@ class _Line:
             raise
         return await answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        # The task may not have begun to run: it cannot be left to it to end all this.
         self.reading.cancel()
+        await self._end(ConnectionError("the connection was given up"))
+
+    async def _end(self, failure: Exception) -> None:
+        self._on_end(self)
+        for answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(failure)
+        await self._connection.disconnect(nowait=True)
 
     async def _read(self) -> None:
-        failure: Exception = ConnectionError("the connection was given up")
         try:
             while True:
                 await self._read_one()
         except (RedisError, OSError, IndexError) as error:
-            failure = error
-        finally:
-            self._on_end(self)
-            for answer in self._waiting:
-                if not answer.done():
-                    answer.set_exception(failure)
-            await self._connection.disconnect(nowait=True)
+            await self._end(error)
 
     async def _read_one(self) -> None:
         """Raises RedisError and OSError if the connection is lost, IndexError for what nobody asked."""
