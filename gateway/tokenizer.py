@@ -1,7 +1,8 @@
 """The model's own tokenizer (Hugging Face), off the event loop.
 
 Encoding and templates run in a few threads: the tokenizers library frees the interpreter while it encodes a batch
-(not a single text), so a long prompt delays no one's tokens.  Decoding one token takes microseconds and happens in place.
+(not a single text), so a long prompt delays no one's tokens.  Decoding one token takes microseconds and happens
+in place.
 """
 
 import asyncio
