@@ -9,6 +9,7 @@ OpenAI server without a model (benchmarks/upstream.py), at a load that it can ca
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import re
@@ -130,7 +131,9 @@ async def neighbours(server: Server, count: int, tokens: int) -> str:
     big = json.dumps(body_of(1) | {"prompt": "é" * (BIG_BYTES // 6)}).encode()
     statuses = []
     while not watched.done():
-        async with server.session.post(f"{server.url}/v1/completions", data=big, headers=_JSON) as response:
+        async with server.session.post(
+            f"{server.url}/v1/completions", data=io.BytesIO(big), headers=_JSON
+        ) as response:
             statuses.append(response.status)
         await asyncio.sleep(0.2)
     deaf.cancel()

@@ -1,6 +1,7 @@
 """Nobody waits for somebody else's large body, or for a client that does not read."""
 
 import asyncio
+import io
 import json
 
 import pytest
@@ -45,6 +46,8 @@ async def _large(up: Serving, unit: str) -> tuple[int, str]:
     body = json.dumps({"model": up.model, "prompt": unit * (BIG_BYTES // 6)}).encode()
     async with (
         client.session(up.url) as session,
-        session.post("/v1/completions", data=body, headers={"Content-Type": "application/json"}) as response,
+        session.post(
+            "/v1/completions", data=io.BytesIO(body), headers={"Content-Type": "application/json"}
+        ) as response,
     ):
         return response.status, (await response.json())["error"]["code"]
