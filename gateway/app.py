@@ -37,7 +37,7 @@ from gateway.tokenizer import HFTokenizer
 log = structlog.get_logger()
 
 _DISCOVERY_S = 1.0
-_LAG_S = 0.5
+_LAG_S = 0.1
 _CUT_S = 2.0
 """For the store to hear of streams that were cut."""
 
@@ -75,7 +75,7 @@ class Gateway:
             profiler=self._profiler,
             reservations=Reservations(tenants),
             config=origins.Config(
-                limits=Limits(queue.max_tickets, queue.max_tokens, queue.max_bytes),
+                limits=Limits(queue.max_tickets, queue.max_tokens, int(queue.max_bytes)),
                 policy=self._policy,
                 aims={name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in classes.items()},
                 shares=self._shares,

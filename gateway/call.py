@@ -127,21 +127,29 @@ class OpenCall:
         """What the log has to tell first, up to the given size."""
         self._deltas: list[Delta] = []
         self._news = asyncio.Event()
+        self._is_nudged = False
 
     @property
     def tickets(self) -> list[Ticket]:
         """Of what has not ended."""
         return [live.ticket for live in self.live.values()]
 
-    async def next(self) -> list[Delta]:
-        """All that is new, at least one; [] when every choice has finished.  Raises ApiError."""
+    async def next(self) -> list[Delta] | None:
         while (self.live or self._held) and not self._deltas and self.error is None:
+            if self._is_nudged:
+                self._is_nudged = False
+                return None
             self._news.clear()
             await self._news.wait()
         deltas, self._deltas = self._deltas, []
+        self._is_nudged = False
         if not deltas and self.error is not None:
             raise self.error
         return deltas
+
+    def nudge(self) -> None:
+        self._is_nudged = True
+        self._news.set()
 
     def succeed(self, before: "OpenCall") -> None:
         """Take over the call from another connection, which is interrupted."""

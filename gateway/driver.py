@@ -319,7 +319,7 @@ class Driver:
             await asyncio.sleep(self._config.poll_s)
 
     async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
-        """Send one batch, if something waits that fits."""
+        """Send one batch, if something waits that fits; whether to look again."""
         self._is_short = True
         if not self._leased or not self._chooser.has_room(replica) or self._is_refused(replica):
             return False
@@ -330,7 +330,8 @@ class Driver:
             replica.drain.note([], False, queue.now_s)
             return False
         chosen, victims = await self._chooser.choose(queue, replica)
-        replica.drain.note(chosen, queue.tickets > len(chosen), queue.now_s)
+        more_waits = queue.tickets > len(chosen)
+        replica.drain.note(chosen, more_waits, queue.now_s)
         if not chosen:
             await self._evict(session, epoch, victims)
             return False
@@ -338,7 +339,9 @@ class Driver:
             entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
             await self._send(session, replica, epoch, entries)
         await self._chooser.rebucket(queue, replica)
-        return bool(entries)
+        # What came in the meantime has woken somebody.
+        self._is_short = more_waits
+        return bool(entries) and more_waits
 
     async def _evict(self, session: Session, epoch: int, rows: Sequence[int]) -> None:
         """Have rows make room, unless some are just about to."""

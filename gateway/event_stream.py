@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -65,3 +66,31 @@ class EventStream:
         with contextlib.suppress(ClientGone):
             await self.write(event)
         return self.response
+
+
+class Silence:
+    """Calls `tell` whenever nothing has been heard for so long.  Its timer is moved when it is due and not with
+    each token, of which there are many more."""
+
+    def __init__(self, after_s: float, tell: Callable[[], None]) -> None:
+        self._after_s = after_s
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self.broken()
+        self._wait()
+
+    def broken(self) -> None:
+        """Something was heard."""
+        self._since_s = self._loop.time()
+
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._timer = self._loop.call_at(self._since_s + self._after_s, self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() - self._since_s >= self._after_s:
+            self._tell()
+            self.broken()
+        self._wait()

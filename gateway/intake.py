@@ -38,6 +38,7 @@ class Intake:
         if not limit_tokens:
             raise Unavailable("No model replica is ready.", retry_after_s=2.0)
         answers = [_answer_tokens(request, len(prompt), limit_tokens) for prompt in prompts]
+        self._check(prompts)
         lengths = [len(prompt) for prompt in prompts]
         call = OpenCall(call_id, request, arrival_s, lengths, self._texts(request, prompts))
         seed = request.sampling.seed if request.has_seed else random.getrandbits(62)
@@ -55,13 +56,16 @@ class Intake:
             texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
             encoded = iter(await self._tokenizer.encode(texts) if texts else [])
             prompts = [next(encoded) if isinstance(p, str) else p for p in request.prompts]
+        if not all(prompts):
+            raise BadRequest("The prompt is empty.", param="messages" if request.is_chat else "prompt")
+        return prompts
+
+    def _check(self, prompts: list[list[int]]) -> None:
+        """Of prompts that are not too long to look at each token.  Raises BadRequest."""
         vocabulary = self._tokenizer.vocabulary
         for prompt in prompts:
-            if not prompt:
-                raise BadRequest("The prompt is empty.", param="messages" if request.is_chat else "prompt")
             if min(prompt) < 0 or max(prompt) >= vocabulary:
                 raise BadRequest(f"Token ids must lie between 0 and {vocabulary - 1}.", param="prompt")
-        return prompts
 
     def _texts(self, request: Request, prompts: list[list[int]]) -> list[str]:
         """The prompts as text, for `echo`."""

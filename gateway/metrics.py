@@ -6,9 +6,16 @@ figures are this gateway's own, and a sum over gateways is the fleet's; the exce
 same figures under vLLM's names.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from math import inf
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from gateway.policy import batch
 from gateway.policy.length import Mode
@@ -35,6 +42,26 @@ _REPLICA_GAUGES = {
 
 
 _MET = {(True, True): "both", (True, False): "ttft", (False, True): "tpot", (False, False): "none"}
+
+
+class StepHistogram(Collector):
+    """A histogram that takes all equal values of a step at once: prometheus_client's own takes one, under a lock.
+    For one thread."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = (*bounds, inf)
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def collect(self) -> Iterator[Metric]:
+        buckets = zip(map(floatToGoString, self._bounds), map(float, accumulate(self._counts)), strict=True)
+        yield HistogramMetricFamily(self._name, self._text, list(buckets), self._sum)
 
 
 class Metrics:
@@ -96,12 +123,11 @@ class Metrics:
         """The call's first, since its arrival."""
         self._ttft[service_class].observe(ttft_s)
 
-    def tokens(self, count: int, interval_s: float | None) -> None:
-        """A choice got `count` more tokens, `interval_s` after the ones before (None: its first)."""
+    def tokens(self, count: int, intervals_s: Mapping[float, int]) -> None:
+        """So many came in one step; how many of them how long after the one before (a choice's first: none)."""
         self._generated_tokens.inc(count)
-        if interval_s is not None:
-            for _ in range(count):
-                self._interval.observe(interval_s / count)
+        for interval_s, times in intervals_s.items():
+            self._interval.observe(interval_s, times)
 
     def length_seen(self, is_covered: bool, mode: Mode) -> None:
         """An answer stayed within its predicted upper length, or not; `mode` predicts the next."""
@@ -240,7 +266,9 @@ class Metrics:
         self._put_backs = self._counter("put_backs", "Tickets queued again.", "reason")
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls.")
         self._generated_tokens = self._counter("generated_tokens", "Tokens generated for clients.")
-        self._interval = self._histogram("token_interval_seconds", "Time between tokens.", _INTERVALS)
+        self._interval = StepHistogram("bucketserve_token_interval_seconds", "Time between tokens.", _INTERVALS)
+        self._ours["token_interval_seconds"] = self._interval
+        self._registry.register(self._interval)
         self._queue_time = self._histogram("queue_seconds", "Time in the queue.", _WAITS)
         self._prefill_time = self._histogram("prefill_seconds", "Leaving the queue to first token.", _WAITS)
         self._decode_time = self._histogram("decode_seconds", "First token to last.", _WAITS)

@@ -309,6 +309,7 @@ class Origin:
         """Take one engine step's events; those (ticket, attempt) that nobody waits for any more."""
         now_s = _now_s()
         unwanted = [(event.ticket, event.attempt) for event in drawn if not self._on_drawn(event, now_s)]
+        self._tally.step_ended()
         for event in departed:
             live = self._live.get(event.ticket)
             if live is not None and live.ticket.attempt == event.attempt:

@@ -361,9 +361,12 @@ class Call(Protocol):
     def allowance(self) -> Allowance:
         """What its tenant had left when it came in."""
 
-    async def next(self) -> list[Delta]:
-        """All that is new, at least one delta; [] when every choice has finished.  If it is cancelled
-        nothing is lost.  Raises ApiError."""
+    async def next(self) -> list[Delta] | None:
+        """All that is new, at least one delta; [] when every choice has finished; None after a `nudge`.  If it is
+        cancelled nothing is lost.  Raises ApiError."""
+
+    def nudge(self) -> None:
+        """Have `next` return, even if nothing is new."""
 
 
 class Calls(Protocol):

@@ -179,13 +179,14 @@ class Recorder:
 
     async def _write(self, batch: Sequence[Recording]) -> None:
         """Raises StoreLost."""
-        await self._keep([recording for recording in batch if not recording.is_kept])
-        writes = [
-            LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :]))
-            for one in batch
-            if one.is_kept
-        ]
-        kept = [one for one in batch if one.is_kept]
+        new = [recording for recording in batch if not recording.is_kept]
+        await self._keep(new)
+        # Keeping has prolonged it too.
+        idle = {one for one in new if len(one.log) == one.written}
+        kept = [one for one in batch if one.is_kept and one not in idle]
+        if not kept:
+            return
+        writes = [LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :])) for one in kept]
         for one, write, written in zip(kept, writes, await self._store.log(writes, self._ttl_s), strict=True):
             match written:
                 case Written.DONE:

@@ -15,13 +15,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import metrics
 from gateway.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
-from gateway.event_stream import EventStream
+from gateway.event_stream import EventStream, Silence
 from gateway.keyring import Keyring
 from gateway.middleware import EXCHANGE, Exchange, Middleware
 from gateway.openai import answer, headers, parse, position
 from gateway.openai.position import LAST_EVENT_ID, Position
 from gateway.ports import Call, Calls, Tokenizer
-from gateway.request import Delta, Request, Tenant
+from gateway.request import Request, Tenant
+
+_LARGE_BYTES = 2**16
 
 _encode = msgspec.json.Encoder().encode
 
@@ -146,7 +148,7 @@ class Front:
         if LAST_EVENT_ID in request.headers:
             # A client that sends its request again means the same one: the body is not looked at.
             return await self._resume(request, *position.of_event(request.headers[LAST_EVENT_ID]))
-        asked = parse_body(body, self._tokenizer.vocabulary)
+        asked = await _parsed(parse_body, body, self._tokenizer.vocabulary)
         asked = _allowed(headers.applied(asked, request.headers), exchange.tenant)
         self._check_model(asked.model, exchange.tenant)
         async with self._calls.open(asked, exchange.call_id, exchange.arrival_s) as call:
@@ -197,24 +199,29 @@ class Front:
         events = answer.Stream(call, self._tokenizer.token_text, sent, has_ids)
         stream = EventStream(request, self._slow_client_s)
         exchange.answer, exchange.stream = events, stream
+        # Proxies cut silent streams.
+        silence = Silence(self._keepalive_s, call.nudge)
         self._metrics.stream_opened()
         try:
-            while not events.finished and (deltas := await self._next(call, events, stream)):
+            while not events.finished and (deltas := await call.next()) != []:
+                silence.broken()
+                if deltas is None:
+                    await stream.write(events.keep_alive)
+                    continue
                 exchange.saw_tokens()
                 if data := events.take(deltas):
                     await stream.write(data)
         finally:
+            silence.end()
             self._metrics.stream_closed()
         return stream.response
 
-    async def _next(self, call: Call, events: answer.Stream, stream: EventStream) -> list[Delta]:
-        """The call's next deltas; until they come, a comment now and then: proxies cut silent streams."""
-        while True:
-            try:
-                async with asyncio.timeout(self._keepalive_s):
-                    return await call.next()
-            except TimeoutError:
-                await stream.write(events.keep_alive)
+
+async def _parsed(parse_body: Callable[[bytes, int], Request], body: bytes, vocabulary: int) -> Request:
+    """Large bodies take tens of milliseconds, for which nobody else should wait.  Raises BadRequest."""
+    if len(body) < _LARGE_BYTES:
+        return parse_body(body, vocabulary)
+    return await asyncio.to_thread(parse_body, body, vocabulary)
 
 
 def _allowed(asked: Request, tenant: Tenant) -> Request:

@@ -14,6 +14,8 @@ class Tally:
         self._metrics = metrics
         self._gatekeeper = gatekeeper
         self._profiler = profiler
+        self._intervals_s: dict[float | None, int] = {}
+        """Between a step's tokens and the ones before, and how many; None: a choice's first."""
 
     def heard(self, live: Live, now_s: float) -> None:
         """A driver has its attempt."""
@@ -23,9 +25,9 @@ class Tally:
         live.heard_s = now_s
 
     def token(self, live: Live, now_s: float) -> None:
-        """A token came."""
+        """A token came; `step_ended` follows."""
         since_s = None if live.first_s is None or live.heard_s is None else now_s - live.heard_s
-        self._metrics.tokens(1, since_s)
+        self._intervals_s[since_s] = self._intervals_s.get(since_s, 0) + 1
         self.heard(live, now_s)
         if live.first_s is None:
             live.first_s = now_s
@@ -33,6 +35,13 @@ class Tally:
             live.call.has_tokens = True
             self._metrics.first_token(live.ticket.service_class, now_s - live.call.arrival_s)
             self._gatekeeper.first_token(live.call, now_s - live.call.arrival_s)
+
+    def step_ended(self) -> None:
+        """Count its tokens: rows that went along in the step before all have the same interval."""
+        if self._intervals_s:
+            intervals_s, self._intervals_s = self._intervals_s, {}
+            count = sum(intervals_s.values())
+            self._metrics.tokens(count, {since_s: n for since_s, n in intervals_s.items() if since_s is not None})
 
     def finished(self, live: Live, reason: FinishReason) -> None:
         """The choice is complete."""

@@ -1,7 +1,8 @@
 """The model's own tokenizer (Hugging Face), off the event loop.
 
-Encoding and templates run in a few threads: the tokenizers library frees the interpreter while it encodes, so
-a long prompt delays no one's tokens.  Decoding one token takes microseconds and happens in place.
+Encoding and templates run in a few threads: the tokenizers library frees the interpreter while it encodes a batch
+(not a single text), so a long prompt delays no one's tokens.  Decoding one token takes microseconds and happens
+in place.
 """
 
 import asyncio
@@ -65,7 +66,7 @@ class HFTokenizer:
     async def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Raises BadRequest if the texts are too long to be worth encoding."""
         self._check_length(texts, "prompt")
-        return await self._off_loop(lambda: [self._rust.encode(text).ids for text in texts])
+        return await self._off_loop(lambda: self._ids(texts, add_special_tokens=True))
 
     async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Raises BadRequest if the model has no chat template, or the template refuses the turns."""
@@ -106,7 +107,11 @@ class HFTokenizer:
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from error
         # The template writes the special tokens itself: a second beginning-of-text would change the answer.
-        return self._rust.encode(text, add_special_tokens=False).ids
+        return self._ids([text], add_special_tokens=False)[0]
+
+    def _ids(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def _turns(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         """`developer` is OpenAI's newer word for `system`; only some templates know it."""

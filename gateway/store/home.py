@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     ClusterDownError,
@@ -26,16 +26,32 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from gateway.store.pipe import Pipe
 from gateway.store.urls import Address, Cluster, Form, OneServer, Sentinels, parse
 
 T = TypeVar("T")
-Question = Callable[[Redis], Awaitable[T]]
-Open = Callable[[str], Redis]
 
 MAX_MOVES = 3
 
 
-def open_client(url: str, *, max_connections: int = 16, connect_timeout_s: float = 0.5) -> Redis:
+class Client(Redis):
+    """redis-py's, with a pipe for what the server answers at once."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True
+        self.pipe = Pipe(pool.make_connection)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await self.pipe.aclose()
+        await super().aclose(close_connection_pool)
+
+
+Question = Callable[[Client], Awaitable[T]]
+Open = Callable[[str], Client]
+
+
+def open_client(url: str, *, max_connections: int = 16, connect_timeout_s: float = 0.5) -> Client:
     """A client of one server, fit for a Link.  Sockets have no timeout of their own: the Link's deadline covers
     them, and redis-py closes a connection that is cancelled between a command and its reply.
 
@@ -49,13 +65,13 @@ def open_client(url: str, *, max_connections: int = 16, connect_timeout_s: float
         socket_timeout=None,
         socket_connect_timeout=connect_timeout_s,
     )
-    return Redis.from_pool(pool)
+    return Client(pool)
 
 
 def connect(url: str, *, max_connections: int = 16, connect_timeout_s: float = 0.5) -> "Home":
     """By any URL that urls.py describes; raises ValueError for others."""
 
-    def open(url: str) -> Redis:
+    def open(url: str) -> Client:
         return open_client(url, max_connections=max_connections, connect_timeout_s=connect_timeout_s)
 
     match parse(url):
@@ -121,7 +137,7 @@ class Home:
 class _Visit:
     """The client of one server, closed once it has been left and nothing waits for an answer there."""
 
-    def __init__(self, url: str, client: Redis) -> None:
+    def __init__(self, url: str, client: Client) -> None:
         self.url = url
         self._client = client
         self._num_asked = 0

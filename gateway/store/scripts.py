@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from gateway.store import wire
-from gateway.store.home import Home
+from gateway.store.home import Client, Home
 from gateway.store.link import Link
 
 T = TypeVar("T")
@@ -53,7 +52,7 @@ class Scripts:
         return wire.parsed(parse, reply)
 
     async def wait(
-        self, command: Callable[[Redis], Awaitable[Any]], wait_s: float, parse: Callable[[Any], T]
+        self, command: Callable[[Client], Awaitable[Any]], wait_s: float, parse: Callable[[Any], T]
     ) -> T:
         """No script: a command for which the store may rightly take `wait_s`.  Raises StoreLost."""
         return wire.parsed(parse, await self._link.ask(command, wait_s))
@@ -69,8 +68,8 @@ class _Script:
         self._source = source
         self._hash = hashlib.sha1(source.encode()).hexdigest()
 
-    async def __call__(self, client: Redis, keys: Sequence[str], args: Sequence[wire.Arg]) -> Any:
+    async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[wire.Arg]) -> Any:
         try:
-            return await client.evalsha(self._hash, len(keys), *keys, *args)
+            return await client.pipe.ask("EVALSHA", self._hash, len(keys), *keys, *args)
         except NoScriptError:
-            return await client.eval(self._source, len(keys), *keys, *args)
+            return await client.pipe.ask("EVAL", self._source, len(keys), *keys, *args)

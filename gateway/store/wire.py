@@ -19,6 +19,8 @@ Arg = str | bytes | int | float
 MAX_TIME_S = 1e11
 """Some thousand years."""
 
+_WRITTEN = {written.value.encode(): written for written in Written}
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Ticket)
 
@@ -169,7 +171,7 @@ def written(count: int) -> Callable[[Sequence[bytes]], list[Written]]:
     def parse(reply: Sequence[bytes]) -> list[Written]:
         if len(reply) != count:
             raise ValueError(f"{len(reply)} answers to {count} writes")
-        return [Written(text(value)) for value in reply]
+        return [_WRITTEN[value] for value in reply]
 
     return parse
 

@@ -21,7 +21,7 @@ from gateway.errors import BackendLost, Outranked
 from gateway.process import marked
 from gateway.session import TritonSession
 from gateway.triton import TritonBackend
-from tests.stack import standin
+from tests.stack import standin, storm
 from tests.unit import tiny_models
 from triton_backend.contract import (
     CONTRACT_VERSION,
@@ -43,7 +43,7 @@ NUMBERS = count(1)
 FOREVER = 10**6
 ABORT_S = 1.0
 """Triton's way from the error to its end: it writes a stack trace."""
-HANG, DIE = 666, 667  # standin/1/standin_engine.py
+HANG, DIE, FIRST = 666, 667, 500  # standin/1/standin_engine.py
 
 
 def new_row(max_tokens: int, first: int = 1) -> NewRow:
@@ -111,7 +111,7 @@ async def test_a_row_runs_and_ends(backend: TritonBackend) -> None:
     session = await backend.attach(Attach(epoch, "driver"))
     assert session.attached.version in (CONTRACT_VERSION - 1, CONTRACT_VERSION)
     await session.send(Batch(epoch, 1, [row]))
-    assert await until_end(session, row.row) == ([0, 1, 2, 3, 4], Ended(row.row, End.LENGTH))
+    assert await until_end(session, row.row) == (list(range(FIRST, FIRST + 5)), Ended(row.row, End.LENGTH))
     await session.aclose()
     await session.aclose()
 
@@ -121,6 +121,22 @@ async def test_controls_arrive_in_the_order_of_sending(backend: TritonBackend) -
     epoch = next(EPOCHS)
     session = await backend.attach(Attach(epoch, "driver"))
     await asyncio.gather(*(session.send(Cancel(epoch, seq, [])) for seq in range(1, 300)))
+    await session.aclose()
+
+
+async def test_storms_of_cancels_and_of_broken_sessions_leave_triton_alive(
+    stack: local.Stack, backend: TritonBackend
+) -> None:
+    server, stub = stack.pid("triton"), stack.stub_pid("llm")
+    await storm.cancels(backend, next(EPOCHS), 100)
+    for _ in range(5):
+        await storm.kills(stack.triton_address, "llm", next(EPOCHS), 1)
+    epoch, row = next(EPOCHS), new_row(5)
+    session = await backend.attach(Attach(epoch, "driver"))
+    await session.send(Batch(epoch, 1, [row]))
+    assert (await until_end(session, row.row))[1].reason == End.LENGTH
+    assert (stack.pid("triton"), stack.stub_pid("llm")) == (server, stub)
+    await session.send(Cancel(epoch, 2, [live.row for live in session.attached.rows]))
     await session.aclose()
 
 

@@ -58,8 +58,8 @@ def serve_one_call(metrics: Metrics) -> None:
     metrics.ticket_queued(DEFAULT)
     metrics.ticket_dequeued(DEFAULT)
     metrics.first_token(DEFAULT, 0.03)
-    metrics.tokens(1, None)
-    metrics.tokens(2, 0.04)
+    metrics.tokens(1, {})
+    metrics.tokens(2, {0.02: 2})
     metrics.choice_finished(
         FinishReason.LENGTH, prompt_tokens=7, tokens=3, queue_s=0.01, prefill_s=0.02, decode_s=0.04
     )

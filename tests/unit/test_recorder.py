@@ -86,6 +86,8 @@ def test_while_a_write_is_under_way_the_next_one_grows() -> None:
         made = recorder(store)
         running = asyncio.create_task(made.run())
         recordings = [recording(made, str(number)) for number in range(50)]
+        for one in recordings:
+            one.append(token_log.drawn(0, 0, None))
         await asyncio.sleep(0.001)
         for one in recordings:
             for token in range(9):

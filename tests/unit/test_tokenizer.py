@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gateway.errors import BadRequest
+from gateway.settings import DEMO_MODEL
 from gateway.tokenizer import HFDetokenizer, HFTokenizer
 from tests.unit import tokenizers_made as made
 
@@ -207,3 +208,16 @@ def test_special_tokens_keep_the_space_after_them() -> None:
     hello = kind.encode("hello", add_special_tokens=False).ids
     pieces, rest = stepped(kind, [1, *hello, 2, 2, *hello])
     assert "".join(pieces) + rest == "hello hello"
+
+
+@pytest.mark.asyncio
+async def test_others_go_on_while_a_long_text_is_encoded() -> None:
+    tokenizer = HFTokenizer.load(DEMO_MODEL)
+    encoding = asyncio.create_task(tokenizer.encode(["a story of " * 20_000]))
+    turns = 0
+    while not encoding.done():
+        await asyncio.sleep(0)
+        turns += 1
+    tokenizer.close()
+    assert len((await encoding)[0]) > 20_000
+    assert turns > 100

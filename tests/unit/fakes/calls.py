@@ -46,12 +46,17 @@ class ScriptedCall:
         self.service_class = request.service_class
         self.allowance = Allowance()
         self._steps = list(steps)
+        self._nudge = asyncio.Event()
 
-    async def next(self) -> list[Delta]:
+    def nudge(self) -> None:
+        self._nudge.set()
+
+    async def next(self) -> list[Delta] | None:
         while self._steps:
             match self._steps[0]:
                 case asyncio.Event() as event:
-                    await event.wait()
+                    if not await self._happens(event):
+                        return None
                     self._steps.pop(0)
                 case Exception() as error:
                     raise error
@@ -59,6 +64,17 @@ class ScriptedCall:
                     self._steps.pop(0)
                     return list(deltas)
         return []
+
+    async def _happens(self, event: asyncio.Event) -> bool:
+        """Unless it is nudged before."""
+        waits = [asyncio.create_task(one.wait()) for one in (event, self._nudge)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        self._nudge.clear()
+        return event.is_set()
 
 
 class ScriptedCalls:

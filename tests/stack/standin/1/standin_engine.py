@@ -1,4 +1,4 @@
-"""A tiny engine with the real one's surface: tokens count up, no torch.  For what is the transport's.
+"""A tiny engine with the real one's surface: tokens count up from FIRST, no torch.  For what is the transport's.
 
 `threads` is the pause between steps in microseconds.  A prompt that starts with HANG stops the engine's
 thread for good, with DIE ends it.
@@ -14,6 +14,8 @@ from triton_backend.session import Sink, SinkClosed
 
 IDLE_S = 0.1
 HANG, DIE = 666, 667
+FIRST, KINDS = 500, 500
+"""In the demo model's vocabulary these are words: each token is a piece of text."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Engine:
         for row, live in self._rows.items():
             rows.append(row)
             indexes.append(live.new.index + live.count)
-            tokens.append(live.count)
+            tokens.append(_token(live.count))
             live.count += 1
             if live.count == live.new.max_tokens:
                 ended.append(contract.Ended(row, contract.End.LENGTH))
@@ -139,7 +141,7 @@ class Engine:
         return contract.Attached(self._epoch, 1, info, Paged(16, 1024), rows, self._telemetry())
 
     def _live_row(self, live: _Live) -> contract.LiveRow:
-        new, tokens = live.new, list(range(live.count))
+        new, tokens = live.new, list(map(_token, range(live.count)))
         return contract.LiveRow(
             row=new.row,
             ticket=new.ticket,
@@ -156,3 +158,7 @@ class Engine:
 
     def _telemetry(self) -> contract.Telemetry:
         return contract.Telemetry(0, 0, 1 << 30, 0, 0, 0, len(self._rows), 0, 0.0, 0.0, 0.0, 0)
+
+
+def _token(count: int) -> int:
+    return FIRST + count % KINDS
