@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from triton_backend.contract import (
-    CONTRACT_VERSION,
     Attach,
     Attached,
     Batch,
@@ -125,9 +124,7 @@ class Core:
         snapshot = [row.live_row() for row in (*self._unclaimed, *self._rows.live)]
         telemetry = self._telemetry()
         layout = self._runner.layout
-        if self._reception.send(
-            Attached(attach.epoch, CONTRACT_VERSION, self._model, layout, snapshot, telemetry)
-        ):
+        if self._reception.send(Attached(attach.epoch, attach.version, self._model, layout, snapshot, telemetry)):
             self._unclaimed = []
 
     def obey(self, control: Batch | Cancel | Evict | Detach) -> None:
