@@ -142,6 +142,7 @@ class Driver:
         """Compete for the replica for ever."""
         said = ""
         while True:
+            pause_s = self._config.poll_s
             try:
                 if self._may_drive(self.replica):
                     epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
@@ -150,7 +151,11 @@ class Driver:
             except (StoreLost, BackendLost, LeaseLost, Outranked) as error:
                 if said != (said := str(error) or repr(error)):
                     log.warning("driver.interrupted", replica=self.replica, error=said)
-            await asyncio.sleep(self._config.poll_s)
+                if isinstance(error, Outranked):
+                    # By whom this store may know nothing: gateways of another schema have another queue, and as
+                    # long a turn.
+                    pause_s = self._config.lease_s
+            await asyncio.sleep(pause_s)
 
     async def _drive(self, epoch: int) -> None:
         """One session, from attach to its end."""

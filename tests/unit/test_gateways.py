@@ -226,6 +226,22 @@ def test_a_driver_that_died_while_the_store_stood_still_is_replaced() -> None:
     play(scenario)
 
 
+def test_gateways_of_two_schemas_over_the_same_engines_lose_nothing() -> None:
+    """Keys begin with the schema's version, so each knows nothing of the other's queue: only the engine is shared."""
+
+    async def scenario() -> None:
+        async with site(2, "old") as made:
+            old = asyncio.create_task(all_exact(made.gateways["old"], prompts(40)))
+            await asyncio.sleep(0.2)
+            made.store = MemoryStore(clock=asyncio.get_running_loop().time)
+            new = await made.join("new")
+            await asyncio.gather(old, all_exact(new, prompts(40, 1)))
+            await made.die("old")
+            await all_exact(new, prompts(10, 2))
+
+    play(scenario)
+
+
 COUNTS = st.dictionaries(st.text(max_size=2), st.integers(0, 9), max_size=5)
 
 
