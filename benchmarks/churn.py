@@ -107,7 +107,9 @@ async def row(
     s: float,
 ) -> str:
     async with open_client(stack.redis_url) as redis:
-        keys = Counter(str(key, "utf-8").split(":")[2] for key in await redis.keys("bs1:*"))
+        keys = Counter(
+            (key if isinstance(key, str) else key.decode()).split(":")[2] for key in await redis.keys("bs1:*")
+        )
         memory = (await redis.info("memory"))["used_memory"]
     assert not await metric(session, urls, "live_calls") + keys["ticket"] + keys["leased"], "it is not idle"
     shared = sum(region.stat().st_size for region in SHARED_MEMORY.glob(f"{shm_prefix(stack.run_dir)}*"))

@@ -227,7 +227,7 @@ def test_a_driver_that_died_while_the_store_stood_still_is_replaced() -> None:
 
 
 def test_gateways_of_two_schemas_over_the_same_engines_lose_nothing() -> None:
-    """Keys begin with the schema's version, so each knows nothing of the other's queue: only the engine is shared."""
+    """Keys begin with the schema's version: each knows nothing of the other's queue; the engines are shared."""
 
     async def scenario() -> None:
         async with site(2, "old") as made:
