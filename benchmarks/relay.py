@@ -67,7 +67,7 @@ async def measure(count: int, load: Load) -> str:
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session:
             for url in urls:
-                await _until_ready(session, url)
+                await until_ready(session, url)
             # Seats are shared out, code is loaded, rates are measured.
             await _run(session, urls, Load(4 * load.clients, load.tokens, load.clients))
             await asyncio.sleep(2.0)
@@ -90,7 +90,7 @@ async def measure(count: int, load: Load) -> str:
     )
 
 
-async def _until_ready(session: aiohttp.ClientSession, url: str) -> None:
+async def until_ready(session: aiohttp.ClientSession, url: str) -> None:
     while True:
         try:
             async with session.get(f"{url}/ready") as response:

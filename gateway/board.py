@@ -1,13 +1,14 @@
 """Who is there, who drives what, and how the replicas stand that others drive: as of the last look.
 
 With nobody to ask, gateways balance themselves: each sees how many replicas every gateway drives, takes free ones
-while it has no more than any other, and hands one over when another has two fewer.
+while it has no more than any other, and hands one over when another has two fewer.  After a time in which the
+store answered nobody all leases have run out, and those who had them get the time to take them up again.
 """
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import NoReturn, Protocol
 
 from gateway import standing
@@ -66,6 +67,8 @@ class Board:
         self._heard = heard
         self._assembly = Assembly({}, {})
         self._free_since_s: dict[str, float] = {}
+        self._blind_s = -inf
+        """When it last could not look."""
         self.is_leaving = False
         """Set once at shutdown: every replica goes to another gateway, if there is one."""
 
@@ -85,14 +88,17 @@ class Board:
             return False
         if not self._is_willing:
             return not self.has_others
-        free_s = _now_s() - self._free_since_s.get(replica, _now_s())
-        return free_s > FREE_S or seats.takes(*self._counts())
+        now_s = _now_s()
+        free_s = now_s - self._free_since_s.get(replica, now_s)
+        return free_s > FREE_S or (now_s - self._blind_s > FREE_S and seats.takes(*self._counts()))
 
     async def run(self) -> NoReturn:
         """Look, again and again."""
         while True:
-            with contextlib.suppress(StoreLost):
+            try:
                 await self.look()
+            except StoreLost:
+                self._blind_s = _now_s()
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:

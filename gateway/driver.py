@@ -48,8 +48,18 @@ class Config(msgspec.Struct, frozen=True):
     choice: chooser.Config
     poll_s: float = 0.1
     """Wake-ups are hints: with room to spare a driver also looks this often."""
+    max_messages: int = 50_000
+    """Events and controls of one session.  Triton keeps 1 to 2 KB of each until the session ends."""
     idle_silence_s: float = 2.0
     busy_silence_s: float = 5.0
+
+
+class _WornOut(Exception):
+    """A session has had its messages; the next one's epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__("the session has had its messages")
+        self.epoch = epoch
 
 
 class Driver:
@@ -92,6 +102,8 @@ class Driver:
         self._leased = False
         self._giving = asyncio.Event()
         """Another gateway is to drive."""
+        self._worn = asyncio.Event()
+        """The session has had its messages."""
         self.failed_s = -inf
         """When it last could not attach, on the event loop's clock."""
         self._is_short = False
@@ -143,6 +155,7 @@ class Driver:
         """Compete for the replica for ever."""
         said = ""
         while True:
+            pause_s = self._config.poll_s
             try:
                 if self._may_drive(self.replica):
                     epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
@@ -151,28 +164,40 @@ class Driver:
             except (StoreLost, BackendLost, LeaseLost, Outranked) as error:
                 if said != (said := str(error) or repr(error)):
                     log.warning("driver.interrupted", replica=self.replica, error=said)
-            await asyncio.sleep(self._config.poll_s)
+                if isinstance(error, Outranked):
+                    # By whom this store may know nothing: gateways of another schema have another queue, and as
+                    # long a turn.
+                    pause_s = self._config.lease_s
+            await asyncio.sleep(pause_s)
 
     async def _drive(self, epoch: int) -> None:
-        """One session, from attach to its end."""
+        """One session after the other, until somebody else is to drive."""
         try:
-            session = await self._attach(epoch)
-            try:
-                replica = self._fleet.joined(self.replica, session.attached)
-                # A driver in between may have given these numbers to other rows.
-                self._cancelled.clear()
-                self._evicting.clear()
-                self._deliver(self._roster.adopt(session.attached.rows))
-                self._tell(replica)
-                await self._sweep(epoch)
-                log.info("driver.attached", replica=self.replica, epoch=epoch, rows=len(self._roster))
-                await self._serve(session, replica, epoch)
-            finally:
-                self._leased = False
-                await session.aclose()
+            while True:
+                try:
+                    await self._drive_once(epoch)
+                except _WornOut as worn:
+                    epoch = worn.epoch
         finally:
             with contextlib.suppress(StoreLost):
                 await self._store.resign(self.replica, epoch)
+
+    async def _drive_once(self, epoch: int) -> NoReturn:
+        """One session, from attach to its end."""
+        session = await self._attach(epoch)
+        try:
+            replica = self._fleet.joined(self.replica, session.attached)
+            # A driver in between may have given these numbers to other rows.
+            self._cancelled.clear()
+            self._evicting.clear()
+            self._deliver(self._roster.adopt(session.attached.rows))
+            self._tell(replica)
+            await self._sweep(epoch)
+            log.info("driver.attached", replica=self.replica, epoch=epoch, rows=len(self._roster))
+            await self._serve(session, replica, epoch)
+        finally:
+            self._leased = False
+            await session.aclose()
 
     async def _attach(self, epoch: int) -> Session:
         """Open a session.  If the engine is gone, so are the rows it had."""
@@ -206,12 +231,14 @@ class Driver:
                 await self._store.renew(self.replica, epoch, self._config.lease_s, b"")
             await asyncio.sleep(self._config.renew_s)
 
-    async def _serve(self, session: Session, replica: Replica, epoch: int) -> None:
+    async def _serve(self, session: Session, replica: Replica, epoch: int) -> NoReturn:
         self._leased = True
         self._giving.clear()
+        self._worn.clear()
         tasks = (
             self._renew(replica, epoch),
             self._give(),
+            self._replace(),
             self._listen(session, replica),
             self._watch(replica),
             self._dispatch(session, replica, epoch),
@@ -222,10 +249,8 @@ class Driver:
             async with asyncio.TaskGroup() as group:
                 for task in tasks:
                     group.create_task(task)
-        except* (BackendLost, LeaseLost, Outranked, StoreLost) as errors:
+        except* (BackendLost, LeaseLost, Outranked, StoreLost, _WornOut) as errors:
             error = errors.exceptions[0]
-        else:
-            return
         if isinstance(error, Outranked) or self._giving.is_set():
             self._roster.clear()
             self._metrics.replica_left(self.replica)
@@ -236,6 +261,16 @@ class Driver:
         # What was claimed and not sent would have to be found by the next sweep.
         async with self._dispatching:
             raise LeaseLost(f"handed {self.replica} over")
+
+    async def _replace(self) -> NoReturn:
+        """When the session has had its messages, have another, as soon as the store gives an epoch for it."""
+        await self._worn.wait()
+        while True:
+            with contextlib.suppress(StoreLost):
+                async with self._dispatching:
+                    epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
+                    raise LeaseLost(f"lost the lease of {self.replica}") if epoch is None else _WornOut(epoch)
+            await asyncio.sleep(self._config.poll_s)
 
     async def _renew(self, replica: Replica, epoch: int) -> NoReturn:
         """Keep the lease, and tell everybody how the replica stands.  Without the lease nothing is claimed any
@@ -272,8 +307,12 @@ class Driver:
 
     async def _listen(self, session: Session, replica: Replica) -> NoReturn:
         loop = asyncio.get_running_loop()
+        num_events, first_seq = 0, self._seq
         async for event in session.events():
             self._heard_s = loop.time()
+            num_events += 1
+            if num_events + self._seq - first_seq >= self._config.max_messages:
+                self._worn.set()
             if isinstance(event, contract.Step):
                 num_unstarted = len(replica.unstarted)
                 replica.heard(event.telemetry, self._heard_s)

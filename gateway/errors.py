@@ -138,6 +138,14 @@ class BackendLost(Exception):
     """The session broke, or the engine is gone."""
 
 
+class OtherVersion(BackendLost):
+    """The engine speaks another version of the contract."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"the engine speaks version {version} of the contract")
+        self.version = version
+
+
 class Outranked(Exception):
     """The engine serves a higher epoch."""
 

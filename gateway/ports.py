@@ -164,7 +164,8 @@ class Store(Protocol):
         another gateway holds the lease.  Not idempotent."""
 
     async def renew(self, replica: str, epoch: int, lease_s: float, standing: bytes) -> bool:
-        """Prolong the lease and tell everybody how the replica stands; False if it is lost."""
+        """Prolong the lease and tell everybody how the replica stands.  One that ran out is taken up again; False
+        if another gateway was elected since, or it was given up."""
 
     async def resign(self, replica: str, epoch: int) -> None:
         """Give the lease up, if it is still this epoch's."""

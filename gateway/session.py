@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BackendLost, Outranked
+from gateway.errors import BackendLost, OtherVersion, Outranked
 from triton_backend import contract
 from triton_backend.contract import (
     CONTRACT_VERSION,
@@ -36,7 +36,10 @@ from triton_backend.contract import (
 )
 
 ACK_TIMEOUT_S = 5.0
-"""The engine's message thread answers at once."""
+"""The engine's message thread answers at once, but behind the events that were said before: so this counts while
+nothing at all is heard."""
+MAX_ACK_S = 30.0
+"""And this in any case."""
 ATTACH_TIMEOUT_S = 15.0
 """The engine answers an attach between two steps."""
 SILENCE_S = 0.4
@@ -80,7 +83,7 @@ class TritonSession:
         if not isinstance(first, Attached):
             raise self._loss or BackendLost("the session began with something else than a snapshot")
         if not CONTRACT_VERSION - 1 <= first.version <= CONTRACT_VERSION:
-            raise BackendLost(f"the engine speaks version {first.version} of the contract, not {CONTRACT_VERSION}")
+            raise OtherVersion(first.version)
         self.attached = first
         self._watcher = asyncio.create_task(self._watch())
 
@@ -141,13 +144,19 @@ class TritonSession:
         answer: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         self._acks[control.seq] = answer
         try:
-            async with asyncio.timeout(ACK_TIMEOUT_S):
+            async with asyncio.timeout(MAX_ACK_S):
                 await self._outbox.put(_request(self._model, str(control.seq), control))
-                return await answer
+                heard = -1
+                while not answer.done() and heard != self._heard:
+                    heard = self._heard
+                    await asyncio.wait({answer}, timeout=ACK_TIMEOUT_S)
         except TimeoutError:
-            raise BackendLost(f"no acknowledgement in {ACK_TIMEOUT_S:g} s") from None
+            pass
         finally:
             del self._acks[control.seq]
+        if not answer.done():
+            raise BackendLost("no acknowledgement in time")
+        return answer.result()
 
     async def _requests(self) -> AsyncIterator[pb.ModelInferRequest]:
         while (request := await self._outbox.get()) is not None:
@@ -188,7 +197,7 @@ class TritonSession:
             case Superseded():
                 self._end(Outranked(event.epoch))
             case AttachRefused():
-                self._end(BackendLost(event.error))
+                self._end(OtherVersion(event.version))
             case _ if not self._is_over:
                 self._heard += 1
                 await self._events.put(event)

@@ -5,12 +5,13 @@ import re
 from typing import Any
 
 import grpc
+import msgspec
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from gateway.errors import BackendLost
+from gateway.errors import BackendLost, OtherVersion
 from gateway.session import TritonSession, reason
-from triton_backend.contract import Attach
+from triton_backend.contract import CONTRACT_VERSION, Attach
 
 RELOAD_TIMEOUT_S = 600.0
 """Large checkpoints load for minutes."""
@@ -57,11 +58,21 @@ class TritonBackend:
         return f"{self._address}/{self._model}"
 
     async def attach(self, attach: Attach) -> "TritonSession":
+        try:
+            return await self._open(attach)
+        except OtherVersion as other:
+            version = other.version
+            if version != CONTRACT_VERSION - 1:
+                raise
+        return await self._open(msgspec.structs.replace(attach, version=version))
+
+    async def _open(self, attach: Attach) -> TritonSession:
         session = TritonSession(self._stub, self._model)
         try:
             await session.open(attach)
         except BaseException as error:
-            self._failed_attaches += isinstance(error, BackendLost)
+            # A new process of it would speak no other version.
+            self._failed_attaches += isinstance(error, BackendLost) and not isinstance(error, OtherVersion)
             await session.aclose()
             raise
         self._failed_attaches = 0

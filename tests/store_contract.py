@@ -370,9 +370,31 @@ class StoreContract:
             return not await drivers(store)
 
         await eventually(lapsed, tick)
-        assert not await store.renew("replica", epoch, 60, b"")
         with pytest.raises(LeaseLost):
             await store.claim("replica", epoch, [], {})
+
+    async def test_a_lease_that_ran_out_is_taken_up_again_unless_it_is_another_s(
+        self, store: Store, tick: Tick
+    ) -> None:
+        epoch = await store.elect("replica", "gateway-1", LEASE_S)
+        assert epoch is not None
+
+        async def lapsed() -> bool:
+            return not await drivers(store)
+
+        await eventually(lapsed, tick)
+        assert await store.renew("replica", epoch, LEASE_S, b"")
+        assert await drivers(store) == {"replica": "gateway-1"}
+        assert await store.claim("replica", epoch, [], {}) == []
+        await eventually(lapsed, tick)
+        assert await lead(store, gateway="gateway-2") > epoch
+        assert not await store.renew("replica", epoch, 60, b"")
+
+    async def test_a_lease_that_was_given_up_is_not_taken_up_again(self, store: Store) -> None:
+        epoch = await lead(store)
+        await store.resign("replica", epoch)
+        assert not await store.renew("replica", epoch, 60, b"")
+        assert await drivers(store) == {}
 
     async def test_what_a_driver_says_of_its_replica_is_seen_by_all(self, store: Store) -> None:
         epoch = await lead(store)

@@ -153,15 +153,20 @@ class CrashMachine(RuleBasedStateMachine):
         _, last, end_s = self.leases.get(replica, ("", 0, 0.0))
         return last == epoch and end_s > self.now_s
 
+    def may_renew(self, replica: str, epoch: int) -> bool:
+        """Also if the lease has run out: nobody was elected since."""
+        gateway, last, _ = self.leases.get(replica, ("", 0, 0.0))
+        return last == epoch and gateway != ""
+
     def check(self, verb: str, args: tuple[Any, ...], answer: Any) -> None:
         if verb == "elect":
             self.check_elected(*(*args, answer))
         elif verb == "renew":
-            assert answer == self.holds(*args[:2])
-        if verb in ("renew", "resign") and self.holds(*args[:2]):
+            assert answer == self.may_renew(*args[:2])
+        if verb in ("renew", "resign") and self.may_renew(*args[:2]):
             replica, epoch = args[:2]
-            end_s = self.now_s + (LEASE_S if verb == "renew" else 0.0)
-            self.leases[replica] = (self.leases[replica][0], epoch, end_s)
+            kept = (self.leases[replica][0], epoch, self.now_s + LEASE_S)
+            self.leases[replica] = kept if verb == "renew" else ("", epoch, self.now_s)
         if verb in ("claim", "sweep") and not isinstance(answer, LeaseLost):
             assert self.holds(*args[:2]), "only who leads may"
         if verb == "claim" and not isinstance(answer, LeaseLost):

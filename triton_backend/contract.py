@@ -5,8 +5,9 @@ controls are short requests of their own, answered with one `Ack` each: accepted
 refused because another epoch holds the engine.  What became of them is told by later events.
 
 Messages are MessagePack maps.  A field may be added with a default (readers skip what they do not know),
-never renamed or retyped; `CONTRACT_VERSION` rises with each addition and a driver speaks to its own version
-and the one before.  Token ids, indexes and counts are plain integers, times are seconds, sizes are bytes.
+never renamed or retyped; `CONTRACT_VERSION` rises with each addition, and both sides speak their own version and
+the one before: the lower of the two, so that either may be replaced first.  Token ids, indexes and counts are
+plain integers, times are seconds, sizes are bytes.
 """
 
 from enum import StrEnum

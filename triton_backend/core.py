@@ -10,7 +10,6 @@ from typing import Protocol
 
 from triton_backend.cache import CacheLost
 from triton_backend.contract import (
-    CONTRACT_VERSION,
     Attach,
     Attached,
     Batch,
@@ -126,9 +125,7 @@ class Core:
         snapshot = [row.live_row() for row in (*self._unclaimed, *self._rows.live)]
         telemetry = self._telemetry()
         layout = self._runner.layout
-        if self._reception.send(
-            Attached(attach.epoch, CONTRACT_VERSION, self._model, layout, snapshot, telemetry)
-        ):
+        if self._reception.send(Attached(attach.epoch, attach.version, self._model, layout, snapshot, telemetry)):
             self._unclaimed = []
 
     def obey(self, control: Batch | Cancel | Evict | Detach) -> None:

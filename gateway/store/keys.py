@@ -46,7 +46,7 @@ class Keys(NamedTuple):
     """sorted set of gateways by the time until which they count as alive."""
     drivers: str
     """hash replica -> "epoch expiry gateway": the last epoch and, while expiry (microseconds) lies ahead, the
-    lease."""
+    lease; "epoch expiry" once it was given up."""
     standings: str
     """hash replica -> what its driver said of it last."""
     gateways: str

@@ -9,7 +9,8 @@ from gateway.ports import Seat
 class _Lease:
     epoch: int
     expiry_s: float
-    gateway: str
+    gateway: str | None
+    """None: it was given up."""
     standing: bytes = b""
 
 
@@ -29,16 +30,21 @@ class Leases:
         lease = self._of.get(replica)
         return lease is not None and lease.epoch == epoch and lease.expiry_s > now_s
 
-    def renew(self, replica: str, expiry_s: float, standing: bytes) -> None:
-        lease = self._of[replica]
+    def renew(self, replica: str, epoch: int, expiry_s: float, standing: bytes) -> bool:
+        lease = self._of.get(replica)
+        if lease is None or lease.epoch != epoch or lease.gateway is None:
+            return False
         lease.expiry_s, lease.standing = expiry_s, standing
+        return True
 
-    def end(self, replica: str, now_s: float) -> None:
-        self._of[replica].expiry_s = now_s
+    def resign(self, replica: str, epoch: int, now_s: float) -> None:
+        lease = self._of.get(replica)
+        if lease is not None and lease.epoch == epoch:
+            lease.expiry_s, lease.gateway = min(lease.expiry_s, now_s), None
 
     def live(self, now_s: float) -> dict[str, Seat]:
         return {
             replica: Seat(lease.gateway, lease.standing)
             for replica, lease in self._of.items()
-            if lease.expiry_s > now_s
+            if lease.expiry_s > now_s and lease.gateway is not None
         }

@@ -2,13 +2,15 @@
 
 Four rules: no question takes longer than its deadline, all waiting included; every failure is a StoreLost;
 no answer is ever read by somebody else; and a store that does not answer is not asked (breaker.py).  For the
-third, a question runs in a task of its own: cancelling whoever asked does not stop it halfway, and the
-cancellation is passed on once it is over.  So a cancelled verb has happened or failed by the time its caller
-sees CancelledError, and no second verb can overtake it.
+first, a process that was itself kept from running must not take the store for silent: what came meanwhile is
+read before a deadline counts.  For the third, a question runs in a task of its own: cancelling whoever asked
+does not stop it halfway, and the cancellation is passed on once it is over.  So a cancelled verb has happened or
+failed by the time its caller sees CancelledError, and no second verb can overtake it.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
@@ -57,7 +59,7 @@ class Link:
 
     async def _bounded(self, question: Question[T], timeout_s: float) -> T:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with _patience(timeout_s):
                 answer = await self._home.ask(question)
         except (RedisError, OSError) as error:
             if isinstance(error, ResponseError):
@@ -67,3 +69,15 @@ class Link:
             raise StoreLost(f"the store failed ({type(error).__name__})") from error
         self._breaker.answered()
         return answer
+
+
+@contextlib.asynccontextmanager
+async def _patience(seconds: float) -> AsyncIterator[None]:
+    """A timeout whose second half begins when this process has noticed the end of the first."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        halfway = loop.call_later(seconds / 2, lambda: limit.reschedule(loop.time() + seconds / 2))
+        try:
+            yield
+        finally:
+            halfway.cancel()

@@ -136,16 +136,10 @@ class MemoryStore:
         return self._leases.elect(replica, gateway, now_s + lease_s, now_s)
 
     async def renew(self, replica: str, epoch: int, lease_s: float, standing: bytes) -> bool:
-        now_s = self._clock()
-        if not self._leases.holds(replica, epoch, now_s):
-            return False
-        self._leases.renew(replica, now_s + lease_s, standing)
-        return True
+        return self._leases.renew(replica, epoch, self._clock() + lease_s, standing)
 
     async def resign(self, replica: str, epoch: int) -> None:
-        now_s = self._clock()
-        if self._leases.holds(replica, epoch, now_s):
-            self._leases.end(replica, now_s)
+        self._leases.resign(replica, epoch, self._clock())
 
     async def assemble(self, gateway: str, card: bytes, life_s: float) -> Assembly:
         now_s = self._clock()

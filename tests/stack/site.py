@@ -161,7 +161,7 @@ class Site:
         async with open_client(self._stack.redis_url, connect_timeout_s=60) as redis:
             [drivers] = await redis.keys("bs1:*:drivers")
             leases = await redis.hgetall(drivers)
-            driver_of = {replica: lease.split()[2] for replica, lease in leases.items()}
+            driver_of = {replica: lease.split()[2] for replica, lease in leases.items() if len(lease.split()) > 2}
             found = set()
             for key in await redis.keys("bs1:*:ticket:*"):
                 replica, origin = await redis.hmget(key, ["replica", "origin"])

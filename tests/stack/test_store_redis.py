@@ -105,8 +105,8 @@ for _, origin in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   redis.call('ZINCRBY', KEYS[1], -ARGV[1], origin)
 end
 for _, replica in ipairs(redis.call('HKEYS', KEYS[2])) do
-  local epoch, expiry_us, gateway = redis.call('HGET', KEYS[2], replica):match('^(%d+) (%d+) (.*)$')
-  local aged = string.format('%s %.0f %s', epoch, expiry_us - us, gateway)
+  local epoch, expiry_us, gateway = redis.call('HGET', KEYS[2], replica):match('^(%d+) (%d+)(.*)$')
+  local aged = string.format('%s %.0f%s', epoch, expiry_us - us, gateway)
   redis.call('HSET', KEYS[2], replica, aged)
 end
 """

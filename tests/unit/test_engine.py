@@ -10,7 +10,18 @@ import pytest
 from gateway.simulator.meter import Meter as SimulatedMeter
 from tests.unit.peer import FIRST_ROW, Peer, new_row
 from triton_backend.cache import CacheLost
-from triton_backend.contract import Attach, AttachRefused, Batch, Cancel, Detach, End, Ended, Evict, Sampling
+from triton_backend.contract import (
+    CONTRACT_VERSION,
+    Attach,
+    AttachRefused,
+    Batch,
+    Cancel,
+    Detach,
+    End,
+    Ended,
+    Evict,
+    Sampling,
+)
 from triton_backend.core import HEARTBEAT_S, MAX_FAILURES, ORPHAN_S
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.memory import Grouped
@@ -285,6 +296,16 @@ def test_another_contract_version_is_told_which_one_is_spoken() -> None:
     assert peer.last == AttachRefused(2, "contract version 99 is not spoken here, use 2")
     assert peer.num_finished == 1
     assert rig.peer(epoch=1).attached is not None
+
+
+def test_an_earlier_contract_version_is_answered_in_kind() -> None:
+    rig = Rig()
+    peer = Peer.__new__(Peer)
+    peer.num_finished, peer.last, peer.is_gone, peer.attached = 0, None, False, None
+    rig.engine.attach(Attach(9, "earlier", version=CONTRACT_VERSION - 1), peer)
+    rig.engine.step()
+    assert peer.attached is not None
+    assert peer.attached.version == CONTRACT_VERSION - 1
 
 
 def test_controls_of_a_superseded_driver_are_dropped() -> None:

@@ -196,6 +196,52 @@ def test_a_store_that_answers_nobody_for_long_forgets_nobody() -> None:
     play(scenario)
 
 
+def test_after_a_store_that_stood_still_everybody_drives_what_he_drove() -> None:
+    async def scenario() -> None:
+        async with site(2, *"abc") as made:
+            led = made.led()
+            running = asyncio.create_task(all_exact_everywhere(made, count=30))
+            await asyncio.sleep(0.2)
+            cut(made, True)
+            await asyncio.sleep(10)
+            cut(made, False)
+            await asyncio.sleep(5)
+            assert made.led() == led
+            await running
+            assert made.led() == led
+
+    play(scenario)
+
+
+def test_a_driver_that_died_while_the_store_stood_still_is_replaced() -> None:
+    async def scenario() -> None:
+        async with site(2, *"ab") as made:
+            cut(made, True)
+            await asyncio.sleep(10)
+            await made.die("a")
+            cut(made, False)
+            await asyncio.sleep(5)
+            assert sorted(made.led()["b"]) == ["r0", "r1"]
+
+    play(scenario)
+
+
+def test_gateways_of_two_schemas_over_the_same_engines_lose_nothing() -> None:
+    """Keys begin with the schema's version: each knows nothing of the other's queue; the engines are shared."""
+
+    async def scenario() -> None:
+        async with site(2, "old") as made:
+            old = asyncio.create_task(all_exact(made.gateways["old"], prompts(40)))
+            await asyncio.sleep(0.2)
+            made.store = MemoryStore(clock=asyncio.get_running_loop().time)
+            new = await made.join("new")
+            await asyncio.gather(old, all_exact(new, prompts(40, 1)))
+            await made.die("old")
+            await all_exact(new, prompts(10, 2))
+
+    play(scenario)
+
+
 COUNTS = st.dictionaries(st.text(max_size=2), st.integers(0, 9), max_size=5)
 
 

@@ -17,7 +17,7 @@ from gateway.request import FinishReason, Profile, Request, ServiceClass
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend, token_at
-from tests.unit.fakes.world import ORIGIN, World
+from tests.unit.fakes.world import DRIVER, ORIGIN, World
 from triton_backend.contract import Attach
 
 Scenario = Callable[[World], Awaitable[None]]
@@ -207,6 +207,23 @@ def test_a_session_taken_over_and_won_back_loses_nothing() -> None:
         await running
 
     play(scenario)
+
+
+@pytest.mark.parametrize("max_messages", [2, 9, 60])
+def test_sessions_that_wear_out_are_replaced_and_nothing_is_recomputed(max_messages: int) -> None:
+    async def main() -> None:
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        driver = msgspec.structs.replace(DRIVER, max_messages=max_messages)
+        world = World(store, [FakeBackend("r0")], driver=driver)
+        async with world.running():
+            await all_exact(world, prompts(60))
+            assert world.backends[0].sessions > 1
+            await asyncio.sleep(1.0)
+            told = world.metrics.render().decode()
+            assert not any(f'reason="{why}"' in told for why in ("engine died", "unknown to the store", "gap"))
+            assert await world.is_idle()
+
+    clock.run(main())
 
 
 @pytest.mark.parametrize("seed", range(5))

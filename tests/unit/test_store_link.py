@@ -1,6 +1,8 @@
 """The link's four rules, with a question that ends when the test says so."""
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -79,6 +81,26 @@ async def test_a_question_has_a_deadline() -> None:
     with pytest.raises(StoreLost):
         await link(0.0).ask(question)
     assert question.state in ("stopped", "unasked")
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_came_while_this_process_stood_still_counts() -> None:
+    here, there = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=here)
+
+    async def question(client: Redis) -> bytes:
+        return await reader.readexactly(1)
+
+    store = link(0.1)
+    asking = asyncio.create_task(store.ask(question))
+    await turns()
+    there.send(b"!")
+    time.sleep(0.2)  # noqa: ASYNC251
+    assert await asking == b"!"
+    await store.aclose()
+    writer.close()
+    await writer.wait_closed()
+    there.close()
 
 
 def test_the_time_that_the_store_may_take_is_added() -> None:

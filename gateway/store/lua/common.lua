@@ -170,16 +170,16 @@ local function settle()
   if next(changes) and redis.call('HEXISTS', SUMS, 'tickets') == 0 then redis.call('DEL', SUMS) end
 end
 
--- The last epoch of a replica, its lease's end in microseconds and who has it.
+-- The last epoch of a replica, its lease's end in microseconds and who has it (nil: it was given up).
 local function driver(replica)
   local stored = redis.call('HGET', DRIVERS, replica) or ''
-  local epoch, expiry_us, gateway = stored:match('^(%d+) (%d+) (.*)$')
-  return epoch, tonumber(expiry_us or 0), gateway
+  local epoch, expiry_us, gateway = stored:match('^(%d+) (%d+)(.*)$')
+  return epoch, tonumber(expiry_us or 0), gateway and gateway:match('^ (.*)$')
 end
 
 local function set_driver(replica, epoch, expiry_us, gateway)
   redis.call('HDEL', DRIVERS, replica)
-  redis.call('HSET', DRIVERS, replica, epoch .. ' ' .. integer(expiry_us) .. ' ' .. gateway)
+  redis.call('HSET', DRIVERS, replica, epoch .. ' ' .. integer(expiry_us) .. (gateway and ' ' .. gateway or ''))
 end
 
 local function holds(replica, epoch)

@@ -3,6 +3,6 @@
 -- Returns OK.
 
 local replica, epoch = ARGV[1], ARGV[2]
-local last, expiry_us, gateway = driver(replica)
-if last == epoch then set_driver(replica, epoch, math.min(expiry_us, clock_us()), gateway) end
+local last, expiry_us = driver(replica)
+if last == epoch then set_driver(replica, epoch, math.min(expiry_us, clock_us())) end
 return redis.status_reply('OK')

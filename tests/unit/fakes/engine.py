@@ -128,7 +128,7 @@ class FakeBackend:
         self.turn = asyncio.Event()
         self.is_dead = False
         self.is_hung = False
-        self.revivals = 0
+        self.sessions = self.revivals = 0
         self.revival_s = 0.0
         """How long a restart takes."""
         self.arranged_bytes: list[int] = []
@@ -166,6 +166,7 @@ class FakeBackend:
             raise BackendLost("dead")
         sink = _Sink()
         self._sinks.append(sink)
+        self.sessions += 1
         self.engine.attach(attach, sink)
         self.turn.set()
         try:

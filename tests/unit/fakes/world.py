@@ -61,6 +61,7 @@ class World:
         profiler: Profiler | None = None,
         name: str = "g",
         tenants: Tenants | None = None,
+        driver: driving.Config = DRIVER,
     ) -> None:
         self.name = name
         self.store = store
@@ -94,7 +95,7 @@ class World:
                 fleet=self.fleet,
                 receiver=self.switchboard.receiver,
                 may_drive=self.switchboard.board.may_drive,
-                config=DRIVER,
+                config=driver,
                 metrics=self.metrics,
             )
             for backend in backends

@@ -1,0 +1,154 @@
+"""A session over a line whose other end says what the test wants, on virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.errors import BackendLost, OtherVersion
+from gateway.session import ACK_TIMEOUT_S, MAX_ACK_S, TritonSession
+from gateway.triton import TritonBackend
+from tests.unit.fakes import clock
+from tests.unit.test_contract import MODEL, TELEMETRY
+from triton_backend import contract
+from triton_backend.contract import CONTRACT_VERSION, Ack, Attach, Attached, AttachRefused, Cancel, Event, Step
+from triton_backend.memory import Paged
+
+
+class Engine:
+    """Speaks one version and the one before (triton_backend.session.Reception); gives a sign of life every second
+    and acknowledges after a while."""
+
+    def __init__(self, version: int = CONTRACT_VERSION, ack_s: float = 0.0, life_s: float = 100.0) -> None:
+        self.version = version
+        self.ack_s = ack_s
+        self.life_s = life_s
+        """After which it says nothing any more."""
+        self.num_attaches = self.num_loads = 0
+        self.attached: list[int] = []
+
+    def ModelStreamInfer(self, requests: AsyncIterator[Any]) -> "Line":  # noqa: N802
+        return Line(self, requests)
+
+    async def RepositoryIndex(self, request: Any, timeout: float) -> Any:  # noqa: ASYNC109, N802
+        return pb.RepositoryIndexResponse()
+
+    async def RepositoryModelUnload(self, request: Any) -> None:  # noqa: N802
+        self.num_loads += 1
+
+    async def RepositoryModelLoad(self, request: Any, timeout: float | None) -> None:  # noqa: ASYNC109, N802
+        self.num_loads += 1
+
+
+class Line:
+    def __init__(self, engine: Engine, requests: AsyncIterator[Any]) -> None:
+        self._engine = engine
+        self._said: asyncio.Queue[Any] = asyncio.Queue()
+        self._tasks = [asyncio.create_task(self._hear(requests))]
+
+    def __aiter__(self) -> "Line":
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._said.get()
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _say(self, id: str, raw: bytes) -> None:
+        answer = pb.ModelInferResponse(id=id, raw_output_contents=[raw])
+        self._said.put_nowait(pb.ModelStreamInferResponse(infer_response=answer))
+
+    async def _hear(self, requests: AsyncIterator[Any]) -> None:
+        async for request in requests:
+            control = contract.decode_control(request.raw_input_contents[0])
+            if isinstance(control, Attach):
+                self._say(request.id, contract.encode(self._answer(control)))
+                self._tasks.append(asyncio.create_task(self._live(request.id)))
+            else:
+                ack = contract.encode(Ack(control.seq, control.epoch))
+                asyncio.get_running_loop().call_later(self._engine.ack_s, self._say, request.id, ack)
+
+    def _answer(self, attach: Attach) -> Event:
+        engine = self._engine
+        engine.num_attaches += 1
+        if not engine.version - 1 <= attach.version <= engine.version:
+            return AttachRefused(engine.version, "not spoken here")
+        engine.attached.append(attach.version)
+        return Attached(attach.epoch, attach.version, MODEL, Paged(16, 10), [], TELEMETRY)
+
+    async def _live(self, id: str) -> None:
+        for _ in range(round(self._engine.life_s)):
+            await asyncio.sleep(1.0)
+            self._say(id, contract.encode(Step(0, TELEMETRY)))
+
+
+async def backend_of(engine: Engine) -> TritonBackend:
+    backend = TritonBackend("127.0.0.1:1", "llm")
+    await backend.aclose()
+    backend._stub = engine
+    return backend
+
+
+async def acknowledged(engine: Engine) -> float:
+    """Seconds until a control is acknowledged.  Raises BackendLost."""
+    session = await (await backend_of(engine)).attach(Attach(1, "gateway"))
+    reading = asyncio.create_task(_read(session))
+    begun_s = asyncio.get_running_loop().time()
+    try:
+        await session.send(Cancel(1, 1, []))
+        return asyncio.get_running_loop().time() - begun_s
+    finally:
+        reading.cancel()
+        await session.aclose()
+
+
+async def _read(session: TritonSession) -> None:
+    async for _ in session.events():
+        pass
+
+
+@pytest.mark.parametrize("ack_s", [0.1, ACK_TIMEOUT_S + 1, 3 * ACK_TIMEOUT_S])
+def test_an_acknowledgement_may_come_late_behind_events(ack_s: float) -> None:
+    assert clock.run(acknowledged(Engine(ack_s=ack_s))) == pytest.approx(ack_s, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("life_s", "lost_s"), [(0.0, ACK_TIMEOUT_S), (3.0, 2 * ACK_TIMEOUT_S), (100.0, MAX_ACK_S)]
+)
+def test_an_engine_that_acknowledges_nothing_is_lost(life_s: float, lost_s: float) -> None:
+    async def main() -> float:
+        begun_s = asyncio.get_running_loop().time()
+        with pytest.raises(BackendLost):
+            await acknowledged(Engine(ack_s=1000.0, life_s=life_s))
+        return asyncio.get_running_loop().time() - begun_s
+
+    assert clock.run(main()) <= lost_s + 1.0
+
+
+@pytest.mark.parametrize("version", [CONTRACT_VERSION - 1, CONTRACT_VERSION, CONTRACT_VERSION + 1])
+def test_neighbouring_versions_speak_the_lower_one(version: int) -> None:
+    async def main() -> None:
+        engine = Engine(version)
+        session = await (await backend_of(engine)).attach(Attach(1, "gateway"))
+        assert session.attached.version == engine.attached[0] == min(version, CONTRACT_VERSION)
+        await session.aclose()
+
+    clock.run(main())
+
+
+@pytest.mark.parametrize("version", [CONTRACT_VERSION - 2, CONTRACT_VERSION + 2])
+def test_an_engine_of_a_distant_version_is_refused_and_left_alone(version: int) -> None:
+    async def main() -> None:
+        engine = Engine(version)
+        backend = await backend_of(engine)
+        for _ in range(3):
+            with pytest.raises(OtherVersion):
+                await backend.attach(Attach(1, "gateway"))
+            await backend.revive()
+        assert (engine.attached, engine.num_loads) == ([], 0)
+
+    clock.run(main())
