@@ -90,7 +90,7 @@ class Runner:
         there.
 
         Short of memory, a half of the rows runs after the other.  Raises OutOfMemory when that one row does
-        not fit, NotFinite.
+        not fit.
         """
         try:
             with self._counted():
@@ -105,7 +105,7 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, rows: Iterable[Sequence]) -> tuple[list[Sequence], Draws]:
-        """Draw one token for each row of the decode pool.  Raises OutOfMemory, NotFinite."""
+        """Draw one token for each row of the decode pool.  Raises OutOfMemory."""
         by_number = {row.row: row for row in rows}
         placed = [by_number[row] for group in self._cache.groups for row in group.rows[: group.num_running]]
         tokens = [row.tokens[-1] for row in placed]
