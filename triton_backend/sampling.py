@@ -141,7 +141,7 @@ def _ban(logits: Tensor, picks: list[Pick]) -> Tensor:
     if not pairs:
         return logits
     rows, ids = upload(pairs, logits.device).unbind(-1)
-    return logits.index_put((rows, ids), logits.new_tensor(float("-inf")))
+    return logits.index_put((rows, ids), logits.new_full((), float("-inf")))
 
 
 def _choose(logits: Tensor, picks: list[Pick]) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,8 @@ def _floor(scaled: Tensor, samplings: list[Sampling]) -> Tensor:
     width = min(vocabulary, max([NUCLEUS_CANDIDATES, *(k for k in top_k if k < vocabulary)]))
     best = scaled.topk(width).values
     last = _last_kept(best, scaled, ks, ps)
-    if width < vocabulary and bool((last >= width).any()):
+    has_nucleus = any(sampling.top_p < 1 for sampling in samplings)
+    if has_nucleus and width < vocabulary and bool((last >= width).any()):
         best = scaled.sort(descending=True).values
         last = _last_kept(best, scaled, ks, ps)
     return best.gather(-1, last.clamp(max=best.shape[-1] - 1))
