@@ -1,7 +1,8 @@
 """The model on a device that runs by itself: steps are started here and read later.
 
 The host never waits to start a step: what the last one drew stays on the device (`PagedCache.newest`), and what
-the host knows goes there from pinned memory.  Decode steps are CUDA graphs; on a CPU all runs at once, as it is.
+the host knows goes there from pinned memory.  Layers are compiled, and decode steps are CUDA graphs; on a CPU all
+runs at once, as it is.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,6 +77,8 @@ class PagedRunner:
         self.device = str(decoder.device)
         self.layout = Paged(block_tokens, decoder.bytes_per_token)
         self.out_of_memory_total = 0
+        if decoder.device.type == "cuda":
+            decoder.compile()
         if kv_budget_bytes is None:
             kv_budget_bytes = self._measure(max_prefill_tokens)
         self._cache = self._new_cache(kv_budget_bytes)

@@ -1,17 +1,21 @@
 """What makes a step of the paged runner fit to run ahead on a GPU, as far as a CPU can tell.  What it computes is
 tested in test_runner."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.peer import new_row
 from tests.unit.tiny_models import fresh, generate
+from triton_backend.attention import Scores
 from triton_backend.contract import NewRow, Sampling
+from triton_backend.decoder import Decoder
 from triton_backend.graphs import SIZES, padded
+from triton_backend.paged_attention import attend
 from triton_backend.paged_runner import PagedRunner
 from triton_backend.sampling import Pick, sample
 from triton_backend.sequence import Sequence
@@ -36,6 +40,15 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in WAITING or by_mask:
             self.waiting.append(name)
         return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def new_runner(kv_tokens: int = 1000) -> PagedRunner:
@@ -125,3 +138,42 @@ def test_steps_follow_each_other_unread() -> None:
 def test_steps_are_padded_to_a_recorded_size(num_rows: int, size: int) -> None:
     assert padded(num_rows) == size
     assert size in SIZES or size > SIZES[-1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_layers_of_a_kind_share_what_was_compiled(name: str) -> None:
+    """Traced without being made faster, which takes no compiler: the same tokens, and nothing is traced again for
+    another layer, or another number of rows or tokens.  (A row by itself is, and so is another kind of layer.)"""
+    torch._dynamo.reset()
+    decoder = Decoder(fresh(name), None)
+    plain = [step_logits(decoder, *shape) for shape in SHAPES]
+    decoder.compile(backend="eager")
+    for shape in SHAPES[:2]:
+        step_logits(decoder, *shape)
+    num_traced = counters["stats"]["unique_graphs"]
+    compiled = [step_logits(decoder, *shape) for shape in SHAPES]
+    assert num_traced > 0
+    assert counters["stats"]["unique_graphs"] == num_traced
+    for one, two in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+SHAPES = [(1, 7), (3, 1), (1, 12), (5, 1), (2, 1)]
+"""Rows and positions: packed prompts, and newest tokens."""
+
+
+def step_logits(decoder: Decoder, rows: int, positions: int) -> torch.Tensor:
+    ids = torch.arange(rows * positions).reshape(rows, positions) * 5 % decoder.vocabulary
+    return decoder.logits(ids, torch.arange(positions).expand(rows, -1), Causal())
+
+
+class Causal:
+    """Remembers nothing."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
+    ) -> torch.Tensor:
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        at = torch.arange(query.shape[1])
+        return attend(query, key, value, (at[:, None] - at).expand(len(query), -1, -1), scores)
