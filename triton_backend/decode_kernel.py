@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triton_backend.attention import Scores
 
-PROGRAMS_PER_PROCESSOR = 6
+PROGRAMS_PER_PROCESSOR = 12
 """Parts are made until there are so many programs, so that none of the processors waits long for the last."""
 MAX_PARTS = 32
 MIN_GROUP = 16
@@ -28,6 +28,7 @@ def attend_newest(
     keys and values are a layer's blocks [blocks, positions, kv heads, dim]; inputs [rows, 1 + blocks] int32 are
     each query's position, and the row's blocks.  `num_processors` is how many the device has.
     """
+    query = query.contiguous()
     num_rows, heads, key_dim = query.shape
     _, block_tokens, kv_heads, value_dim = values.shape
     group = heads // kv_heads

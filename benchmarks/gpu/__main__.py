@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, PreTrainedModel
 
-from benchmarks.gpu import exact, peer, saturation, steps
+from benchmarks.gpu import exact, kernels, peer, saturation, steps
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.shapes import build, kv_bytes_per_token, matrix_weights, read_bytes
 from benchmarks.gpu.steps import Ceilings
@@ -35,6 +35,7 @@ class Sizes:
 
     exact_shape: str
     exact_bf16_shape: str
+    kernel_copies: int
     exact_rows: int
     exact_tokens: int
     large: str
@@ -64,6 +65,7 @@ class Sizes:
 FULL = Sizes(
     exact_shape="exact",
     exact_bf16_shape="exact-bfloat16",
+    kernel_copies=8,
     exact_rows=16,
     exact_tokens=48,
     large="8b",
@@ -87,6 +89,7 @@ FULL = Sizes(
 TINY = Sizes(
     exact_shape="tiny",
     exact_bf16_shape="tiny",
+    kernel_copies=1,
     exact_rows=6,
     exact_tokens=10,
     large="tiny",
@@ -145,6 +148,12 @@ class Bench:
 
     def exact(self) -> None:
         sizes, add = self._sizes, partial(self._report.add, "exact")
+        for dtype in (torch.float32, torch.bfloat16):
+            errors = [
+                kernels.largest_error(self._device, dtype, case, sizes.kernel_copies) for case in kernels.CASES
+            ]
+            name = str(dtype).removeprefix("torch.")
+            add(f"{name}: attention's largest error, by case", ", ".join(f"{error:.0e}" for error in errors))
         for shape, dtype in ((sizes.exact_shape, torch.float32), (sizes.exact_bf16_shape, torch.bfloat16)):
             found = exact.compare(shape, self._device, dtype, sizes.exact_rows, sizes.exact_tokens)
             name = str(dtype).removeprefix("torch.")
@@ -175,7 +184,9 @@ class Bench:
         num_tokens = runner.kv_budget_bytes // runner.layout.bytes_per_token
         ready_s = time.monotonic() - began_s - built_s
         self._report.add(
-            shape, "ready", f"model {built_s:.1f} s, engine {ready_s:.1f} s, KV room for {num_tokens:,} tokens"
+            shape,
+            "ready",
+            f"model {built_s:.1f} s, engine {ready_s:.1f} s, {steps.made(runner)}; KV room for {num_tokens:,} tokens",
         )
         steps.fill_with_noise(runner)
         self._steps(shape, model, runner)
@@ -295,6 +306,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=570.0, help="after which the table is printed")
     parser.add_argument("--out", type=Path, help="JSON of what was found, written as it comes")
     options = parser.parse_args()
+    if options.tiny:
+        torch.set_num_threads(1)  # Tiny matrices: a second thread only waits.
     report = Report(options.out)
     _end_with_table(report, options.seconds)
     bench = Bench(options.device, TINY if options.tiny else FULL, report)

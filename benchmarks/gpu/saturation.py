@@ -57,8 +57,8 @@ class Client:
             self.num_live -= len(event.ended)
             for ended in event.ended:
                 self.prompts.pop(ended.row, None)
-                assert ended.reason in (End.LENGTH, End.EVICTED), ended
-                self.num_evicted += ended.reason is End.EVICTED
+                assert ended.reason in (End.LENGTH, End.EVICTED, End.REFUSED), ended
+                self.num_evicted += ended.reason is not End.LENGTH
 
     def is_closed(self) -> bool:
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import exact, saturation, steps
+from benchmarks.gpu import exact, kernels, saturation, steps
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.shapes import build, kv_bytes_per_token, matrix_weights, read_bytes
 from triton_backend.engine import Engine, EngineConfig
@@ -35,6 +35,11 @@ def test_the_exact_part_counts_rows_that_are_put_back_and_equal() -> None:
     assert found.agreement == found.own_agreement == 1.0
     assert found.num_put_back > 0
     assert exact.compare_seeded("tiny", "cpu", 4, 6) == 4
+
+
+@pytest.mark.parametrize("case", kernels.CASES)
+def test_attention_over_blocks_is_compared_with_plain_attention(case: kernels.Case) -> None:
+    assert 0 < kernels.largest_error("cpu", torch.float32, case, 1) < 1e-5
 
 
 def test_a_wrong_token_is_seen_and_a_tie_is_not_one() -> None:
