@@ -93,22 +93,33 @@ class PagedCache:
 
     def resize(self, budget_bytes: int) -> None:
         """Make the pool as large as the budget allows; rows keep what they wrote.  All that was read of the cache
-        before is void.  Raises OverBudget, and then nothing has changed."""
+        before is void.
+
+        Raises OverBudget, and then nothing has changed; after any other error all rows and all blocks are lost.
+        """
         num_blocks = budget_bytes // self._block_bytes
         used = {block for blocks in self._blocks.values() for block in blocks}
         if len(used) > num_blocks:
             raise OverBudget(len(used) * self._block_bytes, budget_bytes)
         unused = (block for block in range(1, num_blocks + 1) if block not in used)
         moves = {block: next(unused) for block in sorted(used) if block > num_blocks}
-        sources, targets = list(moves), list(moves.values())
-        for at, tensor in enumerate(self._tensors):
-            self._tensors[at] = _resized(tensor, 1 + num_blocks, sources, targets)
-        self.newest = _resized(self.newest, 1 + num_blocks, sources, targets)
+        try:
+            self._resize_tensors(1 + num_blocks, list(moves), list(moves.values()))
+        except BaseException:
+            self.arrange({})
+            self._resize_tensors(1, [], [])
+            self._free, self.num_blocks = [], 0
+            raise
         for row, blocks in self._blocks.items():
             blocks[:] = [moves.get(block, block) for block in blocks]
             self._table[self._places[row], : len(blocks)] = blocks
         self._free = list(unused)[::-1]
         self.num_blocks = num_blocks
+
+    def _resize_tensors(self, size: int, sources: list[int], targets: list[int]) -> None:
+        for at, tensor in enumerate(self._tensors):
+            self._tensors[at] = _resized(tensor, size, sources, targets)
+        self.newest = _resized(self.newest, size, sources, targets)
 
     def _welcome(self, row: int) -> None:
         if not self._free_places:

@@ -18,7 +18,7 @@ from triton_backend import budget
 from triton_backend.contract import NewRow
 from triton_backend.decoder import Decoder, pick
 from triton_backend.graphs import Graphs, padded
-from triton_backend.memory import Paged
+from triton_backend.memory import OverBudget, Paged
 from triton_backend.paged_attention import NewestKV, PackedKV, Span
 from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
 from triton_backend.runner import WARM_UP_ROWS, CacheLost, OutOfMemory
@@ -105,7 +105,9 @@ class PagedRunner:
         try:
             with self._counted():
                 self._cache.resize(kv_budget_bytes)
-        except OutOfMemory as error:
+        except OverBudget:
+            raise
+        except Exception as error:
             raise CacheLost(str(error)) from error
 
     @torch.inference_mode()
@@ -172,7 +174,7 @@ class PagedRunner:
         kept = self._upload(ends[done or [0]] - 1)
         logits = self._decoder.logits(ids, self._upload(positions)[None], kv, kept)[0]
         if not done:
-            return [], Several([])
+            return [], Sampled(logits.new_empty(0, 1), [])
         finished = [rows[at] for at in done]
         return finished, self._draw(logits, finished, tables[done, 0])
 
@@ -202,7 +204,7 @@ class PagedRunner:
 
     def _staged(self, array: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:
         """On the host, where the device can fetch it by itself."""
-        tensor = torch.from_numpy(array)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory() if self._decoder.device.type == "cuda" else tensor
 
     def _upload(self, array: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:

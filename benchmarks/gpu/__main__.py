@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -133,11 +134,15 @@ class Bench:
         self.ceilings()
         for part in parts:
             if time.monotonic() < until_s:
-                try:
-                    actions[part]()
-                except Exception as error:
-                    self._report.add(part, "broke", f"{type(error).__name__}: {error}"[:300])
+                self._attempt(part, actions[part])
                 self._release()
+
+    def _attempt(self, part: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._report.add(part, "broke", f"{type(error).__name__}: {error}"[:300])
+            traceback.print_exc()
 
     def ceilings(self) -> None:
         name = torch.cuda.get_device_name() if self._device.startswith("cuda") else "CPU"
@@ -186,13 +191,16 @@ class Bench:
         self._report.add(
             shape,
             "ready",
-            f"model {built_s:.1f} s, engine {ready_s:.1f} s, {steps.made(runner)}; KV room for {num_tokens:,} tokens",
+            f"model {built_s:.1f} s, engine {ready_s:.1f} s, {steps.made(runner)}, "
+            f"KV room for {num_tokens:,} tokens",
         )
         steps.fill_with_noise(runner)
-        self._steps(shape, model, runner)
-        self._saturate(shape, model, runner)
+        self._attempt(shape, lambda: self._steps(shape, model, runner))
+        if self._device.startswith("cuda"):
+            self._attempt(shape, lambda: self._break_down(shape, runner))
+        self._attempt(shape, lambda: self._saturate(shape, model, runner))
         if with_job:
-            self._job(shape, runner)
+            self._attempt(shape, lambda: self._job(shape, runner))
 
     def _steps(self, shape: str, model: PreTrainedModel, runner: PagedRunner) -> None:
         sizes = self._sizes
@@ -213,10 +221,12 @@ class Bench:
                 f"{found.step_s * 1e3:.2f} ms, floor {floor_s * 1e3:.2f} ms: {floor_s / found.step_s:.0%}; "
                 f"host {found.start_s * 1e3:.2f} ms",
             )
-        if self._device.startswith("cuda"):
-            spent = steps.break_down(runner, sizes.target_rows, context_tokens, 5)
-            parts = ", ".join(f"{kind} {seconds * 1e3:.2f}" for kind, seconds in spent.items())
-            self._report.add(shape, f"on the device at {sizes.target_rows} rows, ms", parts)
+
+    def _break_down(self, shape: str, runner: PagedRunner) -> None:
+        sizes = self._sizes
+        spent = steps.break_down(runner, sizes.target_rows, sizes.prompt_tokens + sizes.output_tokens // 2, 5)
+        parts = ", ".join(f"{kind} {seconds * 1e3:.2f}" for kind, seconds in spent.items())
+        self._report.add(shape, f"on the device at {sizes.target_rows} rows, ms", parts)
 
     def _engine(self, runner: PagedRunner) -> Engine:
         config = EngineConfig(model="", name="gpu", max_prefill_tokens=self._sizes.max_prefill_tokens)

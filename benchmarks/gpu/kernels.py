@@ -95,7 +95,7 @@ def _run(
             for one in (queries, keys, values)
         )
         out = kv.attend(0, query, key, value, scores)[0]
-        for at, part in zip(rows, torch.split(out, parts), strict=True):  # type: ignore[no-untyped-call]
+        for at, part in zip(rows, torch.split(out, parts), strict=True):
             outs[at].append(part)
     positions = torch.tensor(lengths, dtype=torch.int32, device=tables.device)[:, None] - 1
     query, key, value = (torch.stack([row[-1] for row in one])[:, :, None] for one in (queries, keys, values))

@@ -106,3 +106,18 @@ def test_all_of_the_pool_is_taken_from_the_device() -> None:
     assert cache.allocated_bytes == budget(7)
     # One block more is there for padding.
     assert sum(cache.keys(at).nbytes + cache.values(at).nbytes for at in range(len(SHAPES))) == budget(8)
+
+
+def test_a_pool_that_no_memory_is_left_for_is_empty_and_can_be_made_again() -> None:
+    cache = new_cache(3)
+    cache.arrange({1: 8})
+    with pytest.raises(RuntimeError):
+        cache.resize(2**60)
+    assert (cache.num_blocks, cache.allocated_bytes) == (0, 0)
+    with pytest.raises(OverBudget):
+        cache.arrange({1: 8})
+    cache.arrange({})
+    cache.resize(budget(2))
+    cache.arrange({1: 8})
+    write(cache, 1, 0, 7)
+    check(cache, {1: 7})
