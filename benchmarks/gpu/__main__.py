@@ -79,7 +79,7 @@ FULL = Sizes(
     prompt_tokens=1000,
     output_tokens=1000,
     max_rows=512,
-    window_s=40.0,
+    window_s=30.0,
     max_prefill_tokens=4096,
     job_rows=128,
     job_tokens=256,
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy models, to see that every part runs")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
-    parser.add_argument("--seconds", type=float, default=570.0, help="after which the table is printed")
+    parser.add_argument("--seconds", type=float, default=540.0, help="after which the table is printed")
     parser.add_argument("--out", type=Path, help="JSON of what was found, written as it comes")
     options = parser.parse_args()
     if options.tiny:
