@@ -1,11 +1,17 @@
 """All state of the engine, single-threaded: what a driver asks for, one model step, what the driver hears.
 
+A step is started and then landed: its tokens are read and its rows advance.  An executor whose device runs by
+itself gets the next step before the last one has landed, so that it never waits for this thread; a row that turns
+out to have ended meanwhile runs one surplus step, whose token is dropped.
+
 Rows belong to the engine, not to a session: they go on while nobody is attached, for `ORPHAN_S` at most, and
 the next session finds them in its snapshot.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from triton_backend.cache import CacheLost
@@ -22,10 +28,10 @@ from triton_backend.contract import (
     Telemetry,
 )
 from triton_backend.memory import Layout
-from triton_backend.plan import Decode, Idle, Prefill, plan_step, spare_tokens
+from triton_backend.plan import Decode, Idle, Plan, Prefill, plan_step, spare_tokens
 from triton_backend.record import Recorder, StepRecord, size
 from triton_backend.rows import Rows
-from triton_backend.sampling import Draws, NotFinite
+from triton_backend.sampling import NOT_FINITE, Draws, Reading
 from triton_backend.sequence import Sequence
 from triton_backend.session import Reception, Sink
 from triton_backend.shortage import OutOfMemory, is_shortage
@@ -42,8 +48,8 @@ SHORTEST_STEP_S = 1e-6
 MAX_FAILURES = 3
 """Steps in a row that may raise before the engine declares itself broken."""
 
-Drawn = tuple[list[Sequence], Draws]
-"""Rows, and what was drawn for each."""
+Drawn = tuple[list[Sequence], Reading]
+"""Rows, and what is drawn for each.  `Draws` say that the step is over; anything else is read a step later."""
 
 
 class Executor(Protocol):
@@ -69,6 +75,21 @@ class Executor(Protocol):
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None: ...
     def prefill(self, rows: list[Sequence], start: int, length: int) -> Drawn: ...
     def decode(self, rows: list[Sequence]) -> Drawn: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that was started."""
+
+    plan: Prefill | Decode
+    rows: list[Sequence]
+    """That draw a token in it."""
+    reading: Reading
+    began_s: float
+    """When it was looked what there is to run."""
+    started_s: float
+    figures: tuple[int, int, int, int, int] | None
+    """Its size, if that is recorded."""
 
 
 class Core:
@@ -103,6 +124,10 @@ class Core:
         self._seq = 0
         self._meter = Meter(clock)
         self._failures = 0
+        self._flight: Flight | None = None
+        """The step whose tokens nobody has read."""
+        self._landed_s = 0.0
+        """When the last step was over: the next one had the device to itself from then on."""
 
     @property
     def epoch(self) -> int:
@@ -145,7 +170,8 @@ class Core:
     # One step.
 
     def step(self) -> bool:
-        """At most one step of the model and one message.  False: there was nothing to run.
+        """Start at most one step of the model, land at most one, and send at most one message.  False: there was
+        nothing to do.
 
         Raises what the model raised if that makes MAX_FAILURES in a row.
         """
@@ -154,18 +180,29 @@ class Core:
         self._rows.fit(self._runner.kv_budget_bytes)
         self._rows.settle()
         self._grant()
-        plan = plan_step(self._rows.state)
+        plan = self._plan()
+        behind, self._flight = self._flight, None
         if isinstance(plan, Idle):
-            self._rest()
-            return False
-        if self._recorder is None:
-            self._report(*self._run(plan))
+            if behind is None:
+                self._rest()
+                return False
         else:
-            # Before it is run: rows grow, and leave.
-            figures = size(plan, self._rows.ledger.rooms, self._runner.layout)
-            self._report(*self._run(plan))
-            self._recorder.note(StepRecord(self._clock() - began_s, *figures))
+            self._flight = self._start(plan, began_s)
+            if self._flight and isinstance(self._flight.reading, Draws):
+                behind, self._flight = self._flight, None
+        if behind:
+            self._report(*self._land(behind))
+            self._record(behind)
+        elif self._rows.has_ended:
+            self._report([], Draws())
         return True
+
+    def _plan(self) -> Plan:
+        plan = plan_step(self._rows.state)
+        if isinstance(plan, Decode):
+            rows = [row for row in plan.rows if not self._rows.is_spent(row)]
+            return Decode(rows) if rows else Idle()
+        return plan
 
     def _grant(self) -> None:
         """Tell the planner how much of the waiting prompts may be run before the next decode step."""
@@ -190,36 +227,70 @@ class Core:
         if self._rows.has_ended or self._clock() - self._reception.last_sent >= HEARTBEAT_S:
             self._report([], Draws())
 
-    def _run(self, plan: Prefill | Decode) -> Drawn:
-        """Run the step and advance its rows; what the model raises ends rows, not the engine."""
+    def _start(self, plan: Prefill | Decode, began_s: float) -> Flight | None:
+        """Start the step; None: it could not be, and rows have ended."""
         state = self._rows.state
         state.num_decodes = 0 if isinstance(plan, Prefill) else state.num_decodes + 1
-        started = self._clock()
-        try:
-            drawn = self._execute(plan)
-        except OutOfMemory:
-            self._rows.evict(1 + len(self._rows.live) // 8)
-        except NotFinite as error:
-            self._rows.end(error.rows, End.FAILED, str(error))
-        except CacheLost as error:
-            if is_shortage(error.__cause__):
-                self._rows.end_all(End.EVICTED)
-            else:
-                self._survive(error, self._rows.live, End.EVICTED)
-        except Exception as error:
-            self._survive(error, plan.rows, End.FAILED)
-        else:
-            self._failures = 0
-            self._advance(plan, *drawn)
-            self._note(plan, max(self._clock() - started, SHORTEST_STEP_S))
-            return drawn
-        return [], Draws()
+        # Before it is run: rows grow, and leave.
+        figures = size(plan, self._rows.ledger.rooms, self._runner.layout) if self._recorder else None
+        started_s = self._clock()
+        with self._surviving(plan.rows):
+            rows, reading = self._execute(plan)
+            if isinstance(plan, Prefill):
+                for row in plan.rows:
+                    row.prefill(plan.length)
+            for row in rows:
+                row.fly()
+            return Flight(plan, rows, reading, began_s, started_s, figures)
+        return None
 
     def _execute(self, plan: Prefill | Decode) -> Drawn:
         self._runner.arrange(self._rows.ledger.rooms, [row.row for row in self._rows.state.running])
         if isinstance(plan, Prefill):
             return self._runner.prefill(plan.rows, plan.start, plan.length)
         return self._runner.decode(plan.rows)
+
+    def _land(self, flight: Flight) -> tuple[list[Sequence], Draws]:
+        """Read the step's tokens and advance its rows, but for those that have ended."""
+        for row in flight.rows:
+            row.land()
+        with self._surviving(flight.plan.rows):
+            draws = flight.reading.read()
+            self._failures = 0
+            drawn = self._advance(flight.rows, draws)
+            self._note(flight)
+            return drawn
+        return [], Draws()
+
+    def _advance(self, rows: list[Sequence], draws: Draws) -> tuple[list[Sequence], Draws]:
+        broken = [row.row for row, token in zip(rows, draws.tokens, strict=True) if token == NOT_FINITE]
+        self._rows.end(broken, End.FAILED, "the model returned logits that are not finite")
+        wanted = [at for at, row in enumerate(rows) if not row.ending]
+        if len(wanted) < len(rows):
+            rows, draws = [rows[at] for at in wanted], draws.only(wanted)
+        now_s = self._clock()
+        for at, row in enumerate(rows):
+            if row.wants_logprobs:
+                row.logprobs.append(draws.logprobs[at])
+                row.alternatives.append(draws.alternatives[at])
+            self._rows.draw(row, draws.tokens[at])
+            row.pace(now_s)
+        return rows, draws
+
+    @contextmanager
+    def _surviving(self, affected: list[Sequence]) -> Iterator[None]:
+        """What the model raises ends rows, not the engine."""
+        try:
+            yield
+        except OutOfMemory:
+            self._rows.evict(1 + len(self._rows.live) // 8)
+        except CacheLost as error:
+            if is_shortage(error.__cause__):
+                self._rows.end_all(End.EVICTED)
+            else:
+                self._survive(error, self._rows.live, End.EVICTED)
+        except Exception as error:
+            self._survive(error, affected, End.FAILED)
 
     def _survive(self, error: Exception, affected: list[Sequence], reason: End) -> None:
         self._failures += 1
@@ -228,23 +299,18 @@ class Core:
         log.exception("a step failed")
         self._rows.end([row.row for row in affected], reason, f"{type(error).__name__}: {error}")
 
-    def _advance(self, plan: Prefill | Decode, rows: list[Sequence], draws: Draws) -> None:
-        if isinstance(plan, Prefill):
-            for row in plan.rows:
-                row.prefill(plan.length)
-        now_s = self._clock()
-        for at, row in enumerate(rows):
-            if row.wants_logprobs:
-                row.logprobs.append(draws.logprobs[at])
-                row.alternatives.append(draws.alternatives[at])
-            self._rows.draw(row, draws.tokens[at])
-            row.pace(now_s)
-
-    def _note(self, plan: Prefill | Decode, step_s: float) -> None:
-        if isinstance(plan, Prefill):
-            self._meter.note_prefill(plan.padded_tokens, step_s)
+    def _note(self, flight: Flight) -> None:
+        step_s = max(self._clock() - max(flight.started_s, self._landed_s), SHORTEST_STEP_S)
+        if isinstance(flight.plan, Prefill):
+            self._meter.note_prefill(flight.plan.padded_tokens, step_s)
         else:
-            self._meter.note_decode(len(plan.rows), step_s)
+            self._meter.note_decode(len(flight.plan.rows), step_s)
+
+    def _record(self, flight: Flight) -> None:
+        now_s = self._clock()
+        if self._recorder and flight.figures:
+            self._recorder.note(StepRecord(now_s - max(flight.began_s, self._landed_s), *flight.figures))
+        self._landed_s = now_s
 
     # What the driver hears.
 
@@ -256,7 +322,7 @@ class Core:
             seq=self._seq,
             telemetry=self._telemetry(),
             rows=[row.row for row in rows],
-            indexes=[row.index - 1 for row in rows],
+            indexes=[row.new.index + len(row.tokens) - 1 for row in rows],
             tokens=draws.tokens,
             logprobs=draws.logprobs if asked else [],
             alternatives=draws.alternatives if asked else [],

@@ -16,6 +16,7 @@ from pathlib import Path
 from triton_backend.contract import Ack, Attach, Batch, Cancel, Detach, Evict
 from triton_backend.core import HEARTBEAT_S, Core, Executor
 from triton_backend.loader import load_model
+from triton_backend.paged_runner import PagedRunner
 from triton_backend.record import EngineRecord, Recorder
 from triton_backend.runner import Runner
 from triton_backend.session import Sink, SinkClosed
@@ -55,9 +56,10 @@ class EngineConfig:
         return self.max_prefill_tokens or (CPU_CHUNK_TOKENS if self.device == "cpu" else GPU_CHUNK_TOKENS)
 
 
-def load_runner(config: EngineConfig) -> Runner:
+def load_runner(config: EngineConfig) -> Runner | PagedRunner:
     """Raises loader.UnsupportedModel."""
-    return Runner(
+    kind = PagedRunner if config.device.startswith("cuda") else Runner
+    return kind(
         load_model(config.model, config.device, config.dtype, config.threads),
         max_prefill_tokens=config.chunk_tokens,
         context_tokens=config.context_tokens,

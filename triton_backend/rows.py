@@ -55,6 +55,10 @@ class Rows:
         if joined:
             self.state.batches.append(joined)
 
+    def is_spent(self, row: Sequence) -> bool:
+        """It has no further step to run."""
+        return row.is_spent(self._context_tokens)
+
     def draw(self, row: Sequence, token: int) -> None:
         row.draw(token, self._context_tokens)
         if row.ending:
@@ -89,7 +93,7 @@ class Rows:
         self.state.settle()
         while running := self.state.running:
             try:
-                self.ledger.reserve({row.row: row.held_tokens for row in running})
+                self.ledger.reserve({row.row: row.held_tokens for row in running if not self.is_spent(row)})
                 return
             except OverBudget as short:
                 if len(self._live) == 1 and self.ledger.capacity_bytes == self._most_bytes:

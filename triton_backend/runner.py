@@ -112,7 +112,7 @@ class Runner:
         there.
 
         Short of memory, one half runs after the other: of the rows, then of a single row's tokens.  Raises
-        OutOfMemory when not even one token of one row can be run, NotFinite.
+        OutOfMemory when not even one token of one row can be run.
         """
         length = min(length, max(row.prompt_tokens for row in rows) - start)
         try:
@@ -135,7 +135,7 @@ class Runner:
         """Draw one token for each row of the decode pool.
 
         Short of memory, one half of the rows runs after the other.  Raises OutOfMemory when not even one
-        row can be run, NotFinite.
+        row can be run.
         """
         by_number = {row.row: row for row in rows}
         return self._decode(

@@ -13,6 +13,7 @@ comes from small u, where float32 is finest.
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,12 +28,8 @@ NUCLEUS_CANDIDATES = 256
 """Sorted first to find a nucleus; nearly every one is smaller, and sorting a whole vocabulary is slow."""
 
 
-class NotFinite(Exception):
-    """The model returned NaN or infinity for these rows; nothing was drawn for any."""
-
-    def __init__(self, rows: list[int]) -> None:
-        super().__init__("the model returned logits that are not finite")
-        self.rows = rows
+NOT_FINITE = -1
+"""Drawn for a row whose logits are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +63,58 @@ class Draws:
             self.tokens + more.tokens, self.logprobs + more.logprobs, self.alternatives + more.alternatives
         )
 
+    def only(self, ats: list[int]) -> "Draws":
+        columns = self.tokens, self.logprobs, self.alternatives
+        return Draws(*[[column[at] for at in ats] for column in columns])  # type: ignore[arg-type]
+
+    def read(self) -> "Draws":
+        """These: they are on the host."""
+        return self
+
+
+class Reading(Protocol):
+    """What a step draws, once it has."""
+
+    def read(self) -> Draws:
+        """Waits for the step.  Call it once."""
+
 
 def draw(logits: Tensor, picks: list[Pick]) -> Draws:
-    """One token a row of `logits` [rows, vocabulary], with one transfer to the host.  Raises NotFinite."""
+    """One token a row of `logits` [rows, vocabulary], with one transfer to the host; NOT_FINITE where there is no
+    telling."""
+    return tell(sample(logits, picks), picks)
+
+
+def sample(logits: Tensor, picks: list[Pick]) -> Tensor:
+    """A table on the logits' device for `tell`.  Its first column are the token ids: the only one, unless log
+    probabilities were asked for.
+
+    Waits for the device only if a row has a nucleus.
+    """
     maxima, tokens = _choose(_ban(logits, picks), picks)
     # A maximum is NaN if anything in its row is, and then there is no telling what the row should draw.
-    tokens = tokens.where(maxima.isfinite(), -1)
-    asked = [pick.sampling.logprobs for pick in picks]
-    most = max((count for count in asked if count is not None), default=None)
+    tokens = tokens.where(maxima.isfinite(), NOT_FINITE)
+    most = _most_logprobs(picks)
     if most is None:
-        return _checked(Draws(tokens.tolist(), [0.0] * len(picks), [[] for _ in picks]), picks)
+        return tokens[:, None]
     # float64 holds every token id exactly, so ids and log probabilities travel together.
     logprobs = torch.log_softmax(logits.float(), -1)
     best = logprobs.topk(min(most, logits.shape[-1]))
     chosen = logprobs.gather(-1, tokens[:, None].clamp(min=0))
     columns = [tokens[:, None], chosen, best.indices, best.values]
-    return _checked(_read(torch.cat([column.double() for column in columns], -1).tolist(), asked), picks)
+    return torch.cat([column.double() for column in columns], -1)
 
 
-def _checked(draws: Draws, picks: list[Pick]) -> Draws:
-    if bad := [pick.row for pick, token in zip(picks, draws.tokens, strict=True) if token < 0]:
-        raise NotFinite(bad)
-    return draws
+def tell(table: Tensor, picks: list[Pick]) -> Draws:
+    """What `sample` drew by the picks."""
+    if _most_logprobs(picks) is None:
+        return Draws(table[:, 0].tolist(), [0.0] * len(picks), [[] for _ in picks])
+    return _read(table.tolist(), [pick.sampling.logprobs for pick in picks])
+
+
+def _most_logprobs(picks: list[Pick]) -> int | None:
+    asked = [pick.sampling.logprobs for pick in picks]
+    return max((count for count in asked if count is not None), default=None)
 
 
 def _read(table: list[list[float]], asked: list[int | None]) -> Draws:
@@ -101,12 +128,20 @@ def _read(table: list[list[float]], asked: list[int | None]) -> Draws:
     return draws
 
 
+def upload(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the values, without waiting for the device."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=dtype)
+    # From pageable memory the copy would wait; the pinned memory is kept until it is over.
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
 def _ban(logits: Tensor, picks: list[Pick]) -> Tensor:
     pairs = [(row, banned) for row, pick in enumerate(picks) for banned in pick.banned_ids]
     if not pairs:
         return logits
-    rows, ids = torch.tensor(pairs, device=logits.device).unbind(-1)
-    return logits.index_put((rows, ids), logits.new_tensor(float("-inf")))
+    rows, ids = upload(pairs, logits.device).unbind(-1)
+    return logits.index_put((rows, ids), logits.new_full((), float("-inf")))
 
 
 def _choose(logits: Tensor, picks: list[Pick]) -> tuple[Tensor, Tensor]:
@@ -118,7 +153,7 @@ def _choose(logits: Tensor, picks: list[Pick]) -> tuple[Tensor, Tensor]:
         best = _race(logits, picks).max(-1)
     else:
         raced = logits.to(torch.float32, copy=True)
-        rows = torch.tensor(sampled, device=logits.device)
+        rows = upload(sampled, logits.device)
         raced[rows] = _race(raced[rows], [picks[row] for row in sampled])
         best = raced.max(-1)
     return best.values, best.indices
@@ -126,11 +161,11 @@ def _choose(logits: Tensor, picks: list[Pick]) -> tuple[Tensor, Tensor]:
 
 def _race(logits: Tensor, picks: list[Pick]) -> Tensor:
     """The filtered logits plus noise [rows, vocabulary], in float32."""
-    temperatures = torch.tensor([[pick.sampling.temperature] for pick in picks], device=logits.device)
+    temperatures = upload([[pick.sampling.temperature] for pick in picks], logits.device)
     scaled = logits.float() / temperatures
     filtered = [row for row, pick in enumerate(picks) if pick.sampling.top_k or pick.sampling.top_p < 1]
     if filtered:
-        rows = torch.tensor(filtered, device=logits.device)
+        rows = upload(filtered, logits.device)
         candidates = scaled[rows]
         floor = _floor(candidates, [picks[row].sampling for row in filtered])
         scaled[rows] = candidates.masked_fill_(candidates < floor, float("-inf"))
@@ -146,12 +181,13 @@ def _floor(scaled: Tensor, samplings: list[Sampling]) -> Tensor:
     top_k = [min(sampling.top_k or vocabulary, vocabulary) for sampling in samplings]
     # Rounded sums may reach 1 early: a row without top_p must not lose its tail to that.
     top_p = [sampling.top_p if sampling.top_p < 1 else 2.0 for sampling in samplings]
-    ks = torch.tensor(top_k, device=scaled.device)[:, None]
-    ps = torch.tensor(top_p, device=scaled.device)[:, None]
+    ks = upload(top_k, scaled.device)[:, None]
+    ps = upload(top_p, scaled.device)[:, None]
     width = min(vocabulary, max([NUCLEUS_CANDIDATES, *(k for k in top_k if k < vocabulary)]))
     best = scaled.topk(width).values
     last = _last_kept(best, scaled, ks, ps)
-    if width < vocabulary and bool((last >= width).any()):
+    has_nucleus = any(sampling.top_p < 1 for sampling in samplings)
+    if has_nucleus and width < vocabulary and bool((last >= width).any()):
         best = scaled.sort(descending=True).values
         last = _last_kept(best, scaled, ks, ps)
     return best.gather(-1, last.clamp(max=best.shape[-1] - 1))
@@ -170,7 +206,7 @@ def noise(picks: list[Pick], vocabulary: int, device: torch.device) -> Tensor:
     """Gumbel noise [rows, vocabulary] in float32."""
     keys = [_key(pick.sampling.seed, pick.index) for pick in picks]
     halves = [(_signed(key & _MASK32), _signed(key >> 32)) for key in keys]
-    low, high = torch.tensor(halves, dtype=torch.int32, device=device)[:, :, None].unbind(1)
+    low, high = upload(halves, device, torch.int32)[:, :, None].unbind(1)
     h = _mix32((_scattered_ids(vocabulary, device) ^ low).add_(high))
     u = _shifted(h, 1).float().mul_(2**-31).add_(2**-32).clamp_(max=LARGEST_U)
     return u.neg_().log1p_().neg_().log_().neg_()

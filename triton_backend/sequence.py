@@ -1,7 +1,8 @@
 """The one mutable record of the engine: a row, from arrival to its single ending.  Pure.
 
 A row that has drawn g tokens in this attempt holds `prompt + g` tokens of room: the last of them is written
-by its next decode step.  Nothing derived is stored.
+by its next decode step.  Tokens that are being drawn count as drawn, but for what they are.  Nothing derived is
+stored.
 """
 
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Sequence:
     """Parallel to `tokens`; empty if not asked for."""
     alternatives: list[Alternatives] = field(default_factory=list)
     """Parallel to `tokens`; empty if not asked for."""
+    in_flight: int = 0
+    """Tokens after these that a step was started for, and that nobody has read yet."""
     due_s: float = inf
     """When its next token is due, on the mean; inf before the first."""
     ending: Ended | None = None
@@ -72,12 +75,16 @@ class Sequence:
     @property
     def held_tokens(self) -> int:
         """Tokens whose room it needs to hold before its next step."""
-        return len(self.new.prompt) + len(self.tokens)
+        return len(self.new.prompt) + len(self.tokens) + self.in_flight
 
     @property
     def index(self) -> int:
         """Index of the next token to draw, counted over all attempts of the ticket."""
-        return self.new.index + len(self.tokens)
+        return self.new.index + len(self.tokens) + self.in_flight
+
+    def is_spent(self, context_tokens: int) -> bool:
+        """What is in flight ends it, whatever it turns out to be."""
+        return len(self.tokens) + self.in_flight >= self.new.max_tokens or self.held_tokens >= context_tokens
 
     @property
     def wants_logprobs(self) -> bool:
@@ -89,6 +96,16 @@ class Sequence:
             self._become(Status.PREFILL)
         self.prefilled_tokens = min(self.prefilled_tokens + tokens, self.prompt_tokens)
 
+    def fly(self) -> None:
+        """A step was started that draws one more token."""
+        if self.status is not Status.RUNNING:
+            self._become(Status.RUNNING)
+        self.in_flight += 1
+
+    def land(self) -> None:
+        """That step's token is `draw`n next, or nobody wants it any more."""
+        self.in_flight -= 1
+
     def draw(self, token: int, context_tokens: int) -> None:
         """Take the token of a step, and end if it is the last one."""
         if self.status is not Status.RUNNING:
@@ -96,7 +113,7 @@ class Sequence:
         self.tokens.append(token)
         if token in self.new.stop_ids:
             self.end(End.STOP)
-        elif len(self.tokens) == self.new.max_tokens or self.held_tokens >= context_tokens:
+        elif len(self.tokens) == self.new.max_tokens or self.prompt_tokens + len(self.tokens) >= context_tokens:
             self.end(End.LENGTH)
 
     def pace(self, now_s: float, tokens: int = 1) -> None:

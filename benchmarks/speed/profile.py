@@ -182,6 +182,7 @@ def main() -> None:
             model=str(model), name="profile", dtype="bfloat16", threads=options.threads, kv_budget_bytes=2**31
         )
         runner = load_runner(config)
+        assert isinstance(runner, Runner)  # The one for CPUs.
         machine = measured()
         num_weights = (model / "model.safetensors").stat().st_size // 2
     print(

@@ -26,7 +26,7 @@ from triton_backend.core import HEARTBEAT_S, MAX_FAILURES, ORPHAN_S
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.memory import Grouped
 from triton_backend.rows import Rows
-from triton_backend.sampling import Draws, NotFinite
+from triton_backend.sampling import NOT_FINITE, Draws, Reading
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory
 from triton_backend.telemetry import Meter
@@ -70,6 +70,8 @@ class Executor:
     def __init__(self, kv_tokens: int) -> None:
         self.kv_budget_bytes = kv_tokens * self.layout.bytes_per_token
         self.troubles: list[Exception | None] = []
+        self.broken: set[int] = set()
+        """Rows whose logits are not finite."""
         self.rooms: dict[int, int] = {}
         self.running: list[int] = []
 
@@ -79,20 +81,70 @@ class Executor:
             raise self.troubles.pop(0)  # type: ignore[misc]
         self.rooms, self.running = dict(rooms), running
 
-    def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
+    def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Reading]:
         assert all(row.prefilled_tokens == start for row in rows)
         return self._draw(rows, [row for row in rows if row.prompt_tokens <= start + length])
 
-    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Draws]:
+    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Reading]:
         assert self.running == [row.row for row in rows]
         return self._draw(rows, rows[::-1])
 
-    def _draw(self, rows: list[Sequence], drawing: list[Sequence]) -> tuple[list[Sequence], Draws]:
+    def _draw(self, rows: list[Sequence], drawing: list[Sequence]) -> tuple[list[Sequence], Reading]:
         assert all(self.rooms[row.row] >= row.held_tokens for row in rows)
         if self.troubles and (trouble := self.troubles.pop(0)):
             raise trouble
-        tokens = [next_token(row.new.prompt + row.tokens) for row in drawing]
+        tokens = [self._token(row) for row in drawing]
         return drawing, Draws(tokens, [-0.5] * len(tokens), [[(token, -0.5)] for token in tokens])
+
+    def _token(self, row: Sequence) -> int:
+        return NOT_FINITE if row.row in self.broken else next_token(row.new.prompt + row.tokens)
+
+
+class Later:
+    """What a step draws, on a device that runs by itself."""
+
+    def __init__(self, draws: Draws, trouble: Exception | None) -> None:
+        self._draws = draws
+        self._trouble = trouble
+        self.num_reads = 0
+
+    def read(self) -> Draws:
+        self.num_reads += 1
+        if self._trouble:
+            raise self._trouble
+        return self._draws
+
+
+class AheadExecutor(Executor):
+    """Its steps are read later; until then it alone knows what they drew."""
+
+    def __init__(self, kv_tokens: int) -> None:
+        super().__init__(kv_tokens)
+        self.texts: dict[Sequence, list[int]] = {}
+        self.started: list[Later] = []
+        self.late_troubles: list[Exception | None] = []
+        """What reading the steps raises, one a step."""
+
+    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Reading]:
+        assert {row.row for row in rows} <= set(self.running)
+        assert all(len(row.tokens) + row.in_flight < row.new.max_tokens for row in rows)
+        return self._draw(rows, rows[::-1])
+
+    def _draw(self, rows: list[Sequence], drawing: list[Sequence]) -> tuple[list[Sequence], Reading]:
+        drawn, draws = super()._draw(rows, drawing)
+        assert isinstance(draws, Draws)
+        assert [later.num_reads for later in self.started[:-1]] == [1] * len(self.started[:-1])
+        self.started.append(Later(draws, self.late_troubles.pop(0) if self.late_troubles else None))
+        return drawn, self.started[-1]
+
+    def _token(self, row: Sequence) -> int:
+        text = self.texts.setdefault(row, list(row.new.prompt))
+        assert len(text) == row.held_tokens
+        text.append(next_token(text))
+        return NOT_FINITE if row.row in self.broken else text[-1]
+
+
+kinds = pytest.mark.parametrize("kind", [Executor, AheadExecutor], ids=["in step", "ahead"])
 
 
 class Clock:
@@ -105,8 +157,10 @@ class Clock:
 
 
 class Rig:
-    def __init__(self, kv_tokens: int = 200, max_prefill_tokens: int = 16) -> None:
-        self.executor = Executor(kv_tokens)
+    def __init__(
+        self, kv_tokens: int = 200, max_prefill_tokens: int = 16, kind: type[Executor] = Executor
+    ) -> None:
+        self.executor = kind(kv_tokens)
         self.clock = Clock()
         config = EngineConfig(model="", name="fake", max_prefill_tokens=max_prefill_tokens)
         self.engine = Engine(config, lambda _: self.executor, self.clock)
@@ -410,26 +464,85 @@ def test_a_step_that_raises_fails_its_rows_and_the_engine_goes_on() -> None:
     assert endings(peer) == {"call/0": End.FAILED, "call/1": End.FAILED, "call/2": End.LENGTH}
 
 
-def test_rows_without_finite_logits_fail_alone() -> None:
-    rig = Rig()
+@kinds
+def test_rows_without_finite_logits_fail_alone(kind: type[Executor]) -> None:
+    rig = Rig(kind=kind)
     peer = rig.peer()
-    rig.executor.troubles = [None, NotFinite([FIRST_ROW + 1])]
     peer.put([new_row(at, [at], 4) for at in range(3)])
+    rig.engine.step()
+    rig.executor.broken = {FIRST_ROW + 1}
     peer.run()
     assert endings(peer) == {"call/0": End.LENGTH, "call/1": End.FAILED, "call/2": End.LENGTH}
     assert peer.tickets["call/2"].tokens == continuation([2], 4)
+    assert len(peer.tickets["call/1"].tokens) == 1
 
 
+@kinds
 @pytest.mark.parametrize("trouble", [OutOfMemory("full"), NoRoom("full"), lost(MemoryError("full"))])
-def test_out_of_memory_costs_a_pause_and_no_row(trouble: Exception) -> None:
+def test_out_of_memory_costs_a_pause_and_no_row(trouble: Exception, kind: type[Executor]) -> None:
     """However often."""
-    rig = Rig()
+    rig = Rig(kind=kind)
     peer = rig.peer()
     rig.executor.troubles = [None, *[trouble] * (2 * MAX_FAILURES)]
     peer.put([new_row(at, [at], 5) for at in range(9)])
     peer.run()
     assert set(endings(peer).values()) == {End.LENGTH}
     assert all(ticket.tokens == continuation(ticket.first.prompt, 5) for ticket in peer.tickets.values())
+
+
+# A device that runs by itself.
+
+
+def test_a_step_is_started_before_the_last_one_is_read() -> None:
+    rig = Rig(kind=AheadExecutor)
+    assert isinstance(rig.executor, AheadExecutor)
+    peer = rig.peer()
+    peer.put([new_row(0, [1], 3), new_row(1, [2], 2)])
+    seen = []
+    while rig.engine.step():
+        seen.append(([later.num_reads for later in rig.executor.started], len(peer.steps)))
+    # The last turn only reads: what was in flight ends both rows.
+    assert seen == [([0], 0), ([1, 0], 1), ([1, 1, 0], 2), ([1, 1, 1], 3)]
+    assert endings(peer) == {"call/0": End.LENGTH, "call/1": End.LENGTH}
+    assert peer.tickets["call/0"].tokens == continuation([1], 3)
+
+
+def test_the_token_of_a_surplus_step_is_dropped_and_its_room_given_back() -> None:
+    rig = Rig(kind=AheadExecutor)
+    assert isinstance(rig.executor, AheadExecutor)
+    peer = rig.peer()
+    stop_id = continuation([1], 3)[2]
+    peer.put([new_row(0, [1], 30, stop_ids=[stop_id])])
+    peer.run()
+    assert peer.tickets["call/0"].tokens == continuation([1], 3)
+    assert endings(peer) == {"call/0": End.STOP}
+    assert len(rig.executor.started) == 4
+    assert rig.executor.rooms == {}
+
+
+def test_a_row_cancelled_in_flight_gets_no_further_token() -> None:
+    rig = Rig(kind=AheadExecutor)
+    peer = rig.peer()
+    peer.put([new_row(0, [1], 30), new_row(1, [2], 4)])
+    rig.engine.step()
+    rig.engine.step()
+    peer.end(Cancel, [FIRST_ROW])
+    peer.run()
+    assert len(peer.tickets["call/0"].tokens) == 1
+    assert peer.tickets["call/1"].tokens == continuation([2], 4)
+
+
+def test_a_step_that_breaks_on_the_way_fails_its_rows_and_the_engine_goes_on() -> None:
+    rig = Rig(kind=AheadExecutor)
+    assert isinstance(rig.executor, AheadExecutor)
+    peer = rig.peer()
+    rig.executor.late_troubles = [None, ValueError("odd")]
+    peer.put([new_row(0, [1], 5)])
+    peer.run()
+    peer.put([new_row(1, [1], 5)])
+    peer.run()
+    assert endings(peer) == {"call/0": End.FAILED, "call/1": End.LENGTH}
+    assert rig.executor.rooms == {}
 
 
 # The thread.
@@ -489,12 +602,13 @@ def test_a_thread_that_fails_again_and_again_says_so() -> None:
 # Any interleaving.
 
 
+@kinds
 @pytest.mark.parametrize("seed", range(25))
-def test_no_interleaving_loses_doubles_or_changes_a_token(seed: int) -> None:
+def test_no_interleaving_loses_doubles_or_changes_a_token(seed: int, kind: type[Executor]) -> None:
     """Batches, cancels, evictions, takeovers, vanished peers and memory trouble in random order; the peer
     checks the contract event by event, the executor the memory, and at the end the ledger is empty."""
     rng = random.Random(seed)
-    rig = Rig(kv_tokens=rng.choice([45, 90, 300]), max_prefill_tokens=rng.choice([1, 8, 64]))
+    rig = Rig(rng.choice([45, 90, 300]), rng.choice([1, 8, 64]), kind)
     peer = rig.peer()
     num_tickets = 0
     for _ in range(120):

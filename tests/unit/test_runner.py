@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from triton_backend.contract import Cancel, End, NewRow, Sampling
 from triton_backend.device import Host
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.loader import load_model
+from triton_backend.paged_runner import PagedRunner
 from triton_backend.runner import Runner
 
 TIE = 1e-4
@@ -47,10 +49,17 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def new_engine(model: PreTrainedModel, kv_tokens: int = 2000, max_prefill_tokens: int = 2048) -> Engine:
-    def load(config: EngineConfig) -> Runner:
-        bytes_per_token = Runner(model, max_prefill_tokens=1, kv_budget_bytes=0).layout.bytes_per_token
-        return Runner(
+Kind = Callable[..., Runner | PagedRunner]
+KINDS: dict[str, Kind] = {"grouped": Runner, "paged": partial(PagedRunner, block_tokens=8)}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def new_engine(
+    model: PreTrainedModel, kv_tokens: int = 2000, max_prefill_tokens: int = 2048, kind: Kind = Runner
+) -> Engine:
+    def load(config: EngineConfig) -> Runner | PagedRunner:
+        bytes_per_token = kind(model, max_prefill_tokens=1, kv_budget_bytes=0).layout.bytes_per_token
+        return kind(
             model,
             max_prefill_tokens=config.chunk_tokens,
             kv_budget_bytes=kv_tokens * bytes_per_token,
@@ -74,11 +83,12 @@ def assert_greedy(name: str, prompt: list[int], tokens: list[int]) -> None:
     assert gaps.max() < TIE
 
 
+@kinds
 @pytest.mark.parametrize("name", CONFIGS)
-def test_greedy_tokens_are_those_of_the_prompt_alone(name: str) -> None:
+def test_greedy_tokens_are_those_of_the_prompt_alone(name: str, kind: Kind) -> None:
     """Rows of 1 to 60 tokens join and leave in the middle, prompts are run in chunks, the ladder is climbed,
     and the budget is so small that rows are evicted and come back with what they had drawn as a prefix."""
-    engine = new_engine(fresh(name), kv_tokens=400, max_prefill_tokens=40)
+    engine = new_engine(fresh(name), 250, 40, kind)
     peer = Peer(engine)
     engine.step()
     texts = prompts(1, [1, 60, 33, 12, 58, 7, 2])
@@ -105,22 +115,24 @@ def run(engine: Engine, rows: list[NewRow]) -> dict[str, list[int]]:
     return {name: ticket.tokens for name, ticket in peer.tickets.items()}
 
 
-def test_seeded_rows_draw_the_same_alone_in_a_crowd_and_after_being_put_back() -> None:
+@kinds
+def test_seeded_rows_draw_the_same_alone_in_a_crowd_and_after_being_put_back(kind: Kind) -> None:
     model = fresh("llama")
     kinds = [{}, {"top_p": 0.8}, {"top_k": 7}, {"temperature": 0.7, "top_p": 0.95}, {"temperature": 0.0}]
     rows = [
         new_row(at, prompt, 40, sampling=Sampling(seed=at, **kinds[at % 5]))  # type: ignore[arg-type]
         for at, prompt in enumerate(prompts(2, [5, 9, 30, 31, 40, 3]))
     ]
-    crowd = run(new_engine(model), rows)
-    squeezed = run(new_engine(model, kv_tokens=330, max_prefill_tokens=16), rows)
-    alone = [run(new_engine(model), [row])[row.ticket] for row in rows]
+    crowd = run(new_engine(model, kind=kind), rows)
+    squeezed = run(new_engine(model, 330, 16, kind), rows)
+    alone = [run(new_engine(model, kind=kind), [row])[row.ticket] for row in rows]
     assert list(crowd.values()) == alone
     assert squeezed == crowd
 
 
-def test_log_probabilities_are_the_references() -> None:
-    engine = new_engine(fresh("llama"))
+@kinds
+def test_log_probabilities_are_the_references(kind: Kind) -> None:
+    engine = new_engine(fresh("llama"), kind=kind)
     peer = Peer(engine)
     engine.step()
     first, second = prompts(3, [9, 17])
@@ -138,29 +150,33 @@ def test_log_probabilities_are_the_references() -> None:
         assert [logprob for _, logprob in alternatives] == pytest.approx(best.values[at].tolist(), abs=1e-4)
 
 
-def test_stop_ids_end_a_row_but_not_before_min_tokens() -> None:
+@kinds
+def test_stop_ids_end_a_row_but_not_before_min_tokens(kind: Kind) -> None:
     model = fresh("llama")
     (prompt,) = prompts(4, [8])
-    plain = run(new_engine(model), [new_row(0, prompt, 10)])["call/0"]
-    stopped = run(new_engine(model), [new_row(0, prompt, 10, stop_ids=[plain[4]])])["call/0"]
+    plain = run(new_engine(model, kind=kind), [new_row(0, prompt, 10)])["call/0"]
+    stopped = run(new_engine(model, kind=kind), [new_row(0, prompt, 10, stop_ids=[plain[4]])])["call/0"]
     assert stopped == plain[: plain.index(plain[4]) + 1]
-    later = run(new_engine(model), [new_row(0, prompt, 10, stop_ids=[plain[0]], min_tokens=3)])["call/0"]
+    banning = new_row(0, prompt, 10, stop_ids=[plain[0]], min_tokens=3)
+    later = run(new_engine(model, kind=kind), [banning])["call/0"]
     assert plain[0] not in later[:3]
 
 
-def test_bfloat16_agrees_with_its_own_reference() -> None:
+@kinds
+def test_bfloat16_agrees_with_its_own_reference(kind: Kind) -> None:
     """No token is far from the float32 reference's best; a random model has many near ties."""
     model = fresh("llama").to(torch.bfloat16)  # type: ignore[arg-type]
     (prompt,) = prompts(5, [20])
-    tokens = run(new_engine(model), [new_row(0, prompt, 30)])["call/0"]
+    tokens = run(new_engine(model, kind=kind), [new_row(0, prompt, 30)])["call/0"]
     reference = tiny_models.logits("llama", prompt + tokens)[len(prompt) - 1 : -1]
     gaps = reference.max(-1).values - reference.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
     assert gaps.mean() < 0.1
 
 
-def test_a_row_that_fills_the_context_ends_there() -> None:
+@kinds
+def test_a_row_that_fills_the_context_ends_there(kind: Kind) -> None:
     (prompt,) = prompts(6, [250])
-    tokens = run(new_engine(fresh("gpt2")), [new_row(0, prompt, 100)])["call/0"]
+    tokens = run(new_engine(fresh("gpt2"), kind=kind), [new_row(0, prompt, 100)])["call/0"]
     assert len(prompt) + len(tokens) == tiny_models.CONTEXT_TOKENS
 
 
@@ -174,7 +190,10 @@ class Tight(LlamaForCausalLM):  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
         self.num_passes += 1
-        rows, length = input_ids.shape
+        # Rows of a pack begin at position 0.
+        positions = options["position_ids"]
+        rows = max(input_ids.shape[0], int((positions == 0).sum()))
+        length = int(positions.max() - positions.min()) + 1 if input_ids.shape[1] > 1 else 1
         if rows > self.max_rows or length > self.max_length or self.num_passes in self.troubles:
             raise torch.OutOfMemoryError("no room")
         return super().forward(input_ids, **options)
@@ -259,10 +278,13 @@ MISFITS: list[tuple[Callable[[], PreTrainedModel], str]] = [
 ]
 
 
+@kinds
 @pytest.mark.parametrize(("build", "words"), MISFITS, ids=["alibi", "state space", "hybrid", "sinks", "encoder"])
-def test_models_that_would_run_wrongly_are_refused(build: Callable[[], PreTrainedModel], words: str) -> None:
+def test_models_that_would_run_wrongly_are_refused(
+    build: Callable[[], PreTrainedModel], words: str, kind: Kind
+) -> None:
     with pytest.raises(UnsupportedModel, match=words):
-        Runner(build(), max_prefill_tokens=8)
+        kind(build(), max_prefill_tokens=8)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

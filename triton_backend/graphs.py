@@ -1,0 +1,88 @@
+"""Decode steps recorded as CUDA graphs, one for each size of a ladder.
+
+A recorded step reads its inputs and the cache at the addresses it was recorded with, so it is void once the cache
+was resized.  Rows that a size has too many read and write block 0, which is nobody's.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, 513, 64))
+"""Rows of the recorded steps."""
+_WARM_UPS = 2
+"""Runs before the recording: the first allocates workspaces and compiles kernels, which a graph must not."""
+
+
+def padded(num_rows: int) -> int:
+    """The size that takes so many rows; beyond the ladder their own number."""
+    at = bisect_left(SIZES, num_rows)
+    return SIZES[at] if at < len(SIZES) else num_rows
+
+
+class Graphs:
+    """`step` maps inputs [rows, width] int32 to logits [rows, vocabulary], all on the device."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor], width: int, device: torch.device) -> None:
+        self._step = step
+        self._inputs = torch.zeros(SIZES[-1], width, dtype=torch.int32, device=device)
+        self._logits: Tensor | None = None
+        """Where all of them leave their logits: each with its own would keep as much memory apart."""
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._is_recordable = True
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """The logits of the step, void after the next one; inputs are in pinned memory, and of a `padded` size or
+        beyond the ladder."""
+        size = len(inputs)
+        if size > SIZES[-1] or not self._is_recordable:
+            return self._step(inputs.to(self._inputs.device, non_blocking=True))
+        self._inputs[:size].copy_(inputs, non_blocking=True)
+        if size not in self._graphs and not self._record(size):
+            return self._step(self._inputs[:size])
+        self._graphs[size].replay()
+        assert self._logits is not None
+        return self._logits[:size]
+
+    def record_all(self) -> None:
+        """The largest first: the smaller ones find room in its memory."""
+        for size in reversed(SIZES):
+            if self._is_recordable and size not in self._graphs:
+                self._inputs.zero_()
+                self._record(size)
+
+    def clear(self) -> None:
+        """Forget the recorded steps, whose addresses are void."""
+        self._graphs.clear()
+
+    def _record(self, size: int) -> bool:
+        """False: a step of this model cannot be recorded."""
+        inputs = self._inputs[:size]
+        current = torch.cuda.current_stream(inputs.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):
+                logits = self._step(inputs)
+        current.wait_stream(self._stream)
+        if self._logits is None:
+            self._logits = logits.new_empty(SIZES[-1], logits.shape[1])
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may go on using the device, if there are any.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                self._logits[:size].copy_(self._step(inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("its decode steps cannot be recorded as CUDA graphs, and are slower for it: %s", error)
+            self._is_recordable = False
+            return False
+        self._graphs[size] = graph
+        return True

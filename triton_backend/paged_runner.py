@@ -1,0 +1,284 @@
+"""The model on a device that runs by itself: steps are started here and read later.
+
+The host never waits to start a step: what the last one drew stays on the device (`PagedCache.newest`), and what
+the host knows goes there from pinned memory.  Layers are compiled, and decode steps are CUDA graphs; on a CPU all
+runs at once, as it is.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from triton_backend.cache import CacheLost
+from triton_backend.contract import NewRow
+from triton_backend.decoder import Decoder, pick
+from triton_backend.device import device_of
+from triton_backend.graphs import Graphs, padded
+from triton_backend.headroom import Headroom
+from triton_backend.memory import OverBudget, Paged
+from triton_backend.paged_attention import NewestKV, PackedKV, Span
+from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
+from triton_backend.runner import WARM_UP_ROWS
+from triton_backend.sampling import Draws, Pick, Reading, sample, tell
+from triton_backend.sequence import Sequence
+from triton_backend.shortage import OutOfMemory, is_shortage
+
+SHRINK, GROWTH = 0.98, 1.1
+"""The pool is remade when it should be smaller or larger by so much: each time graphs are recorded anew, and what
+others take goes up and down all the time."""
+
+
+class Sampled:
+    """What a step draws; on its way to the host."""
+
+    def __init__(self, table: Tensor, picks: list[Pick]) -> None:
+        self._picks = picks
+        self._arrived: torch.cuda.Event | None = None
+        if table.is_cuda:
+            self._table = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+            self._table.copy_(table, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        else:
+            self._table = table
+
+    def read(self) -> Draws:
+        if self._arrived:
+            self._arrived.synchronize()
+        return tell(self._table, self._picks)
+
+
+class Several:
+    """What the parts of a step draw."""
+
+    def __init__(self, parts: list[Reading]) -> None:
+        self._parts = parts
+
+    def read(self) -> Draws:
+        return sum((part.read() for part in self._parts), Draws())
+
+
+class PagedRunner:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_prefill_tokens: int,
+        context_tokens: int | None = None,
+        kv_budget_bytes: int | None = None,
+        block_tokens: int = BLOCK_TOKENS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`context_tokens` None: what the model's config says; `kv_budget_bytes`: the most that keys and
+        values may take, None: whatever there is room for (headroom.py).
+
+        Raises UnsupportedModel.
+        """
+        self._decoder = decoder = Decoder(model, context_tokens)
+        self.vocabulary = decoder.vocabulary
+        self.context_tokens = decoder.context_tokens
+        self.dtype = str(decoder.dtype).removeprefix("torch.")
+        self.device = str(decoder.device)
+        self.layout = Paged(block_tokens, decoder.bytes_per_token)
+        self.out_of_memory_total = 0
+        if decoder.device.type == "cuda":
+            decoder.compile()
+        workspace_bytes = self._workspace_bytes(max_prefill_tokens)
+        device = device_of(self.device)
+        device.settle()
+        self._headroom = Headroom(
+            device,
+            workspace_bytes=workspace_bytes,
+            num_layers=len(decoder.shapes),
+            most_bytes=kv_budget_bytes,
+            clock=clock,
+        )
+        self._cache = self._new_cache(self._headroom.look(0))
+        self._graphs: Graphs | None = None
+        if decoder.device.type == "cuda":
+            self._graphs = Graphs(self._decode, 1 + self._cache.max_blocks, decoder.device)
+            with torch.inference_mode():
+                self._graphs.record_all()
+
+    @property
+    def kv_budget_bytes(self) -> int:
+        """What the rows may hold now; to be asked between steps.  A pool that is to grow has grown before it says
+        so, one that is to shrink shrinks once they hold less."""
+        held_bytes = self._cache.allocated_bytes
+        return held_bytes if self._headroom.look(held_bytes) >= SHRINK * held_bytes else self._headroom.kv_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        """KV bytes taken from the device: all there are."""
+        return self._cache.allocated_bytes
+
+    @torch.inference_mode()
+    def resize(self, kv_budget_bytes: int) -> None:
+        """Bring the cache to this size; the next decode steps are recorded anew.  Raises OverBudget, CacheLost."""
+        if self._graphs:
+            self._graphs.clear()
+        try:
+            with self._counted():
+                self._cache.resize(kv_budget_bytes)
+        except OverBudget:
+            raise
+        except Exception as error:
+            raise CacheLost(str(error)) from error
+
+    @torch.inference_mode()
+    def arrange(self, rooms: Mapping[int, int], running: Iterable[int]) -> None:
+        """Give these rows blocks for their tokens of room.  Raises CacheLost."""
+        try:
+            self._cache.arrange(rooms)
+        except Exception as error:
+            raise CacheLost(str(error)) from error
+        held_bytes, wanted_bytes = self._cache.allocated_bytes, self._headroom.kv_bytes
+        if not SHRINK * held_bytes <= wanted_bytes <= GROWTH * held_bytes:
+            self.resize(wanted_bytes)
+            self._headroom.give_back()
+
+    @torch.inference_mode()
+    def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Reading]:
+        """Start on the prompt tokens `start .. start + length` of each row; draw for those whose prompts end
+        there.
+
+        Short of memory, one half is started after the other: of the rows, then of a single row's tokens.  Raises
+        OutOfMemory when not even one token of one row can be run.
+        """
+        length = min(length, max(row.prompt_tokens for row in rows) - start)
+        try:
+            with self._counted():
+                return self._prefill(rows, start, length)
+        except OutOfMemory:
+            if len(rows) == length == 1:
+                raise
+        if len(rows) == 1:
+            half = length // 2
+            self.prefill(rows, start, half)
+            return self.prefill(rows, start + half, length - half)
+        half = len(rows) // 2
+        done, reading = self.prefill(rows[:half], start, length)
+        more_done, more_reading = self.prefill(rows[half:], start, length)
+        return done + more_done, Several([reading, more_reading])
+
+    @torch.inference_mode()
+    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Reading]:
+        """Start on one token for each row.
+
+        Short of memory, one half of the rows is started after the other.  Raises OutOfMemory when not even one
+        row can be run.
+        """
+        try:
+            with self._counted():
+                return rows, self._decode_once(rows)
+        except OutOfMemory:
+            if len(rows) == 1:
+                raise
+        half = len(rows) // 2
+        (_, first), (_, second) = self.decode(rows[:half]), self.decode(rows[half:])
+        return rows, Several([first, second])
+
+    def _decode_once(self, rows: list[Sequence]) -> Sampled:
+        positions = np.array([row.held_tokens - 1 for row in rows], np.int32)
+        tables = self._cache.table(row.row for row in rows)
+        if self._graphs:
+            inputs = np.zeros((padded(len(rows)), 1 + self._cache.max_blocks), np.int32)
+            inputs[: len(rows), 0], inputs[: len(rows), 1:] = positions, tables
+            logits = self._graphs.run(self._staged(inputs))[: len(rows)]
+        else:
+            num_blocks = positions.max() // self._cache.block_tokens + 1
+            logits = self._decode(self._upload(np.column_stack((positions, tables[:, :num_blocks]))))
+        return self._draw(logits, rows, tables[:, 0])
+
+    def _prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Reading]:
+        chunks = [row.new.prompt[start : start + length] for row in rows]
+        lengths = np.array([len(chunk) for chunk in chunks])
+        ends = lengths.cumsum()
+        at = np.arange(ends[-1])
+        row_at = np.repeat(np.arange(len(rows)), lengths)
+        positions = at - (ends - lengths)[row_at] + start
+        tables = self._cache.table(row.row for row in rows)
+        ids = self._upload(np.concatenate(chunks))[None]
+        seen = lengths + start
+        kv = PackedKV(
+            self._cache,
+            [Span(int(end - size), int(size), int(size) + start) for end, size in zip(ends, lengths, strict=True)],
+            writes=self._upload(self._places(tables, row_at, positions)),
+            reads=self._upload(self._all_places(tables, seen)) if start else None,
+            ends=self._upload(np.array([[0, *ends], [0, *seen.cumsum()]], np.int32)),
+        )
+        done = [at for at, row in enumerate(rows) if row.prompt_tokens <= start + length]
+        # A chunk that ends no prompt draws nothing: one position is kept, for the model to have something.
+        kept = self._upload(ends[done or [0]] - 1)
+        logits = self._decoder.logits(ids, self._upload(positions)[None], kv, kept)[0]
+        if not done:
+            return [], Sampled(logits.new_empty(0, 1), [])
+        finished = [rows[at] for at in done]
+        return finished, self._draw(logits, finished, tables[done, 0])
+
+    def _draw(self, logits: Tensor, rows: list[Sequence], first_blocks: NDArray[np.int32]) -> Sampled:
+        picks = [pick(row) for row in rows]
+        table = sample(logits, picks)
+        # Where there is no telling it is some token: the row may be in the next step before anybody reads this.
+        self._cache.newest[self._upload(first_blocks)] = table[:, 0].long().clamp(min=0)
+        return Sampled(table, picks)
+
+    def _decode(self, inputs: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] of NewestKV's inputs: on CUDA, what a graph records."""
+        ids = self._cache.newest[inputs[:, 1]]
+        return self._decoder.logits(ids[:, None], inputs[:, :1].long(), NewestKV(self._cache, inputs))[:, 0]
+
+    def _places(
+        self, tables: NDArray[np.int32], row_at: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Where in the pool the rows' positions lie."""
+        size = self._cache.block_tokens
+        return tables[row_at, positions // size].astype(np.int64) * size + positions % size
+
+    def _all_places(self, tables: NDArray[np.int32], seen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in the pool the first tokens of each row lie, row by row."""
+        row_at = np.repeat(np.arange(len(seen)), seen)
+        return self._places(tables, row_at, np.arange(seen.sum()) - (seen.cumsum() - seen)[row_at])
+
+    def _staged(self, array: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:
+        """On the host, where the device can fetch it by itself."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory() if self._decoder.device.type == "cuda" else tensor
+
+    def _upload(self, array: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:
+        return self._staged(array).to(self._decoder.device, non_blocking=True)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            self.out_of_memory_total += 1
+            raise OutOfMemory(str(error)) from error
+
+    def _new_cache(self, budget_bytes: int) -> PagedCache:
+        decoder = self._decoder
+        return PagedCache(
+            decoder.shapes, self.layout, budget_bytes, decoder.context_tokens, decoder.dtype, decoder.device
+        )
+
+    def _workspace_bytes(self, max_prefill_tokens: int) -> int:
+        """What the largest step takes beside the cache: the one of the most rows, whose logits are part of it."""
+        num_rows = min(WARM_UP_ROWS, max_prefill_tokens)
+        length = min(self.context_tokens, max_prefill_tokens // num_rows)
+        rows = [Sequence(NewRow(row, "", 0, "", [0] * length, index=0, max_tokens=1)) for row in range(num_rows)]
+        room = self.layout.room_tokens(length + 1)
+        self._cache = self._new_cache(num_rows * room * self.layout.bytes_per_token)
+        with torch.inference_mode():
+            self._cache.arrange({row.row: room for row in rows})
+        workspace_bytes = device_of(self.device).peak_bytes(lambda: self.prefill(rows, 0, length)[1].read())
+        del self._cache
+        return workspace_bytes
