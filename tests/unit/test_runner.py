@@ -229,31 +229,34 @@ def attempts(peer: Peer) -> int:
     return sum(ticket.attempts for ticket in peer.tickets.values())
 
 
+@kinds
 @pytest.mark.parametrize(("rows", "length"), [(2, 10**6), (1, 10**6), (1, 1), (2, 7)])
-def test_out_of_memory_halves_a_step_and_evicts_nobody(rows: int, length: int) -> None:
+def test_out_of_memory_halves_a_step_and_evicts_nobody(rows: int, length: int, kind: Kind) -> None:
     """Rows of two capacities, so that halves lie in several groups."""
     model = tight()
-    engine = new_engine(model)
+    engine = new_engine(model, kind=kind)
     model.max_rows, model.max_length = rows, length
     peer = serve(engine, [9, 70, 8, 99, 7, 65, 60])
     assert ooms(peer) >= 8
     assert attempts(peer) == 7
 
 
+@kinds
 @pytest.mark.parametrize("first", range(1, 9))
-def test_out_of_memory_at_any_step_changes_no_token(first: int) -> None:
+def test_out_of_memory_at_any_step_changes_no_token(first: int, kind: Kind) -> None:
     """For `first` passes in a row, from that one on."""
     model = tight()
-    engine = new_engine(model)
+    engine = new_engine(model, kind=kind)
     before = model.num_passes
     model.troubles = frozenset(range(before + first, before + 2 * first))
     peer = serve(engine, [9, 70, 8])
     assert 1 <= ooms(peer) <= first
 
 
-def test_a_row_that_does_not_fit_alone_is_put_back() -> None:
+@kinds
+def test_a_row_that_does_not_fit_alone_is_put_back(kind: Kind) -> None:
     model = tight()
-    engine = new_engine(model)
+    engine = new_engine(model, kind=kind)
     model.troubles = frozenset(range(model.num_passes + 3, model.num_passes + 7))
     peer = serve(engine, [9, 8, 7])
     assert ooms(peer) >= 2
