@@ -69,6 +69,7 @@ class Bench:
         """A line of the table: so many prompts in one chunk, or a decode step of so many rows."""
         rows = [Sequence(_new(number, self._runner.vocabulary, 10**6)) for number in range(count)]
         rooms = dict.fromkeys(range(count), self._runner.layout.room_tokens(ROOM_TOKENS))
+        assert self._runner.kv_budget_bytes, "the engine asks before each step"
         self._runner.arrange(rooms, [])
         step: Callable[[], object] = lambda: self._runner.prefill(rows, 0, PROMPT_TOKENS)  # noqa: E731
         if kind == "decode":

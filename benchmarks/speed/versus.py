@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,8 @@ MIX_COLUMNS = (
 
 
 WARM_UP_REQUESTS = 20
+PATIENT = ("--classes-default-ttft-s", "60")
+"""At fixed concurrency nobody asks for a first token in time, and none is to be refused for it."""
 Figures = dict[str, Any]
 
 
@@ -65,7 +67,9 @@ def main() -> None:
             for count in concurrencies:
                 load = Load(options.peer, model, options.seed)
                 print(
-                    _closed_row(count, *in_turn(options.port, load.model, vllm, partial(load.closed, count))),
+                    _closed_row(
+                        count, *in_turn(options.port, load.model, vllm, partial(load.closed, count), PATIENT)
+                    ),
                     flush=True,
                 )
             _print(f"\n| requests/s | server | {' | '.join(MIX_COLUMNS)} |", len(MIX_COLUMNS) + 2)
@@ -80,10 +84,10 @@ def _print(head: str, columns: int) -> None:
 
 
 def in_turn(
-    port: int, model: Path, vllm: servers.Vllm, measure: Callable[[str], Figures]
+    port: int, model: Path, vllm: servers.Vllm, measure: Callable[[str], Figures], flags: Sequence[str] = ()
 ) -> tuple[Figures, Figures]:
-    """Ours, then vLLM's."""
-    with servers.ours(model, port) as url:
+    """Ours, then vLLM's.  `flags` are for ours."""
+    with servers.ours(model, port, *flags) as url:
         mine = measure(url)
     vllm.thaw()
     theirs = measure(vllm.url)
