@@ -40,8 +40,8 @@ MIX_COLUMNS = (
 
 WARM_UP_REQUESTS = 20
 PATIENT = ("--classes-default-ttft-s", "60", "--http-keepalive-s", "600")
-"""At fixed concurrency nobody asks for a first token in time, and none is to be refused for it.  vLLM's client takes
-a comment that arrives alone for the head of what follows."""
+"""At fixed concurrency nobody asks for a first token in time, and none is to be refused for it.  vLLM's client
+takes a comment that arrives alone for the head of what follows."""
 Figures = dict[str, Any]
 
 

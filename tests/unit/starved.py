@@ -20,7 +20,8 @@ ROWS = 32
 VOCABULARY = 32_768
 """So that a step's logits are its largest tensors: 4 MiB for all rows."""
 SPARE_BYTES = 3 * 2**20
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = 5120
+"""All rows in one chunk."""
 
 
 def rows() -> list[NewRow]:

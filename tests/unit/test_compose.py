@@ -78,7 +78,9 @@ def test_both_containers_see_the_same_model_and_cannot_write_it() -> None:
 
 def test_the_engine_is_told_only_what_its_config_knows() -> None:
     config = (ROOT / "model_repository" / "llm" / "config.pbtxt").read_text()
-    for name in SERVICES["triton"]["environment"]:
+    names = [name for name in SERVICES["triton"]["environment"] if name.startswith("ENGINE_")]
+    assert "ENGINE_MODEL" in names
+    for name in names:
         assert f'"{name.removeprefix("ENGINE_").lower()}"' in config
 
 
