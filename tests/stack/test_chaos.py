@@ -130,7 +130,7 @@ async def settled(site: Site, idle: Mapping[str, float]) -> dict[str, float]:
 
 
 def _grown(figures: Mapping[str, float], idle: Mapping[str, float], deaths: int) -> dict[str, float]:
-    """`deaths`: of engines' processes.  Now and then Triton keeps the shared memory of one until it ends itself."""
+    """`deaths`: of engines' processes.  Now and then Triton keeps the shared memory of one while it runs."""
     spare = {"shared memory regions": deaths, "shared memory bytes": deaths * SHM_BYTES}
     spare |= {name: SPARE_FILES for name in figures if name.startswith("files")}
     return {name: figure for name, figure in figures.items() if figure > idle[name] + spare.get(name, 0)}
