@@ -21,7 +21,7 @@ from tests.stack.site import GATEWAYS, Site, now_s
 from tests.stack.verdict import Judge, Verdict
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 STREAMS = 215
 TIGHT_BYTES = 150 * 2**20
 """A replica's share of the streams needs about as much."""
