@@ -27,7 +27,7 @@ from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
 from triton_backend.runner import WARM_UP_ROWS
 from triton_backend.sampling import Draws, Pick, Reading, sample, tell
 from triton_backend.sequence import Sequence
-from triton_backend.shortage import OutOfMemory, is_shortage
+from triton_backend.shortage import OutOfMemory, halves, is_shortage
 
 SHRINK, GROWTH = 0.98, 1.1
 """The pool is remade when it should be smaller or larger by so much: each time graphs are recorded anew, and what
@@ -156,15 +156,10 @@ class PagedRunner:
             with self._counted():
                 return self._prefill(rows, start, length)
         except OutOfMemory:
-            if len(rows) == length == 1:
+            parts = halves(rows, start, length)
+            if parts is None:
                 raise
-        if len(rows) == 1:
-            half = length // 2
-            self.prefill(rows, start, half)
-            return self.prefill(rows, start + half, length - half)
-        half = len(rows) // 2
-        done, reading = self.prefill(rows[:half], start, length)
-        more_done, more_reading = self.prefill(rows[half:], start, length)
+        (done, reading), (more_done, more_reading) = (self.prefill(*part) for part in parts)
         return done + more_done, Several([reading, more_reading])
 
     @torch.inference_mode()

@@ -28,7 +28,7 @@ from triton_backend.memory import Grouped
 from triton_backend.packed import pack
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
-from triton_backend.shortage import OutOfMemory, is_shortage
+from triton_backend.shortage import OutOfMemory, halves, is_shortage
 
 LENGTH_STEP_TOKENS = 16
 """Longer chunks are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which
@@ -119,15 +119,10 @@ class Runner:
             with self._counted():
                 return self._prefill(rows, start, length)
         except OutOfMemory:
-            if len(rows) == length == 1:
+            parts = halves(rows, start, length)
+            if parts is None:
                 raise
-        if len(rows) == 1:
-            half = length // 2
-            self.prefill(rows, start, half)
-            return self.prefill(rows, start + half, length - half)
-        half = len(rows) // 2
-        done, draws = self.prefill(rows[:half], start, length)
-        more_done, more_draws = self.prefill(rows[half:], start, length)
+        (done, draws), (more_done, more_draws) = (self.prefill(*part) for part in parts)
         return done + more_done, draws + more_draws
 
     @torch.inference_mode()

@@ -4,8 +4,10 @@ Serves the same rows before the limit and with it.
 """
 
 import json
+import mmap
 import random
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,7 +21,8 @@ from triton_backend.runner import Runner
 ROWS = 32
 VOCABULARY = 32_768
 """So that a step's logits are its largest tensors: 4 MiB for all rows."""
-SPARE_BYTES = 3 * 2**20
+PIECE_BYTES = 2**20
+SPARE_BYTES = 3 * PIECE_BYTES
 PREFILL_TOKENS = 5120
 """All rows in one chunk."""
 
@@ -29,6 +32,15 @@ def rows() -> list[NewRow]:
     return [
         new_row(at, [rng.randrange(VOCABULARY) for _ in range(rng.randint(100, 140))], 6) for at in range(ROWS)
     ]
+
+
+def take_all() -> list[mmap.mmap]:
+    """Address space until there is none: what was freed since it was looked how much is taken counts too."""
+    held = []
+    with suppress(OSError):
+        while True:
+            held.append(mmap.mmap(-1, PIECE_BYTES))
+    return held
 
 
 def serve(runner: Runner) -> Peer:
@@ -57,6 +69,8 @@ def main() -> None:
     before = serve(runner)
     taken_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken_bytes + SPARE_BYTES, resource.RLIM_INFINITY))
+    held = take_all()
+    del held[: SPARE_BYTES // PIECE_BYTES]
     starved = serve(runner)
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     endings = [ticket.ending for ticket in starved.tickets.values()]

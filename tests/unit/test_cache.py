@@ -9,7 +9,7 @@ import torch
 
 from triton_backend.cache import KVCache, LayerShape, ladder_tokens
 from triton_backend.memory import Grouped, OverBudget
-from triton_backend.shortage import is_shortage
+from triton_backend.shortage import OutOfMemory, is_shortage
 
 SHAPES = [LayerShape(2, 4, 4), LayerShape(1, 8, 2)]
 LAYOUT = Grouped((4, 6, 8, 12), bytes_per_token=4 * sum(shape.elements for shape in SHAPES))
@@ -120,6 +120,7 @@ def test_without_memory_nothing_has_changed() -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is what is_shortage tells
         cache.arrange({1: 4, 2: 2**45}, [])
     assert is_shortage(caught.value)
+    assert is_shortage(OutOfMemory()), "what a runner has made of it"
     check(cache, {1: 1}, set())
 
 
