@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from triton_backend.attention import (
     KV,
-    DecodeKV,
     DecodePart,
     PrefillKV,
     PrefillPart,
@@ -25,6 +24,7 @@ from triton_backend.device import device_of
 from triton_backend.headroom import Headroom
 from triton_backend.loader import adopt, config_context
 from triton_backend.memory import Grouped
+from triton_backend.native_attention import decode_view
 from triton_backend.packed import pack
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
@@ -68,6 +68,7 @@ class Runner:
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.device = str(model.device)
         self.out_of_memory_total = 0
+        self._decode_view = decode_view(model.dtype, model.device)
         shapes = self._probe()
         bytes_per_token = sum(shape.elements for shape in shapes) * model.dtype.itemsize
         self.layout = Grouped(ladder_tokens(self.context_tokens), bytes_per_token)
@@ -158,7 +159,7 @@ class Runner:
         tokens = [row.tokens[-1] for row in rows]
         positions = [row.held_tokens - 1 for row in rows]
         inputs = torch.tensor([tokens, positions], device=self._model.device)
-        kv = DecodeKV(_decode_parts(spans, positions, inputs[1]))
+        kv = self._decode_view(_decode_parts(spans, positions, inputs[1]))
         logits = self._logits(inputs[0, :, None], inputs[1, :, None], kv)
         return draw(logits, [_pick(row) for row in rows])
 

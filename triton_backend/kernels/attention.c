@@ -1,0 +1,289 @@
+/* Attention of a decode step: one query a row, over keys and values that lie in groups (cache.py).
+ *
+ * Reading keys and values is the work; so each is read once, for all query heads that share it, and the newest ones
+ * are written on the way.  Scores and sums are float32; the softmax runs along in blocks (arXiv:1805.02867): when a
+ * block has a larger score, what was summed before is scaled down.
+ */
+#include <math.h>
+
+#include "vectors.h"
+
+enum {
+    BLOCK = 128, /* Positions whose keys and values stay in the nearest cache. */
+    TILE = 4,    /* Query heads, at most, for which a key or value is unpacked once. */
+};
+
+struct group { /* Rows in the first slots of [slots, kv heads, capacity, dim]. */
+    char *keys, *values;
+    const int64_t *positions; /* Where each row's newest key and value go; those before are there. */
+    int64_t rows, capacity;
+};
+
+struct heads { /* [rows, heads, dim]; a head's numbers are adjacent, strides in bytes */
+    char *numbers;
+    int64_t row_stride, head_stride;
+};
+
+struct step {
+    int64_t type, threads, rows, heads, kv_heads, key_dim, value_dim;
+    int64_t window;          /* Positions seen, the newest included; 0: all. */
+    double scaling, softcap; /* softcap 0: none. */
+    const struct group *groups;
+    struct heads query, key, value, out;
+};
+
+static char *head_of(const struct heads *heads, int64_t row, int64_t head)
+{
+    return heads->numbers + row * heads->row_stride + head * heads->head_stride;
+}
+
+static int pairs_of(int64_t dim)
+{
+    return (dim + PAIR - 1) / PAIR;
+}
+
+typedef struct {
+    floats of[TILE];
+} tile;
+
+/* Products of as many queries with one key, to be summed over the lanes. */
+INLINE tile products_1(const pair *queries, int pairs, const char *key, int64_t stride, int num, enum type type)
+{
+    tile sums = {0};
+    for (int at = 0; at < pairs; at++) {
+        pair part = load(key + at * PAIR * size_of(type), type);
+        for (int head = 0; head < num; head++) {
+            pair query = queries[head * pairs + at];
+            sums.of[head] += query.a * part.a;
+            sums.of[head] += query.b * part.b;
+        }
+    }
+    return sums;
+}
+
+/* Sums that take twice `width` lanes each become as many again that take `width`. */
+INLINE tile join(tile first, tile second, int width, int num)
+{
+    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ints low = 2 * lane - (lane & (width - 1));
+    for (int head = 0; head < num; head++)
+        first.of[head] = __builtin_shuffle(first.of[head], second.of[head], low) +
+                         __builtin_shuffle(first.of[head], second.of[head], low + width);
+    return first;
+}
+
+/* For so many keys after each other.  By halves, so that few sums are open at a time. */
+#define PRODUCTS(count, half, width)                                                                                \
+    INLINE tile products_##count(const pair *queries, int pairs, const char *key, int64_t stride, int num,          \
+                                 enum type type)                                                                    \
+    {                                                                                                               \
+        tile first = products_##half(queries, pairs, key, stride, num, type);                                       \
+        tile second = products_##half(queries, pairs, key + half * stride, stride, num, type);                      \
+        return join(first, second, width, num);                                                                     \
+    }
+PRODUCTS(2, 1, 8)
+PRODUCTS(4, 2, 4)
+PRODUCTS(8, 4, 2)
+PRODUCTS(16, 8, 1)
+
+/* scores [num][BLOCK] of keys [count][pairs], which are `stride` bytes apart */
+INLINE void score(float (*scores)[BLOCK], const pair *queries, int pairs, const char *keys, int64_t stride, int count,
+                  int num, enum type type)
+{
+    if (count < LANES) {
+        for (int at = 0; at < count; at++) {
+            tile sums = products_1(queries, pairs, keys + at * stride, stride, num, type);
+            for (int head = 0; head < num; head++)
+                scores[head][at] = total(sums.of[head]);
+        }
+        return;
+    }
+    for (int next = 0; next < count; next += LANES) {
+        int at = next + LANES < count ? next : count - LANES; /* The last ones overlap with those before. */
+        tile sums = products_16(queries, pairs, keys + at * stride, stride, num, type);
+        for (int head = 0; head < num; head++)
+            memcpy(&scores[head][at], &sums.of[head], sizeof sums.of[head]);
+    }
+}
+
+/* sums [num][pairs] grow by values [count][pairs] times weights [num][BLOCK] */
+INLINE void weigh(pair *sums, float (*weights)[BLOCK], int pairs, const char *values, int64_t stride, int count,
+                  int num, enum type type)
+{
+    for (int at = 0; at < pairs; at++) {
+        pair open[TILE];
+        for (int head = 0; head < num; head++)
+            open[head] = sums[head * pairs + at];
+        for (int row = 0; row < count; row++) {
+            pair part = load(values + row * stride + at * PAIR * size_of(type), type);
+            for (int head = 0; head < num; head++) {
+                open[head].a += weights[head][row] * part.a;
+                open[head].b += weights[head][row] * part.b;
+            }
+        }
+        for (int head = 0; head < num; head++)
+            sums[head * pairs + at] = open[head];
+    }
+}
+
+/* What is known of a query head so far. */
+struct open {
+    float most, sum; /* The largest score, and the sum of weights. */
+};
+
+/* scores [count] become weights; returns what the weights before have to be scaled by. */
+static float soften(float *scores, int count, struct open *open, float scaling, float softcap)
+{
+    floats *lanes = (floats *)scores;
+    int vectors = (count + LANES - 1) / LANES;
+    for (int at = 0; at < vectors; at++)
+        lanes[at] = softcap ? softcap * hyperbolic_tangent(lanes[at] * (scaling / softcap)) : lanes[at] * scaling;
+    for (int at = count; at % LANES; at++)
+        scores[at] = -INFINITY;
+    floats most = all(open->most), sum = {0};
+    for (int at = 0; at < vectors; at++)
+        most = larger(lanes[at], most);
+    float before = open->most;
+    open->most = largest(most);
+    for (int at = 0; at < vectors; at++) {
+        lanes[at] = exponential(lanes[at] - open->most);
+        sum += lanes[at];
+    }
+    float factor = exponential(all(before - open->most))[0];
+    open->sum = open->sum * factor + total(sum);
+    return factor;
+}
+
+struct block { /* Keys and values of some positions, for some query heads. */
+    const pair *queries;
+    pair *sums;
+    struct open *open;
+    const char *keys, *values;
+    int64_t key_stride, value_stride; /* In bytes. */
+    int count;
+};
+
+INLINE void attend_block(struct block block, int key_pairs, int value_pairs, int num, enum type type,
+                         const struct step *step)
+{
+    float scores[TILE][BLOCK] __attribute__((aligned(64)));
+    score(scores, block.queries, key_pairs, block.keys, block.key_stride, block.count, num, type);
+    for (int head = 0; head < num; head++) {
+        float factor = soften(scores[head], block.count, &block.open[head], step->scaling, step->softcap);
+        for (int at = 0; at < value_pairs; at++) {
+            block.sums[head * value_pairs + at].a *= factor;
+            block.sums[head * value_pairs + at].b *= factor;
+        }
+    }
+    weigh(block.sums, scores, value_pairs, block.values, block.value_stride, block.count, num, type);
+}
+
+/* The usual sizes are constants to the compiler. */
+#define SIZES(name, key_pairs, value_pairs, type)                                                                   \
+    static void name(struct block block, int num, const struct step *step)                                          \
+    {                                                                                                               \
+        if (num == 4)                                                                                               \
+            attend_block(block, key_pairs, value_pairs, 4, type, step);                                             \
+        else if (num == 2)                                                                                          \
+            attend_block(block, key_pairs, value_pairs, 2, type, step);                                             \
+        else                                                                                                        \
+            attend_block(block, key_pairs, value_pairs, 1, type, step);                                             \
+    }
+SIZES(of_64, 2, 2, BFLOAT16)
+SIZES(of_128, 4, 4, BFLOAT16)
+SIZES(of_bfloat16, pairs_of(step->key_dim), pairs_of(step->value_dim), BFLOAT16)
+SIZES(of_float32, pairs_of(step->key_dim), pairs_of(step->value_dim), FLOAT32)
+
+static void attend(struct block block, int num, const struct step *step)
+{
+    if (step->type == FLOAT32)
+        of_float32(block, num, step);
+    else if (step->key_dim == 64 && step->value_dim == 64)
+        of_64(block, num, step);
+    else if (step->key_dim == 128 && step->value_dim == 128)
+        of_128(block, num, step);
+    else
+        of_bfloat16(block, num, step);
+}
+
+/* Rows [count][dim], each filled up with zeros to whole pairs; returns where they are, and how far apart. */
+static const char *widened(char *wide, const char *rows, int64_t *stride, int64_t wide_bytes, int count)
+{
+    if (*stride == wide_bytes)
+        return rows;
+    for (int row = 0; row < count; row++) {
+        memcpy(wide + row * wide_bytes, rows + row * *stride, *stride);
+        memset(wide + row * wide_bytes + *stride, 0, wide_bytes - *stride);
+    }
+    *stride = wide_bytes;
+    return wide;
+}
+
+/* One row's query heads that share a KV head. */
+static void attend_row(const struct step *step, const struct group *group, int64_t slot, int64_t row, int64_t kv_head)
+{
+    const enum type type = step->type;
+    const int64_t key_bytes = step->key_dim * size_of(type), value_bytes = step->value_dim * size_of(type);
+    const int key_pairs = pairs_of(step->key_dim), value_pairs = pairs_of(step->value_dim);
+    const int64_t wide_key_bytes = key_pairs * sizeof(pair) / sizeof(float) * size_of(type);
+    const int64_t wide_value_bytes = value_pairs * sizeof(pair) / sizeof(float) * size_of(type);
+    const int share = step->heads / step->kv_heads;
+    const int64_t newest = group->positions[slot];
+    const int64_t first = step->window && step->window <= newest ? newest + 1 - step->window : 0;
+    char *keys = group->keys + (slot * step->kv_heads + kv_head) * group->capacity * key_bytes;
+    char *values = group->values + (slot * step->kv_heads + kv_head) * group->capacity * value_bytes;
+    memcpy(keys + newest * key_bytes, head_of(&step->key, row, kv_head), key_bytes);
+    memcpy(values + newest * value_bytes, head_of(&step->value, row, kv_head), value_bytes);
+
+    char wide_keys[BLOCK * wide_key_bytes], wide_values[BLOCK * wide_value_bytes];
+    pair queries[share * key_pairs], sums[share * value_pairs];
+    struct open open[share];
+    for (int head = 0; head < share; head++) {
+        int64_t stride = key_bytes;
+        const char *query = head_of(&step->query, row, kv_head * share + head);
+        query = widened(wide_keys, query, &stride, wide_key_bytes, 1);
+        for (int at = 0; at < key_pairs; at++)
+            queries[head * key_pairs + at] = load(query + at * PAIR * size_of(type), type);
+        open[head] = (struct open){-INFINITY, 0};
+    }
+    memset(sums, 0, sizeof sums);
+
+    for (int64_t at = first; at <= newest; at += BLOCK) {
+        const int count = newest + 1 - at < BLOCK ? newest + 1 - at : BLOCK;
+        struct block block = {.key_stride = key_bytes, .value_stride = value_bytes, .count = count};
+        block.keys = widened(wide_keys, keys + at * key_bytes, &block.key_stride, wide_key_bytes, count);
+        block.values = widened(wide_values, values + at * value_bytes, &block.value_stride, wide_value_bytes, count);
+        for (int head = 0, num; head < share; head += num) {
+            num = share - head >= 4 ? 4 : share - head >= 2 ? 2 : 1;
+            block.queries = &queries[head * key_pairs];
+            block.sums = &sums[head * value_pairs];
+            block.open = &open[head];
+            attend(block, num, step);
+        }
+    }
+
+    for (int head = 0; head < share; head++) {
+        char out[wide_value_bytes];
+        for (int at = 0; at < value_pairs; at++) {
+            pair sum = sums[head * value_pairs + at];
+            sum.a /= open[head].sum;
+            sum.b /= open[head].sum;
+            store(out + at * PAIR * size_of(type), sum, type);
+        }
+        memcpy(head_of(&step->out, row, kv_head * share + head), out, value_bytes);
+    }
+}
+
+void decode_attention(const struct step *step)
+{
+    const int64_t work = step->rows * step->kv_heads;
+#pragma omp parallel for schedule(dynamic) num_threads(step->threads)
+    for (int64_t at = 0; at < work; at++) {
+        const int64_t row = at / step->kv_heads;
+        const struct group *group = step->groups;
+        int64_t slot = row;
+        for (; slot >= group->rows; group++)
+            slot -= group->rows;
+        attend_row(step, group, slot, row, at % step->kv_heads);
+    }
+}

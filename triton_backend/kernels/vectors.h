@@ -1,0 +1,117 @@
+/* Vectors of 16 floats, which the compiler makes of whatever the processor has; and numbers in memory.
+ *
+ * 32 numbers at a time become a pair of vectors.  Those of a pair of bfloat16 that lie in one 32-bit word go to the
+ * two vectors: so the halves are one shift and one mask.  float32 goes half and half.  Where only sums over all
+ * numbers count, or what is stored is what was loaded, the order does not matter.
+ */
+#ifndef VECTORS_H
+#define VECTORS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16, PAIR = 2 * LANES };
+enum type { BFLOAT16, FLOAT32 };
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef struct {
+    floats a, b;
+} pair;
+
+INLINE int64_t size_of(enum type type)
+{
+    return type == BFLOAT16 ? 2 : 4;
+}
+
+INLINE floats all(float number)
+{
+    return (floats){0} + number;
+}
+
+/* Where the mask is -1, the first; where it is 0, the second. */
+INLINE floats either(ints mask, floats first, floats second)
+{
+    return (floats)((mask & (ints)first) | (~mask & (ints)second));
+}
+
+INLINE floats larger(floats first, floats second)
+{
+    return either(first > second, first, second);
+}
+
+INLINE pair load(const char *from, enum type type)
+{
+    if (type == BFLOAT16) {
+        words both;
+        memcpy(&both, from, sizeof both);
+        return (pair){(floats)(both << 16), (floats)(both & 0xffff0000u)};
+    }
+    pair numbers;
+    memcpy(&numbers, from, sizeof numbers);
+    return numbers;
+}
+
+/* To the nearest bfloat16, ties to even; NaNs stay NaNs. */
+INLINE words rounded(floats numbers)
+{
+    words bits = (words)numbers;
+    words near = bits + 0x7fffu + (bits >> 16 & 1u);
+    return (words)either(numbers == numbers, (floats)near, (floats)(bits | 0x400000u));
+}
+
+INLINE void store(char *to, pair numbers, enum type type)
+{
+    if (type == BFLOAT16) {
+        words both = rounded(numbers.a) >> 16 | (rounded(numbers.b) & 0xffff0000u);
+        memcpy(to, &both, sizeof both);
+    } else {
+        memcpy(to, &numbers, sizeof numbers);
+    }
+}
+
+/* To within 2 units in the last place; numbers beyond +-87 count as that.
+ *
+ * e^x = 2^n e^r with |r| <= ln(2) / 2; the polynomial is Cephes' (netlib.org/cephes, expf). */
+INLINE floats exponential(floats x)
+{
+    const float magic = 0x1.8p23f; /* Added, it rounds to an integer, in the low bits. */
+    x = either(x < -87.0f, all(-87.0f), either(x > 87.0f, all(87.0f), x));
+    floats shifted = x * 1.44269504f + magic;
+    floats n = shifted - magic;
+    floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    floats p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return (floats)((words)p + ((words)shifted << 23));
+}
+
+INLINE floats hyperbolic_tangent(floats x)
+{
+    return 1 - 2 / (exponential(2 * x) + 1);
+}
+
+INLINE float total(floats numbers)
+{
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        sum += numbers[lane];
+    return sum;
+}
+
+INLINE float largest(floats numbers)
+{
+    float most = numbers[0];
+    for (int lane = 1; lane < LANES; lane++)
+        most = numbers[lane] > most ? numbers[lane] : most;
+    return most;
+}
+
+#endif
