@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ LAYERS = 2
 DIMS = [(8, 8), (64, 64), (128, 128), (12, 6), (192, 128), (80, 80), (31, 33)]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 """That of float32's sums, and of one rounding to bfloat16."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Any:
+    """Small steps: others would only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Case:
@@ -82,6 +92,17 @@ def test_both_attend_and_write_alike(seed: int, dtype: torch.dtype) -> None:
     for one, other in zip(ours.groups, theirs.groups, strict=True):
         for written, wanted in zip(one.tensors, other.tensors, strict=True):
             assert torch.equal(written.float(), wanted)
+
+
+def test_threads_change_nothing() -> None:
+    assert library is not None
+    outs = []
+    for num_threads in (1, 3):
+        torch.set_num_threads(num_threads)
+        case = Case(5, torch.bfloat16)
+        outs.append(NativeDecodeKV(library, case.parts()).attend(0, case.query, case.key, case.value, case.scores))
+    torch.set_num_threads(1)
+    assert torch.equal(*outs)
 
 
 def test_what_is_no_number_stays_none() -> None:

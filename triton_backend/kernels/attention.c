@@ -9,8 +9,10 @@
 #include "vectors.h"
 
 enum {
-    BLOCK = 128, /* Positions whose keys and values stay in the nearest cache. */
-    TILE = 4,    /* Query heads, at most, for which a key or value is unpacked once. */
+    BLOCK = 128,        /* Positions whose keys and values stay in the nearest cache. */
+    TILE = 4,           /* Query heads, at most, for which a key or value is unpacked once. */
+    WIDE = 2,           /* Pairs of a value that are added up side by side. */
+    AHEAD_BYTES = 2048, /* What comes so much later is asked for now. */
 };
 
 struct group { /* Rows in the first slots of [slots, kv heads, capacity, dim]. */
@@ -51,6 +53,7 @@ INLINE tile products_1(const pair *queries, int pairs, const char *key, int64_t 
 {
     tile sums = {0};
     for (int at = 0; at < pairs; at++) {
+        __builtin_prefetch(key + at * PAIR * size_of(type) + AHEAD_BYTES);
         pair part = load(key + at * PAIR * size_of(type), type);
         for (int head = 0; head < num; head++) {
             pair query = queries[head * pairs + at];
@@ -106,23 +109,38 @@ INLINE void score(float (*scores)[BLOCK], const pair *queries, int pairs, const 
     }
 }
 
-/* sums [num][pairs] grow by values [count][pairs] times weights [num][BLOCK] */
+/* sums [num][pairs], of which `some`, grow by values [count][pairs] times weights [num][BLOCK] */
+INLINE void weigh_some(pair *sums, int some, float (*weights)[BLOCK], int pairs, const char *values, int64_t stride,
+                       int count, int num, enum type type)
+{
+    pair open[TILE][WIDE];
+    for (int head = 0; head < num; head++)
+        for (int at = 0; at < some; at++)
+            open[head][at] = sums[head * pairs + at];
+    for (int row = 0; row < count; row++)
+        for (int at = 0; at < some; at++) {
+            const char *from = values + row * stride + at * PAIR * size_of(type);
+            __builtin_prefetch(from + AHEAD_BYTES);
+            pair part = load(from, type);
+            for (int head = 0; head < num; head++) {
+                open[head][at].a += weights[head][row] * part.a;
+                open[head][at].b += weights[head][row] * part.b;
+            }
+        }
+    for (int head = 0; head < num; head++)
+        for (int at = 0; at < some; at++)
+            sums[head * pairs + at] = open[head][at];
+}
+
 INLINE void weigh(pair *sums, float (*weights)[BLOCK], int pairs, const char *values, int64_t stride, int count,
                   int num, enum type type)
 {
-    for (int at = 0; at < pairs; at++) {
-        pair open[TILE];
-        for (int head = 0; head < num; head++)
-            open[head] = sums[head * pairs + at];
-        for (int row = 0; row < count; row++) {
-            pair part = load(values + row * stride + at * PAIR * size_of(type), type);
-            for (int head = 0; head < num; head++) {
-                open[head].a += weights[head][row] * part.a;
-                open[head].b += weights[head][row] * part.b;
-            }
-        }
-        for (int head = 0; head < num; head++)
-            sums[head * pairs + at] = open[head];
+    for (int at = 0; at < pairs; at += WIDE) {
+        const char *from = values + at * PAIR * size_of(type);
+        if (at + WIDE <= pairs)
+            weigh_some(sums + at, WIDE, weights, pairs, from, stride, count, num, type);
+        else
+            weigh_some(sums + at, 1, weights, pairs, from, stride, count, num, type);
     }
 }
 

@@ -98,20 +98,25 @@ INLINE floats hyperbolic_tangent(floats x)
     return 1 - 2 / (exponential(2 * x) + 1);
 }
 
+/* The vector whose lanes have changed places with those `width` away. */
+INLINE floats swapped(floats numbers, int width)
+{
+    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return __builtin_shuffle(numbers, lane ^ width);
+}
+
 INLINE float total(floats numbers)
 {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        sum += numbers[lane];
-    return sum;
+    for (int width = LANES / 2; width; width /= 2)
+        numbers += swapped(numbers, width);
+    return numbers[0];
 }
 
 INLINE float largest(floats numbers)
 {
-    float most = numbers[0];
-    for (int lane = 1; lane < LANES; lane++)
-        most = numbers[lane] > most ? numbers[lane] : most;
-    return most;
+    for (int width = LANES / 2; width; width /= 2)
+        numbers = larger(numbers, swapped(numbers, width));
+    return numbers[0];
 }
 
 #endif
