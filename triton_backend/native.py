@@ -4,8 +4,8 @@ The library is kept under a name that says what it was made of, so that a machin
 beside its place and then renamed, as several engines may start at once.  Without a compiler the engine runs on
 torch's operators, which compute the same.
 
-Kernels run on torch's own threads: torch has loaded GNU's OpenMP, and a library of that name is loaded only once.
-They are called through ctypes, which lets other Python threads run meanwhile.
+Kernels run on torch's own threads: torch, imported here, has loaded GNU's OpenMP, and a library of that name is
+loaded only once.  They are called through ctypes, which lets other Python threads run meanwhile.
 """
 
 import ctypes
@@ -19,14 +19,16 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch  # noqa: F401  Its OpenMP has to be there first.
+import torch
 
 log = logging.getLogger(__name__)
 
+TYPES = {torch.bfloat16: 0, torch.float32: 1}
+"""The kernels' numbers for those they know (kernels/vectors.h)."""
 SOURCES = Path(__file__).parent / "kernels"
 COMPILER = "gcc"
 """Others bring an OpenMP of their own, whose threads would fight with torch's."""
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 
 
 class NotBuilt(Exception):

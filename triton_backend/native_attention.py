@@ -10,9 +10,7 @@ from torch import Tensor
 
 from triton_backend import native
 from triton_backend.attention import KV, DecodeKV, DecodePart, Scores
-
-TYPES = {torch.bfloat16: 0, torch.float32: 1}
-"""The kernel's numbers for those it knows (kernels/vectors.h)."""
+from triton_backend.native import TYPES
 
 
 def decode_view(dtype: torch.dtype, device: torch.device) -> Callable[[list[DecodePart]], KV]:

@@ -25,6 +25,7 @@ from triton_backend.headroom import Headroom
 from triton_backend.loader import adopt, config_context
 from triton_backend.memory import Grouped
 from triton_backend.native_attention import decode_view
+from triton_backend.native_layers import replace_layers
 from triton_backend.packed import pack
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
@@ -65,6 +66,7 @@ class Runner:
         self._model = model
         self.vocabulary = int(config.vocab_size)
         self.context_tokens = config_context(config, context_tokens)
+        replace_layers(model, self.context_tokens)
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.device = str(model.device)
         self.out_of_memory_total = 0

@@ -257,11 +257,10 @@ static void attend_row(const struct step *step, const struct group *group, int64
     pair queries[share * key_pairs], sums[share * value_pairs];
     struct open open[share];
     for (int head = 0; head < share; head++) {
-        int64_t stride = key_bytes;
         const char *query = head_of(&step->query, row, kv_head * share + head);
-        query = widened(wide_keys, query, &stride, wide_key_bytes, 1);
         for (int at = 0; at < key_pairs; at++)
-            queries[head * key_pairs + at] = load(query + at * PAIR * size_of(type), type);
+            queries[head * key_pairs + at] =
+                load_some(query + at * PAIR * size_of(type), step->key_dim - at * PAIR, type);
         open[head] = (struct open){-INFINITY, 0};
     }
     memset(sums, 0, sizeof sums);
@@ -281,14 +280,13 @@ static void attend_row(const struct step *step, const struct group *group, int64
     }
 
     for (int head = 0; head < share; head++) {
-        char out[wide_value_bytes];
+        char *out = head_of(&step->out, row, kv_head * share + head);
         for (int at = 0; at < value_pairs; at++) {
             pair sum = sums[head * value_pairs + at];
             sum.a /= open[head].sum;
             sum.b /= open[head].sum;
-            store(out + at * PAIR * size_of(type), sum, type);
+            store_some(out + at * PAIR * size_of(type), sum, step->value_dim - at * PAIR, type);
         }
-        memcpy(head_of(&step->out, row, kv_head * share + head), out, value_bytes);
     }
 }
 

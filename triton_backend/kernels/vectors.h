@@ -73,6 +73,27 @@ INLINE void store(char *to, pair numbers, enum type type)
     }
 }
 
+/* The first `count` numbers of a pair; zeros after them. */
+INLINE pair load_some(const char *from, int64_t count, enum type type)
+{
+    if (count >= PAIR)
+        return load(from, type);
+    char whole[sizeof(pair)] = {0};
+    memcpy(whole, from, count * size_of(type));
+    return load(whole, type);
+}
+
+INLINE void store_some(char *to, pair numbers, int64_t count, enum type type)
+{
+    if (count >= PAIR) {
+        store(to, numbers, type);
+    } else {
+        char whole[sizeof(pair)];
+        store(whole, numbers, type);
+        memcpy(to, whole, count * size_of(type));
+    }
+}
+
 /* To within 2 units in the last place; numbers beyond +-87 count as that.
  *
  * e^x = 2^n e^r with |r| <= ln(2) / 2; the polynomial is Cephes' (netlib.org/cephes, expf). */

@@ -1,0 +1,83 @@
+"""Layers are replaced where that changes nothing, and only there."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
+
+from tests.unit.tiny_models import CONFIGS, CONTEXT_TOKENS, fresh
+from triton_backend import native
+from triton_backend.attention import PrefillKV
+from triton_backend.loader import adopt
+from triton_backend.native_layers import TOLERANCES, replace_layers
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler here")
+
+LAYERS = 2
+REPLACED = {
+    "llama": {"NativeNorm": 2 * LAYERS + 1, "NativeGated": LAYERS, "NativeAttention": LAYERS},
+    "qwen3": {"NativeNorm": 4 * LAYERS + 1, "NativeGated": LAYERS, "NativeAttention": LAYERS},
+    "mistral": {"NativeNorm": 2 * LAYERS + 1, "NativeGated": LAYERS, "NativeAttention": LAYERS},
+    # Its gate is another function.
+    "gemma2": {"NativeNorm": 4 * LAYERS + 1, "NativeAttention": LAYERS},
+    # Its queries and keys are made otherwise; experts are one tensor.
+    "deepseek_v3": {"NativeNorm": 3 * LAYERS + 1, "NativeGated": LAYERS},
+    "gpt2": {},
+}
+
+
+def replaced(model: nn.Module) -> dict[str, int]:
+    names = [type(layer).__name__ for layer in model.modules()]
+    return Counter(name for name in names if name.startswith("Native"))
+
+
+@torch.inference_mode()
+def logits(model: PreTrainedModel) -> Tensor:
+    ids = torch.arange(40).view(2, 20)
+    positions = torch.arange(20).expand_as(ids)
+    out = model(input_ids=ids, position_ids=positions, use_cache=False, kv=PrefillKV([], 0))
+    return torch.as_tensor(out.logits)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_says_what_it_said_before(name: str, dtype: torch.dtype) -> None:
+    model = fresh(name).to(dtype)  # type: ignore[arg-type]
+    adopt(model)
+    before = logits(model)
+    replace_layers(model, CONTEXT_TOKENS)
+    assert replaced(model) == REPLACED[name]
+    assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[dtype] * before.abs().max()
+
+
+class Clipped(nn.Module):
+    """Bounds what no run reaches."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        parts = map(layer.get_submodule, ("gate_proj", "up_proj", "down_proj"))
+        self.gate_proj, self.up_proj, self.down_proj = parts
+
+    def forward(self, rows: Tensor) -> Tensor:
+        gate = nn.functional.silu(self.gate_proj(rows))
+        down: Tensor = self.down_proj(gate * self.up_proj(rows).clamp(-100, 100))
+        return down
+
+
+def test_layers_that_look_alike_and_are_not_stay() -> None:
+    """Cohere's norms take the mean away first, and its rotations take neighbours for pairs."""
+    config = CohereConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+    )
+    cohere = CohereForCausalLM(config)
+    adopt(cohere)
+    replace_layers(cohere, 64)
+    assert replaced(cohere) == {"NativeGated": 1}
+    llama = fresh("llama")
+    adopt(llama)
+    for layer in llama.get_submodule("model.layers").children():
+        layer.mlp = Clipped(layer.get_submodule("mlp"))
+    replace_layers(llama, CONTEXT_TOKENS)
+    assert "NativeGated" not in replaced(llama)
