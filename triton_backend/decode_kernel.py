@@ -13,17 +13,26 @@ from torch import Tensor
 
 from triton_backend.attention import Scores
 
-PROGRAMS_PER_PROCESSOR = 12
+PROGRAMS_PER_PROCESSOR = 4
 """Parts are made until there are so many programs, so that none of the processors waits long for the last."""
 MAX_PARTS = 32
 MIN_GROUP = 16
 """Rows of the smallest matrix that tensor cores multiply."""
+WARPS, STAGES = 2, 3
+"""Of a program: threads by 32, and blocks under way at once."""
 
 
 def attend_newest(
-    query: Tensor, keys: Tensor, values: Tensor, inputs: Tensor, scores: Scores, num_processors: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    inputs: Tensor,
+    scores: Scores,
+    num_processors: int,
 ) -> Tensor:
-    """[rows, heads, value dim] for query [rows, heads, key dim].
+    """Write key and value [rows, kv heads, dim]; return [rows, heads, value dim] for query [rows, heads, key dim].
 
     keys and values are a layer's blocks [blocks, positions, kv heads, dim]; inputs [rows, 1 + blocks] int32 are
     each query's position, and the row's blocks.  `num_processors` is how many the device has.
@@ -41,6 +50,8 @@ def attend_newest(
         partial,
         sums,
         query,
+        key,
+        value,
         keys,
         values,
         inputs,
@@ -48,6 +59,8 @@ def attend_newest(
         scores.softcap or 0.0,
         inputs.stride(0),
         *query.stride()[:2],
+        *key.stride()[:2],
+        *value.stride()[:2],
         *keys.stride()[:3],
         *values.stride()[:3],
         PARTS=parts,
@@ -60,8 +73,8 @@ def attend_newest(
         VALUE_DIM=value_dim,
         VALUE_SIZE=max(16, triton.next_power_of_2(value_dim)),
         BLOCK_TOKENS=block_tokens,
-        num_warps=4,
-        num_stages=3,
+        num_warps=WARPS,
+        num_stages=STAGES,
     )
     if parts > 1:
         _weigh_parts[(num_rows * heads,)](
@@ -81,6 +94,8 @@ def _attend_part(
     out,
     sums,
     query,
+    key,
+    value,
     keys,
     values,
     inputs,
@@ -89,6 +104,10 @@ def _attend_part(
     inputs_stride,
     query_row_stride,
     query_head_stride,
+    key_row_stride,
+    key_kv_head_stride,
+    value_row_stride,
+    value_kv_head_stride,
     key_block_stride,
     key_token_stride,
     key_head_stride,
@@ -107,10 +126,11 @@ def _attend_part(
     BLOCK_TOKENS: tl.constexpr,
 ):
     row, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(inputs + row * inputs_stride) + 1
-    first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    newest = tl.load(inputs + row * inputs_stride)
+    first = tl.maximum(newest + 1 - WINDOW, 0) if WINDOW else 0
     first_block = first // BLOCK_TOKENS
-    end_block = tl.cdiv(length, BLOCK_TOKENS)
+    # Every block holds a position that is seen, so that no row's best stays -inf in it.
+    end_block = tl.where(first < newest, tl.cdiv(newest, BLOCK_TOKENS), first_block)
     blocks_per_part = tl.cdiv(end_block - first_block, PARTS)
     begin = first_block + part * blocks_per_part
     end = tl.minimum(begin + blocks_per_part, end_block)
@@ -125,13 +145,42 @@ def _attend_part(
         mask=(member < GROUP)[:, None] & (key_at < KEY_DIM)[None, :],
         other=0.0,
     )
-    best = tl.full([GROUP_SIZE], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_SIZE], tl.float32)
-    mix = tl.zeros([GROUP_SIZE, VALUE_SIZE], tl.float32)
+    has_newest = part == PARTS - 1
+    new_k = tl.load(
+        key + row * key_row_stride + kv_head * key_kv_head_stride + key_at,
+        mask=has_newest & (key_at < KEY_DIM),
+        other=0.0,
+    )
+    new_v = tl.load(
+        value + row * value_row_stride + kv_head * value_kv_head_stride + value_at,
+        mask=has_newest & (value_at < VALUE_DIM),
+        other=0.0,
+    )
+    new_block = tl.load(inputs + row * inputs_stride + 1 + newest // BLOCK_TOKENS).to(tl.int64)
+    new_token = newest % BLOCK_TOKENS
+    tl.store(
+        keys + new_block * key_block_stride + new_token * key_token_stride + kv_head * key_head_stride + key_at,
+        new_k,
+        mask=has_newest & (key_at < KEY_DIM),
+    )
+    tl.store(
+        values
+        + new_block * value_block_stride
+        + new_token * value_token_stride
+        + kv_head * value_head_stride
+        + value_at,
+        new_v,
+        mask=has_newest & (value_at < VALUE_DIM),
+    )
+    # The newest token is seen before all others, and is not read back.
+    logit = _capped(tl.sum(q.to(tl.float32) * new_k.to(tl.float32)[None, :], 1) * scaling, softcap, HAS_SOFTCAP)
+    best = tl.where(has_newest, logit, float("-inf"))
+    total = tl.where(has_newest, tl.full([GROUP_SIZE], 1.0, tl.float32), 0.0)
+    mix = tl.zeros([GROUP_SIZE, VALUE_SIZE], tl.float32) + new_v.to(tl.float32)[None, :]
     for at in range(begin, end):
         block = tl.load(inputs + row * inputs_stride + 1 + at).to(tl.int64)
         position = at * BLOCK_TOKENS + token_at
-        seen = (position >= first) & (position < length)
+        seen = (position >= first) & (position < newest)
         k = tl.load(
             keys
             + block * key_block_stride
@@ -150,12 +199,8 @@ def _attend_part(
             mask=seen[:, None] & (value_at < VALUE_DIM)[None, :],
             other=0.0,
         )
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
-        if HAS_SOFTCAP:
-            # tanh(x) = 1 - 2 / (exp(2x) + 1)
-            logits = softcap * (1.0 - 2.0 / (tl.exp(2.0 * logits / softcap) + 1.0))
+        logits = _capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scaling, softcap, HAS_SOFTCAP)
         logits = tl.where(seen[None, :], logits, float("-inf"))
-        # Every block of a part holds a position that is seen, so that no row's best stays -inf.
         better = tl.maximum(best, tl.max(logits, 1))
         keep = tl.exp(best - better)
         weight = tl.exp(logits - better[:, None])
@@ -174,6 +219,14 @@ def _attend_part(
     )
     if PARTS > 1:
         tl.store(sums + to, best + tl.log(total), mask=is_member)
+
+
+@triton.jit
+def _capped(logits, softcap, HAS_SOFTCAP: tl.constexpr):
+    if HAS_SOFTCAP:
+        # tanh(x) = 1 - 2 / (exp(2x) + 1)
+        logits = softcap * (1.0 - 2.0 / (tl.exp(2.0 * logits / softcap) + 1.0))
+    return logits
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from triton_backend.attention import KV, Probe, Scores, UnsupportedModel
 from triton_backend.cache import LayerShape
+from triton_backend.joint import join
 from triton_backend.loader import adopt, config_context
 from triton_backend.sampling import Pick
 from triton_backend.sequence import Sequence
@@ -90,11 +91,13 @@ class Decoder:
         return logits
 
     def compile(self, backend: str = "inductor") -> None:
-        """From here on layers are compiled as they are run.  What cannot be compiled runs as it is.
+        """From here on products of the same rows are one, and layers are compiled as they are run.  What cannot be
+        compiled runs as it is.
 
         Layers of one kind share what was compiled, whatever their number and that of rows and positions, but that
         one of these is compiled by itself.
         """
+        join(self._model)
         config = torch._dynamo.config
         config.allow_unspec_int_on_nn_module = True
         config.recompile_limit = max(config.recompile_limit, _MAX_COMPILED)

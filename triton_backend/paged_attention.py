@@ -87,20 +87,19 @@ class NewestKV:
     def __init__(self, cache: PagedCache, inputs: Tensor) -> None:
         self._cache = cache
         self._inputs = inputs
-        positions, table = inputs[:, 0].long(), inputs[:, 1:]
-        block_at, position_at = positions // cache.block_tokens, positions % cache.block_tokens
-        self._writes = table.gather(1, block_at[:, None])[:, 0] * cache.block_tokens + position_at
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        self._cache.write(layer, self._writes, key[:, :, 0], value[:, :, 0])
         keys, values = self._cache.keys(layer), self._cache.values(layer)
+        newest = query[:, :, 0], key[:, :, 0], value[:, :, 0]
         if query.is_cuda:
             from triton_backend.decode_kernel import attend_newest  # Triton comes with torch for CUDA only.
 
             processors = _num_processors(query.device)
-            return attend_newest(query[:, :, 0], keys, values, self._inputs, scores, processors)[:, None]
-        table = self._inputs[:, 1:]
-        back = self._inputs[:, :1, None] - torch.arange(table.shape[1] * self._cache.block_tokens)
+            return attend_newest(*newest, keys, values, self._inputs, scores, processors)[:, None]
+        positions, table = self._inputs[:, :1].long(), self._inputs[:, 1:]
+        size = self._cache.block_tokens
+        self._cache.write(layer, (table.gather(1, positions // size) * size + positions % size)[:, 0], *newest[1:])
+        back = positions[:, None] - torch.arange(table.shape[1] * size)
         return attend(query.transpose(1, 2), keys[table].flatten(1, 2), values[table].flatten(1, 2), back, scores)
 
 

@@ -206,7 +206,12 @@ def noise(picks: list[Pick], vocabulary: int, device: torch.device) -> Tensor:
     """Gumbel noise [rows, vocabulary] in float32."""
     keys = [_key(pick.sampling.seed, pick.index) for pick in picks]
     halves = [(_signed(key & _MASK32), _signed(key >> 32)) for key in keys]
-    low, high = upload(halves, device, torch.int32)[:, :, None].unbind(1)
+    uploaded = upload(halves, device, torch.int32)
+    if device.type == "cuda":
+        from triton_backend.noise_kernel import gumbel  # Triton comes with torch for CUDA only.
+
+        return gumbel(uploaded, vocabulary, LARGEST_U)
+    low, high = uploaded[:, :, None].unbind(1)
     h = _mix32((_scattered_ids(vocabulary, device) ^ low).add_(high))
     u = _shifted(h, 1).float().mul_(2**-31).add_(2**-32).clamp_(max=LARGEST_U)
     return u.neg_().log1p_().neg_().log_().neg_()

@@ -73,7 +73,7 @@ FULL = Sizes(
     small="1.5b",
     copied_bytes=4 * 2**30,
     width=8192,
-    step_rows=(1, 8, 32, 64, 128, 256),
+    step_rows=(1, 8, 32, 64, 128, 256, 512),
     target_rows=64,
     num_steps=40,
     prompt_tokens=1000,
@@ -159,6 +159,7 @@ class Bench:
             ]
             name = str(dtype).removeprefix("torch.")
             add(f"{name}: attention's largest error, by case", ", ".join(f"{error:.0e}" for error in errors))
+        add("float32: noise's largest difference from a CPU's", f"{kernels.noise_difference(self._device):.0e}")
         for shape, dtype in ((sizes.exact_shape, torch.float32), (sizes.exact_bf16_shape, torch.bfloat16)):
             found = exact.compare(shape, self._device, dtype, sizes.exact_rows, sizes.exact_tokens)
             name = str(dtype).removeprefix("torch.")
@@ -224,9 +225,10 @@ class Bench:
 
     def _break_down(self, shape: str, runner: PagedRunner) -> None:
         sizes = self._sizes
-        spent = steps.break_down(runner, sizes.target_rows, sizes.prompt_tokens + sizes.output_tokens // 2, 5)
-        parts = ", ".join(f"{kind} {seconds * 1e3:.2f}" for kind, seconds in spent.items())
-        self._report.add(shape, f"on the device at {sizes.target_rows} rows, ms", parts)
+        for count in (sizes.target_rows, sizes.step_rows[-1]):
+            spent = steps.break_down(runner, count, sizes.prompt_tokens + sizes.output_tokens // 2, 5)
+            parts = ", ".join(f"{kind} {seconds * 1e3:.2f}" for kind, seconds in spent.items())
+            self._report.add(shape, f"on the device at {count} rows, ms", parts)
 
     def _engine(self, runner: PagedRunner) -> Engine:
         config = EngineConfig(model="", name="gpu", max_prefill_tokens=self._sizes.max_prefill_tokens)

@@ -1,4 +1,4 @@
-"""The attention that steps use on this device against plain torch in float64, over blocks in any order."""
+"""The kernels of this device against plain torch: attention over blocks in any order, in float64, and noise."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,11 @@ from torch import Tensor
 
 from triton_backend.attention import Scores
 from triton_backend.cache import LayerShape
+from triton_backend.contract import Sampling
 from triton_backend.memory import Paged
 from triton_backend.paged_attention import NewestKV, PackedKV, Span, attend
 from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
+from triton_backend.sampling import Pick, noise
 
 LENGTHS = (1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 300, 700)
 
@@ -30,6 +32,7 @@ CASES = (
     Case(8, 2, 256, 256, 100, 30.0),
     Case(4, 4, 192, 128, None, None),
     Case(4, 2, 8, 8, 12, 5.0),
+    Case(4, 2, 16, 16, 2, None),
 )
 
 
@@ -57,6 +60,13 @@ def largest_error(device: str, dtype: torch.dtype, case: Case, num_copies: int) 
     want = torch.cat([_exact(*row, scores) for row in zip(queries, keys, values, strict=True)])
     got = torch.cat(_run(cache, tables, queries, keys, values, scores))
     return float((got - want).abs().max() / want.abs().max())
+
+
+def noise_difference(device: str) -> float:
+    """The largest, over some rows of a large vocabulary."""
+    picks = [Pick(row, Sampling(seed=row * 2**58 + row), row, []) for row in range(32)]
+    here, there = (noise(picks, 128_256, torch.device(kind)).cpu() for kind in (device, "cpu"))
+    return float((here - there).abs().max())
 
 
 def _exact(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:

@@ -105,8 +105,10 @@ def measure(
     client = Client(engine, vocabulary, prompt_tokens, output_tokens)
     began_s = clock()
     filled_tokens = client.fill(num_rows)
-    while client.prompts:
+    filled = set(client.prompts)
+    while filled & client.prompts.keys():
         engine.step()
+        client.top_up(num_rows)
     filling_s = clock() - began_s
     before = client.num_tokens, client.num_prompt_tokens, client.num_steps
     began_s, row_steps = clock(), 0

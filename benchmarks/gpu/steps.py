@@ -18,8 +18,9 @@ KINDS = {
     "attention": ("_attend_part", "_weigh_parts", "flash"),
     "matrices": ("gemm", "cutlass", "nvjet", "gemv", "splitk", "cublas"),
     "copies": ("memcpy", "memset"),
+    "compiled": ("triton_",),
 }
-"""Parts of the names of a device's kernels; all others are small ones."""
+"""Parts of the names of a device's kernels; all others are small ones, of sampling for the most part."""
 
 
 class Ceilings(NamedTuple):
