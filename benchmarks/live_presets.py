@@ -107,7 +107,7 @@ def _serving(preset: str, port: int, records: Path) -> Iterator[str]:
 
 def _simulate(preset: str, folder: Path, cost_file: Path, load: list[str]) -> list[Total]:
     """Clients of `bench` say how long their answers will be, hence the oracle."""
-    engine = ("--engine", "alternate", "--padding", "prompts", "--lengths", "oracle")
+    engine = ("--engine", "ours", "--padding", "prompts", "--lengths", "oracle")
     out = ("--cost", str(cost_file), "--out", str(folder / "simulated"))
     _run("simulate", "--policies", preset, *engine, *load, *out)
     return _totals(folder / "simulated")
@@ -120,9 +120,7 @@ def _drift(folder: Path, cost_file: Path) -> str:
     steps = read(folder / "llm.steps")[1][len(before) :]
 
     def predicted_s(step: StepRecord) -> float:
-        if step.rows:
-            return model.decode_s(step.rows, step.context_tokens, step.groups)
-        return model.prefill_s(step.tokens, step.squares)
+        return model.mixed_s(step.tokens, step.squares, step.rows, step.context_tokens, step.groups)
 
     took_s, said_s = sum(step.seconds for step in steps), sum(map(predicted_s, steps))
     return f"{len(steps)} steps took {took_s:.1f} s, the cost model says {said_s:.1f} ({said_s / took_s - 1:+.1%})"

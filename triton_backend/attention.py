@@ -185,6 +185,37 @@ class DecodeKV:
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
+class StepView(NamedTuple):
+    """Some rows of a step, each of as many positions."""
+
+    kv: KV
+    rows: int
+    positions: int
+
+
+class StepKV:
+    """All of a step in one row of positions: its parts one after the other, and padding behind them."""
+
+    def __init__(self, views: list[StepView]) -> None:
+        self._views = views
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        outs, at = [], 0
+        for kv, rows, positions in self._views:
+            span = slice(at, at := at + rows * positions)
+            own_query, own_key, own_value = (_rows_of(one[0, :, span], rows) for one in (query, key, value))
+            outs.append(kv.attend(layer, own_query, own_key, own_value, scores).flatten(0, 1))
+        if padding := query.shape[2] - at:
+            outs.append(query.new_zeros(padding, query.shape[1], value.shape[3]))
+        return (outs[0] if len(outs) == 1 else torch.cat(outs))[None]
+
+
+def _rows_of(positions: Tensor, rows: int) -> Tensor:
+    """[rows, heads, positions, dim] of [heads, all positions, dim]."""
+    heads, total, dim = positions.shape
+    return positions.reshape(heads, rows, total // rows, dim).transpose(0, 1)
+
+
 def _decode(part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
     keys, values = part.group.keys(layer), part.group.values(layer)
     keys[part.slots, :, part.positions] = key[:, :, 0]

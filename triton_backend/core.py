@@ -28,7 +28,7 @@ from triton_backend.contract import (
     Telemetry,
 )
 from triton_backend.memory import Layout
-from triton_backend.plan import Decode, Idle, Plan, Prefill, plan_step, spare_tokens
+from triton_backend.plan import Plan, Prefill, plan_step, spare_tokens
 from triton_backend.record import Recorder, StepRecord, size
 from triton_backend.rows import Rows
 from triton_backend.sampling import NOT_FINITE, Draws, Reading
@@ -73,15 +73,14 @@ class Executor(Protocol):
     def out_of_memory_total(self) -> int: ...
 
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None: ...
-    def prefill(self, rows: list[Sequence], start: int, length: int) -> Drawn: ...
-    def decode(self, rows: list[Sequence]) -> Drawn: ...
+    def run(self, prefill: Prefill | None, decode: list[Sequence]) -> Drawn: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
     """A step that was started."""
 
-    plan: Prefill | Decode
+    plan: Plan
     rows: list[Sequence]
     """That draw a token in it."""
     reading: Reading
@@ -182,7 +181,7 @@ class Core:
         self._grant()
         plan = self._plan()
         behind, self._flight = self._flight, None
-        if isinstance(plan, Idle):
+        if plan.is_idle:
             if behind is None:
                 self._rest()
                 return False
@@ -199,13 +198,10 @@ class Core:
 
     def _plan(self) -> Plan:
         plan = plan_step(self._rows.state)
-        if isinstance(plan, Decode):
-            rows = [row for row in plan.rows if not self._rows.is_spent(row)]
-            return Decode(rows) if rows else Idle()
-        return plan
+        return Plan(plan.prefill, [row for row in plan.decode if not self._rows.is_spent(row)])
 
     def _grant(self) -> None:
-        """Tell the planner how much of the waiting prompts may be run before the next decode step."""
+        """Tell the planner how much of the waiting prompts may be run in the next step."""
         state, meter = self._rows.state, self._meter
         if state.batches and state.running:
             state.spare_tokens = spare_tokens(state.running, self._clock(), meter.decode_s, meter.prefill)
@@ -227,28 +223,26 @@ class Core:
         if self._rows.has_ended or self._clock() - self._reception.last_sent >= HEARTBEAT_S:
             self._report([], Draws())
 
-    def _start(self, plan: Prefill | Decode, began_s: float) -> Flight | None:
+    def _start(self, plan: Plan, began_s: float) -> Flight | None:
         """Start the step; None: it could not be, and rows have ended."""
         state = self._rows.state
-        state.num_decodes = 0 if isinstance(plan, Prefill) else state.num_decodes + 1
+        state.num_decodes = 0 if plan.prefill else state.num_decodes + 1
         # Before it is run: rows grow, and leave.
         figures = size(plan, self._rows.ledger.rooms, self._runner.layout) if self._recorder else None
         started_s = self._clock()
         with self._surviving(plan.rows):
             rows, reading = self._execute(plan)
-            if isinstance(plan, Prefill):
-                for row in plan.rows:
-                    row.prefill(plan.length)
+            if plan.prefill:
+                for row in plan.prefill.rows:
+                    row.prefill(plan.prefill.length)
             for row in rows:
                 row.fly()
             return Flight(plan, rows, reading, began_s, started_s, figures)
         return None
 
-    def _execute(self, plan: Prefill | Decode) -> Drawn:
+    def _execute(self, plan: Plan) -> Drawn:
         self._runner.arrange(self._rows.ledger.rooms, [row.row for row in self._rows.state.running])
-        if isinstance(plan, Prefill):
-            return self._runner.prefill(plan.rows, plan.start, plan.length)
-        return self._runner.decode(plan.rows)
+        return self._runner.run(plan.prefill, plan.decode)
 
     def _land(self, flight: Flight) -> tuple[list[Sequence], Draws]:
         """Read the step's tokens and advance its rows, but for those that have ended."""
@@ -301,10 +295,11 @@ class Core:
 
     def _note(self, flight: Flight) -> None:
         step_s = max(self._clock() - max(flight.started_s, self._landed_s), SHORTEST_STEP_S)
-        if isinstance(flight.plan, Prefill):
-            self._meter.note_prefill(flight.plan.padded_tokens, step_s)
+        plan = flight.plan
+        if plan.prefill:
+            self._meter.note_prefill(plan.prefill.padded_tokens, step_s, is_shared=bool(plan.decode))
         else:
-            self._meter.note_decode(len(flight.plan.rows), step_s)
+            self._meter.note_decode(len(plan.decode), step_s)
 
     def _record(self, flight: Flight) -> None:
         now_s = self._clock()

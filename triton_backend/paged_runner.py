@@ -24,6 +24,7 @@ from triton_backend.headroom import Headroom
 from triton_backend.memory import OverBudget, Paged
 from triton_backend.paged_attention import NewestKV, PackedKV, Span
 from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
+from triton_backend.plan import Prefill
 from triton_backend.runner import WARM_UP_ROWS
 from triton_backend.sampling import Draws, Pick, Reading, sample, tell
 from triton_backend.sequence import Sequence
@@ -142,6 +143,19 @@ class PagedRunner:
         if not SHRINK * held_bytes <= wanted_bytes <= GROWTH * held_bytes:
             self.resize(wanted_bytes)
             self._headroom.give_back()
+
+    def run(self, prefill: Prefill | None, decode: list[Sequence]) -> tuple[list[Sequence], Reading]:
+        """Start on a chunk of prompts, then on a token of each running row.  Rows that draw, and their draws.
+
+        Raises OutOfMemory when not even one token of one row can be run.
+        """
+        started = [self.prefill(prefill.rows, prefill.start, prefill.length)] if prefill else []
+        if decode:
+            started.append(self.decode(decode))
+        if len(started) == 1:
+            return started[0]
+        (done, first), (_, second) = started
+        return done + decode, Several([first, second])
 
     @torch.inference_mode()
     def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Reading]:

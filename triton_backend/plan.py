@@ -1,9 +1,10 @@
 """What the engine does next, as a value.  Pure: the simulator plans its steps with this very code.
 
-Prompts are run in order of their ranks, a long one in chunks, so that a short one does not wait for the whole of
-it.  Those of like length run together, whichever batch they came in.  Running rows have credit: they may be late
-by as much as they were early, as long as their mean time per token keeps to its target.  A chunk takes what credit
-there is, and decode steps earn it back.
+Every step draws a token for each running row.  A chunk of prompts may be in the same step, so that the weights
+are read once for both.  Prompts are run in order of their ranks, a long one in chunks, so that a short one does
+not wait for the whole of it.  Those of like length run together, whichever batch they came in.  Running rows have
+credit: they may be late by as much as they were early, as long as their mean time per token keeps to its target.
+A chunk takes what credit there is, and steps without one earn it back.
 """
 
 from collections import deque
@@ -27,20 +28,28 @@ class Prefill:
     def padded_tokens(self) -> int:
         return len(self.rows) * self.length
 
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """Draw one token for each row."""
-
-    rows: list[Sequence]
+    @property
+    def finishing(self) -> list[Sequence]:
+        """Rows whose prompts end here: they draw their first token."""
+        return [row for row in self.rows if row.prompt_tokens <= self.start + self.length]
 
 
 @dataclass(frozen=True, slots=True)
-class Idle:
-    """Nothing to run."""
+class Plan:
+    """One step."""
 
+    prefill: Prefill | None = None
+    decode: list[Sequence] = field(default_factory=list)
+    """Running rows, for each of which a token is drawn."""
 
-Plan = Prefill | Decode | Idle
+    @property
+    def is_idle(self) -> bool:
+        return self.prefill is None and not self.decode
+
+    @property
+    def rows(self) -> list[Sequence]:
+        """All that take part."""
+        return self.decode if self.prefill is None else self.prefill.rows + self.decode
 
 
 MIN_CHUNK_TOKENS = 128
@@ -48,7 +57,7 @@ MIN_CHUNK_TOKENS = 128
 GOOD_CHUNK_TOKENS = 512
 """Credit is saved up for a chunk of this size, or for what is left of the prompt."""
 MAX_DECODES = 8
-"""Decode steps in a row while prompts wait, at most."""
+"""Steps without a chunk while prompts wait, at most."""
 MAX_PADDING = 0.2
 """Part of a chunk that may be padding: prompts of one bucket run together, a short one never pays for a long."""
 
@@ -56,7 +65,7 @@ MAX_PADDING = 0.2
 def spare_tokens(running: Iterable[Sequence], now_s: float, decode_s: float, pace: PrefillPace) -> int | None:
     """Prompt tokens that may be run before the running rows must have their next token; None: any number.
 
-    `decode_s` is what the next decode step will take.
+    `decode_s` is what a step without prompts will take, and `pace` tells what they add to it.
     """
     due_s = min((row.due_s for row in running if row.new.tpot_s), default=inf)
     return None if due_s == inf else pace.tokens_within(due_s - decode_s - now_s)
@@ -71,8 +80,8 @@ class State:
     batches: deque[list[Sequence]] = field(default_factory=deque)
     """Rows whose prompts are not all run yet, by batch, in order of arrival."""
     running: list[Sequence] = field(default_factory=list)
-    num_decodes: int = 1
-    """Decode steps since the last chunk."""
+    num_decodes: int = 0
+    """Steps since the last one with a chunk."""
     spare_tokens: int | None = None
     """See the function of this name; to be set before a step while prompts wait."""
 
@@ -87,17 +96,17 @@ class State:
 def plan_step(state: State) -> Plan:
     """The next step of a settled state."""
     if not state.batches:
-        return Decode(state.running) if state.running else Idle()
+        return Plan(None, state.running)
     # Among equals in order of arrival: sorting is stable.
     waiting = sorted((row for batch in state.batches for row in batch), key=lambda row: row.new.rank)
     max_tokens = state.max_prefill_tokens if not state.running else _chunk_tokens(state, waiting[0])
-    return _next_chunk(waiting, max_tokens) if max_tokens else Decode(state.running)
+    return Plan(_next_chunk(waiting, max_tokens) if max_tokens else None, state.running)
 
 
 def _chunk_tokens(state: State, first: Sequence) -> int:
-    """How much may be run of the prompts while rows are running; 0: they have their turn first."""
+    """How much may be run of the prompts while rows are running."""
     if state.spare_tokens is None:
-        return state.max_prefill_tokens if state.num_decodes else 0
+        return state.max_prefill_tokens
     if state.spare_tokens >= min(GOOD_CHUNK_TOKENS, first.unfilled_tokens):
         return min(state.spare_tokens, state.max_prefill_tokens)
     return min(MIN_CHUNK_TOKENS, state.max_prefill_tokens) if state.num_decodes >= MAX_DECODES else 0

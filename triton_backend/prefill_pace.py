@@ -1,7 +1,8 @@
 """What a chunk of prompts takes, learned from recent ones.  Pure.
 
 A chunk takes `fixed_s + tokens * per_token_s`: streaming the weights costs the same for one prompt as for ten, so
-a rate alone would make short prompts look as dear together as one after the other.
+a rate alone would make short prompts look as dear together as one after the other.  In a step that running rows
+share, it takes what it adds to theirs.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,12 @@ class PrefillPace:
     _s: float = 0.0
     _tokens_s: float = 0.0
 
-    def note(self, tokens: int, seconds: float) -> None:
+    def note(self, tokens: int, seconds: float, decode_s: float = 0.0) -> None:
+        """Count a chunk of a step that took so long; `decode_s` is what it takes without the chunk.
+
+        At most half of a step is taken to be that: what is known of it may be old.
+        """
+        seconds -= min(decode_s, seconds / 2)
         self._weight = _KEEP * self._weight + 1
         self._tokens = _KEEP * self._tokens + tokens
         self._tokens2 = _KEEP * self._tokens2 + tokens * tokens

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from triton_backend.memory import Grouped, Layout
-from triton_backend.plan import Decode, Prefill
+from triton_backend.plan import Plan
 
 _BUFFERED = 256
 """Steps between two writes."""
@@ -23,24 +23,25 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
     """From the look at what there is to run to the message about it."""
     rows: int
-    """That drew a further token; 0: prompts were run."""
+    """That drew a further token; 0: only prompts were run."""
     context_tokens: int
     """Held by those rows."""
     groups: int
     """Groups by capacity in which those rows lay; 0 if the engine keeps none."""
     tokens: int
-    """Of prompts, padding included."""
+    """Of prompts, padding included; 0: none were run."""
     squares: int
     """Growth of the sum of squared prefilled lengths, padding included."""
 
 
-def size(plan: Prefill | Decode, rooms: Mapping[int, int], layout: Layout) -> tuple[int, int, int, int, int]:
+def size(plan: Plan, rooms: Mapping[int, int], layout: Layout) -> tuple[int, int, int, int, int]:
     """A StepRecord's figures but its time, before the step is run.  `rooms` are the rows' tokens of room."""
-    if isinstance(plan, Decode):
-        groups = {rooms[row.row] for row in plan.rows} if isinstance(layout, Grouped) else ()
-        return len(plan.rows), sum(row.held_tokens for row in plan.rows), len(groups), 0, 0
-    squares = (plan.start + plan.length) ** 2 - plan.start**2
-    return 0, 0, 0, plan.padded_tokens, len(plan.rows) * squares
+    groups = {rooms[row.row] for row in plan.decode} if isinstance(layout, Grouped) else ()
+    newest = len(plan.decode), sum(row.held_tokens for row in plan.decode), len(groups)
+    if (chunk := plan.prefill) is None:
+        return *newest, 0, 0
+    squares = (chunk.start + chunk.length) ** 2 - chunk.start**2
+    return *newest, chunk.padded_tokens, len(chunk.rows) * squares
 
 
 class Recorder:

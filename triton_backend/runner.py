@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triton_backend.attention import (
@@ -16,6 +16,8 @@ from triton_backend.attention import (
     PrefillKV,
     PrefillPart,
     Probe,
+    StepKV,
+    StepView,
     UnsupportedModel,
 )
 from triton_backend.cache import CacheLost, Group, KVCache, LayerShape, ladder_tokens
@@ -27,12 +29,13 @@ from triton_backend.memory import Grouped
 from triton_backend.native_attention import decode_view
 from triton_backend.native_layers import replace_layers
 from triton_backend.packed import pack
+from triton_backend.plan import Prefill
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory, halves, is_shortage
 
-LENGTH_STEP_TOKENS = 16
-"""Longer chunks are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which
+SIZE_STEP_TOKENS = 16
+"""Larger steps are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which
 takes a third of a short chunk's time."""
 WARM_UP_ROWS = 256
 """Rows of the largest step: their logits are part of its peak."""
@@ -43,6 +46,18 @@ class _Span(NamedTuple):
 
     group: Group
     rows: list[Sequence]
+
+
+class _Part(NamedTuple):
+    """What some rows bring to a step."""
+
+    ids: Tensor
+    """[rows, positions]"""
+    positions: Tensor
+    kv: KV
+    drawing: list[Sequence]
+    drawn_at: list[int]
+    """Where each of those draws from, counted through `ids`."""
 
 
 class Runner:
@@ -110,6 +125,30 @@ class Runner:
         self._headroom.give_back()
 
     @torch.inference_mode()
+    def run(self, prefill: Prefill | None, decode: list[Sequence]) -> tuple[list[Sequence], Draws]:
+        """One step: a chunk of prompts, and a token for each row of the decode pool, or one of both.  Rows that
+        draw, and their draws.
+
+        Short of memory, one runs after the other, and then as each does by itself.  Raises OutOfMemory when not
+        even one token of one row can be run.
+        """
+        if prefill and decode:
+            try:
+                with self._counted():
+                    chunk = self._chunk(prefill.rows, prefill.start, prefill.length)
+                    return self._step([chunk, self._newest(self._spans(decode))])
+            except OutOfMemory:
+                pass
+        rows: list[Sequence] = []
+        draws = Draws()
+        if prefill:
+            rows, draws = self.prefill(prefill.rows, prefill.start, prefill.length)
+        if decode:
+            more_rows, more_draws = self.decode(decode)
+            rows, draws = rows + more_rows, draws + more_draws
+        return rows, draws
+
+    @torch.inference_mode()
     def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
         """Run the prompt tokens `start .. start + length` of each row; draw for those whose prompts end
         there.
@@ -120,7 +159,7 @@ class Runner:
         length = min(length, max(row.prompt_tokens for row in rows) - start)
         try:
             with self._counted():
-                return self._prefill(rows, start, length)
+                return self._step([self._chunk(rows, start, length)])
         except OutOfMemory:
             parts = halves(rows, start, length)
             if parts is None:
@@ -135,63 +174,80 @@ class Runner:
         Short of memory, one half of the rows runs after the other.  Raises OutOfMemory when not even one
         row can be run.
         """
-        by_number = {row.row: row for row in rows}
-        return self._decode(
-            [
-                _Span(group, [by_number[row] for row in group.rows[: group.num_running]])
-                for group in self._cache.groups
-                if group.num_running
-            ]
-        )
+        return self._decode(self._spans(rows))
 
     def _decode(self, spans: list[_Span]) -> tuple[list[Sequence], Draws]:
-        rows = [row for span in spans for row in span.rows]
+        num_rows = sum(len(span.rows) for span in spans)
         try:
             with self._counted():
-                return rows, self._decode_once(spans, rows)
+                return self._step([self._newest(spans)])
         except OutOfMemory:
-            if len(rows) == 1:
+            if num_rows == 1:
                 raise
-        one, other = _halves(spans, len(rows) // 2)
+        one, other = _halves(spans, num_rows // 2)
         done, draws = self._decode(one)
         more_done, more_draws = self._decode(other)
         return done + more_done, draws + more_draws
 
-    def _decode_once(self, spans: list[_Span], rows: list[Sequence]) -> Draws:
-        tokens = [row.tokens[-1] for row in rows]
-        positions = [row.held_tokens - 1 for row in rows]
-        inputs = torch.tensor([tokens, positions], device=self._model.device)
-        kv = self._decode_view(_decode_parts(spans, positions, inputs[1]))
-        logits = self._logits(inputs[0, :, None], inputs[1, :, None], kv)
-        return draw(logits, [_pick(row) for row in rows])
-
-    def _prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
-        end = start + length
-        rows = sorted(rows, key=lambda row: self._cache.place(row.row))
-        chunks = [row.new.prompt[start:end] for row in rows]
-        if length > LENGTH_STEP_TOKENS:
-            length = -(-length // LENGTH_STEP_TOKENS) * LENGTH_STEP_TOKENS
-        ids = torch.tensor([chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device)
-        positions = torch.arange(start, start + length, device=ids.device).clamp_(max=self.context_tokens - 1)
-        positions = positions.expand_as(ids)
-        last = torch.tensor([[len(chunk) - 1] for chunk in chunks], device=ids.device)
-        logits = self._logits(ids, positions, PrefillKV(self._prefill_parts(rows, start, length), start), last)
-        done = [at for at, row in enumerate(rows) if row.prompt_tokens <= end]
-        if not done:
+    def _step(self, parts: list[_Part]) -> tuple[list[Sequence], Draws]:
+        """All in one row of positions, whichever rows they are of."""
+        ids = torch.cat([part.ids.flatten() for part in parts])
+        positions = torch.cat([part.positions.flatten() for part in parts])
+        size = len(ids)
+        if size > SIZE_STEP_TOKENS:
+            padding = -size % SIZE_STEP_TOKENS
+            ids, positions = (nn.functional.pad(tensor, (0, padding)) for tensor in (ids, positions))
+        drawing, drawn_at, start = [], [], 0
+        for part in parts:
+            drawing += part.drawing
+            drawn_at += [start + at for at in part.drawn_at]
+            start += part.ids.numel()
+        kv = StepKV([StepView(part.kv, *part.ids.shape) for part in parts])
+        # A step that draws nothing keeps one position, for the model to have something.
+        logits = self._logits(ids[None], positions[None], kv, torch.tensor(drawn_at or [0], device=ids.device))
+        if not drawing:
             return [], Draws()
-        if len(done) < len(rows):
-            logits = logits[done]
-        return [rows[at] for at in done], draw(logits, [_pick(rows[at]) for at in done])
+        return drawing, draw(logits, [_pick(row) for row in drawing])
 
-    def _logits(self, ids: Tensor, positions: Tensor, kv: KV, last: Tensor | None = None) -> Tensor:
-        """[rows, vocabulary] after positions `last` [rows, 1] of `ids` [rows, length], or its only one."""
-        options: dict[str, Tensor] = {} if last is None else {"logits_to_keep": last}
+    def _newest(self, spans: list[_Span]) -> _Part:
+        rows = [row for span in spans for row in span.rows]
+        positions = [row.held_tokens - 1 for row in rows]
+        inputs = torch.tensor([[row.tokens[-1] for row in rows], positions], device=self._model.device)
+        kv = self._decode_view(_decode_parts(spans, positions, inputs[1]))
+        return _Part(inputs[0, :, None], inputs[1, :, None], kv, rows, list(range(len(rows))))
+
+    def _chunk(self, rows: list[Sequence], start: int, length: int) -> _Part:
+        length = min(length, max(row.prompt_tokens for row in rows) - start)
+        rows = sorted(rows, key=lambda row: self._cache.place(row.row))
+        chunks = [row.new.prompt[start : start + length] for row in rows]
+        ids = torch.tensor([chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device)
+        positions = torch.arange(start, start + length, device=ids.device).expand_as(ids)
+        done = [at for at, row in enumerate(rows) if row.prompt_tokens <= start + length]
+        return _Part(
+            ids,
+            positions,
+            PrefillKV(self._prefill_parts(rows, start, length), start),
+            [rows[at] for at in done],
+            [at * length + len(chunks[at]) - 1 for at in done],
+        )
+
+    def _spans(self, rows: Iterable[Sequence]) -> list[_Span]:
+        """These rows, which are all of the decode pool, as they lie."""
+        by_number = {row.row: row for row in rows}
+        return [
+            _Span(group, [by_number[row] for row in group.rows[: group.num_running]])
+            for group in self._cache.groups
+            if group.num_running
+        ]
+
+    def _logits(self, ids: Tensor, positions: Tensor, kv: KV, kept: Tensor) -> Tensor:
+        """[kept, vocabulary] for positions `kept` of `ids` [1, positions]."""
         logits: Tensor = self._model(
-            input_ids=ids, position_ids=positions, use_cache=False, kv=kv, **options
+            input_ids=ids, position_ids=positions, use_cache=False, kv=kv, logits_to_keep=kept
         ).logits
-        if last is not None and logits.shape[1] > 1:  # The model's class knows no logits_to_keep.
-            return logits.take_along_dim(last[:, :, None], 1)[:, 0]
-        return logits[:, 0]
+        if logits.shape[1] != len(kept):  # The model's class knows no logits_to_keep.
+            return logits[0, kept]
+        return logits[0]
 
     def _prefill_parts(self, rows: list[Sequence], start: int, length: int) -> list[PrefillPart]:
         places = [self._cache.place(row.row) for row in rows]
@@ -219,7 +275,7 @@ class Runner:
         """What each layer keeps, from a dry run of one token."""
         probe = Probe()
         token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
-        self._logits(token, token, probe)
+        self._logits(token, token, probe, token[0])
         if sorted(probe.shapes) != list(range(len(probe.shapes))) or not probe.shapes:
             raise UnsupportedModel("not all its layers keep keys and values; choose a model with attention only")
         return [probe.shapes[layer] for layer in range(len(probe.shapes))]

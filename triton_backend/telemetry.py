@@ -43,14 +43,15 @@ class Meter:
         self._step_s = 0.0
         self._decode_rows = 0
         self.decode_s = 0.0
-        """The last decode step."""
+        """The last step without a chunk."""
         self.prefill = PrefillPace()
         self._decode_tokens_per_s = 0.0
 
-    def note_prefill(self, padded_tokens: int, step_s: float) -> None:
-        """Count a chunk.  Padding is counted too: it is what a batch's time goes by."""
+    def note_prefill(self, padded_tokens: int, step_s: float, *, is_shared: bool) -> None:
+        """Count a step with a chunk, which running rows may have shared.  Padding is counted too: it is what a
+        batch's time goes by."""
         self._step_s, self._decode_rows = step_s, 0
-        self.prefill.note(padded_tokens, step_s)
+        self.prefill.note(padded_tokens, step_s, self.decode_s if is_shared else 0.0)
 
     def note_decode(self, rows: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, rows

@@ -24,6 +24,7 @@ from benchmarks.speed import model as speed_model
 from triton_backend.contract import Attach, Batch, Event, NewRow, Sampling
 from triton_backend.engine import Engine, EngineConfig, load_runner
 from triton_backend.memory import Layout
+from triton_backend.plan import Prefill
 from triton_backend.runner import Runner
 from triton_backend.sampling import Draws, Pick, draw
 from triton_backend.sequence import Sequence
@@ -138,10 +139,8 @@ class Instant:
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
         pass
 
-    def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Draws]:
-        return self.decode([row for row in rows if row.prompt_tokens <= start + length])
-
-    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Draws]:
+    def run(self, prefill: Prefill | None, decode: list[Sequence]) -> tuple[list[Sequence], Draws]:
+        rows = [*(prefill.finishing if prefill else []), *decode]
         count = len(rows)
         return rows, Draws([1] * count, [0.0] * count, [[] for _ in range(count)])
 

@@ -2,7 +2,7 @@
 
 A prefill step costs a fixed time, a time per token and one per squared token (attention); a decode step costs a
 fixed time, a time per row, one per token of context, and one per group of rows where the engine keeps its rows in
-groups.  All in seconds.
+groups.  A step of both costs both, but for one fixed time.  All in seconds.
 """
 
 from pathlib import Path
@@ -44,6 +44,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """The same for each token that the step runs."""
     ladder_tokens: tuple[int, ...] = ()
     """Capacities of the groups in which rows are kept; empty: rows take blocks."""
+    mixed_fixed_s: float | None = None
+    """Of a step that runs both; None: the larger of the two, as the weights are read once."""
     decode_group_s: float = 0.0
     """Of a decode step, for each group with running rows."""
 
@@ -73,9 +75,15 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         return steps * first_s + decode.context_token_s * rows * (steps * (steps - 1) // 2)
 
     def mixed_s(self, tokens: int, squares: int, rows: int, context_tokens: int, groups: int = 0) -> float:
-        """One step that runs both.  The weights are read once, so the smaller of the two fixed times is saved."""
+        """One step that runs both, or one of them."""
+        if not rows:
+            return self.prefill_s(tokens, squares)
+        if not tokens:
+            return self.decode_s(rows, context_tokens, groups)
         both_s = self.prefill_s(tokens, squares) + self.decode_s(rows, context_tokens, groups)
-        return both_s - self.step_s - min(self.prefill_fixed_s, self._decode(rows).fixed_s)
+        fixed_s = self.prefill_fixed_s, self._decode(rows).fixed_s
+        mixed_fixed_s = max(fixed_s) if self.mixed_fixed_s is None else self.mixed_fixed_s
+        return both_s - self.step_s - sum(fixed_s) + mixed_fixed_s
 
     def _decode(self, rows: int) -> DecodeCost:
         if self.large_decode is not None and rows >= self.large_rows:

@@ -17,7 +17,7 @@ from gateway.simulator.meter import Meter, Tally
 from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
 from triton_backend.memory import OverBudget
-from triton_backend.plan import Decode, Idle, Plan, Prefill, State, plan_step, spare_tokens
+from triton_backend.plan import Plan, Prefill, State, plan_step, spare_tokens
 from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
@@ -149,13 +149,12 @@ class Engine:
             if not job.chunks:
                 self._meter.note_decode(self._num_running, last_s, job.steps, job.ends_s)
         if job.chunks:
-            self._meter.note_prefill(job.padded_tokens, job.ends_s - job.started_s)
+            self._meter.note_prefill(job.padded_tokens, job.ends_s - job.started_s, is_shared=job.steps > 0)
             self._count(job)
             for row, tokens in job.chunks:
                 row.prefill(tokens)
                 if row.prefilled_tokens == row.prompt_tokens:
                     self._draw_first(row)
-        if not job.steps:
             self._state.num_decodes = 0
         if self._firsts or self._ended or (job.steps and job.ends_s - self._told_s >= HEARTBEAT_S):
             self._told_s = job.ends_s
@@ -301,28 +300,31 @@ class Engine:
 
     def _plan(self, now_s: float) -> Job | None:
         if self._style is Style.MIXED:
-            return self._plan_mixed(now_s)
+            chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._pads_prompts)
+            return self._new_job(now_s, chunks, self._num_running)
         if self._state.batches and self._state.running:
             self._state.spare_tokens = self._spare_tokens(now_s)
         plan = self._plan_whole() if self._style is Style.WHOLE else plan_step(self._state)
-        if isinstance(plan, Idle):
-            return None
-        if isinstance(plan, Decode):
-            steps = self._num_steps()
-            return Job(now_s, now_s + self._decode_s(steps), [], 0, steps)
-        start, length = plan.start, plan.length
-        chunks = [(row, min(length, row.prompt_tokens - start)) for row in own(plan.rows)]
+        chunks = []
+        if chunk := plan.prefill:
+            chunks = [(row, min(chunk.length, row.prompt_tokens - chunk.start)) for row in own(chunk.rows)]
+        return self._new_job(now_s, chunks, len(plan.decode))
+
+    def _new_job(self, now_s: float, chunks: list[tuple[Row, int]], num_decoding: int) -> Job | None:
+        if not chunks:
+            steps = self._num_steps() if num_decoding else 0
+            return Job(now_s, now_s + self._decode_s(steps), [], 0, steps) if steps else None
         tokens, squares = prefill_size(chunks, self._pads_prompts)
-        return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
+        rows, context_tokens = self._decode_size() if num_decoding else (0, 0)
+        took_s = self.cost.mixed_s(tokens, squares, rows, context_tokens, self.memory.num_groups)
+        return Job(now_s, now_s + took_s, chunks, tokens, min(1, num_decoding))
 
     def _plan_whole(self) -> Plan:
         """One batch as sent, from its first prompt to its last row's end."""
-        if self._num_running:
-            return Decode(self._state.running)
-        if not self._state.batches:
-            return Idle()
+        if self._num_running or not self._state.batches:
+            return Plan(None, self._state.running)
         batch = self._state.batches[0]
-        return Prefill(batch, 0, max(row.prompt_tokens for row in batch))
+        return Plan(Prefill(batch, 0, max(row.prompt_tokens for row in batch)))
 
     def _spare_tokens(self, now_s: float) -> int | None:
         """As the real engine reckons it, with due times brought up to date."""
@@ -334,20 +336,9 @@ class Engine:
                 row.paced = drawn
         return spare_tokens(rows, now_s, meter.decode_s, meter.prefill)
 
-    def _plan_mixed(self, now_s: float) -> Job | None:
-        chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._pads_prompts)
-        if not chunks:
-            steps = self._num_steps() if self._num_running else 0
-            return Job(now_s, now_s + self._decode_s(steps), [], 0, steps) if steps else None
-        tokens, squares = prefill_size(chunks, self._pads_prompts)
-        if not self._num_running:
-            return Job(now_s, now_s + self.cost.prefill_s(tokens, squares), chunks, tokens, 0)
-        mixed_s = self.cost.mixed_s(tokens, squares, *self._decode_size(), self.memory.num_groups)
-        return Job(now_s, now_s + mixed_s, chunks, tokens, 1)
-
     def _num_steps(self) -> int:
         """Decode steps in which nothing happens but tokens: until a row ends or memory could run short."""
-        if self._ended or (self._state.batches and self._style is Style.ALTERNATE):
+        if self._ended or (self._state.batches and self._style is Style.OURS):
             # The next message is due after one step.
             return 1
         until_end = self._ends[0][0] - self.decodes

@@ -56,8 +56,8 @@ def start(given: argparse.Namespace) -> int:
     except FitError as error:
         raise SettingsError(str(error)) from None
     print(f"{len(steps)} steps")
-    print(f"prefill: {_text(found.prefill)}")
-    print(f"decode:  {_text(found.decode)}")
+    for kind, off in found.errors.items():
+        print(f"steps of {kind + ':':8} {_text(off)}")
     try:
         given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found.cost), indent=2))
     except OSError as error:

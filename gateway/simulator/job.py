@@ -11,10 +11,10 @@ from triton_backend.sequence import Sequence
 class Style(StrEnum):
     """What shares a step, and when rows come and go."""
 
-    ALTERNATE = "alternate"
-    """Ours: chunks of prompts and decode steps take turns."""
+    OURS = "ours"
+    """One step holds all running rows' next tokens, and prompts as far as those rows can wait (plan.py)."""
     MIXED = "mixed"
-    """One step holds all running rows' next tokens, and prompts up to a token budget (vLLM)."""
+    """The same, but prompts up to a token budget (vLLM)."""
     WHOLE = "whole"
     """A batch's prompts in one step, and decode steps until its last row has ended."""
 

@@ -26,14 +26,14 @@ class Meter:
         self._decode_rows = 0
         self.prefill = PrefillPace()
         self.decode_s = 0.0
-        """The last decode step."""
+        """The last step without a chunk."""
         self.decoded_s = -inf
         """When it ended."""
         self._decode_tokens_per_s = 0.0
 
-    def note_prefill(self, padded_tokens: int, step_s: float) -> None:
+    def note_prefill(self, padded_tokens: int, step_s: float, *, is_shared: bool) -> None:
         self._step_s, self._decode_rows = step_s, 0
-        self.prefill.note(padded_tokens, step_s)
+        self.prefill.note(padded_tokens, step_s, self.decode_s if is_shared else 0.0)
 
     def note_decode(self, rows: int, step_s: float, steps: int, now_s: float) -> None:
         """So many steps of one size, of which the last took `step_s` and has just ended."""

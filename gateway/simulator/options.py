@@ -86,8 +86,8 @@ def _add_engine(engine: argparse._ArgumentGroup) -> None:
     engine.add_argument(
         "--engine",
         choices=[style.value for style in Style],
-        help="alternate: chunks of prompts and decode steps take turns; mixed: both in one step; whole: a batch "
-        "runs to its end (default: each policy's own).",
+        help="ours: a step holds all running rows' next tokens, and prompts as far as those can wait; mixed: "
+        "the same with prompts up to a token budget; whole: a batch runs to its end (default: each policy's own).",
     )
 
 

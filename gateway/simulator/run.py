@@ -31,8 +31,8 @@ from gateway.store.memory import MemoryStore
 from gateway.ticketing import Aim
 
 STYLES = {
-    "full": Style.ALTERNATE,
-    "bucketserve": Style.ALTERNATE,
+    "full": Style.OURS,
+    "bucketserve": Style.OURS,
     "continuous": Style.MIXED,
     "uellm": Style.WHOLE,
     "static": Style.WHOLE,
@@ -172,7 +172,7 @@ class _World:
         config, lengths = self._config, self._front.lengths
         if config.is_disaggregated:
             return PrefillEngine(config.cost, config.padding, config.step_tokens, lengths, report, self._decoders)
-        style = config.style or STYLES.get(config.policy, Style.ALTERNATE)
+        style = config.style or STYLES.get(config.policy, Style.OURS)
         return Engine(config.cost, style, config.padding, config.step_tokens, lengths, report)
 
     def _driver(self, backend: SimBackend, roster: SimRoster) -> Driver:

@@ -25,6 +25,7 @@ from triton_backend.contract import (
 from triton_backend.core import HEARTBEAT_S, MAX_FAILURES, ORPHAN_S
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.memory import Grouped
+from triton_backend.plan import Prefill
 from triton_backend.rows import Rows
 from triton_backend.sampling import NOT_FINITE, Draws, Reading
 from triton_backend.sequence import Sequence
@@ -81,13 +82,16 @@ class Executor:
             raise self.troubles.pop(0)  # type: ignore[misc]
         self.rooms, self.running = dict(rooms), running
 
-    def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Reading]:
-        assert all(row.prefilled_tokens == start for row in rows)
-        return self._draw(rows, [row for row in rows if row.prompt_tokens <= start + length])
+    def run(self, prefill: Prefill | None, decode: list[Sequence]) -> tuple[list[Sequence], Reading]:
+        chunk, finishing = [], []
+        if prefill:
+            chunk, finishing = prefill.rows, prefill.finishing
+            assert all(row.prefilled_tokens == prefill.start for row in chunk)
+        self._check(decode)
+        return self._draw(chunk + decode, finishing + decode[::-1])
 
-    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Reading]:
-        assert self.running == [row.row for row in rows]
-        return self._draw(rows, rows[::-1])
+    def _check(self, decode: list[Sequence]) -> None:
+        assert self.running == [row.row for row in decode]
 
     def _draw(self, rows: list[Sequence], drawing: list[Sequence]) -> tuple[list[Sequence], Reading]:
         assert all(self.rooms[row.row] >= row.held_tokens for row in rows)
@@ -125,10 +129,9 @@ class AheadExecutor(Executor):
         self.late_troubles: list[Exception | None] = []
         """What reading the steps raises, one a step."""
 
-    def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Reading]:
-        assert {row.row for row in rows} <= set(self.running)
-        assert all(len(row.tokens) + row.in_flight < row.new.max_tokens for row in rows)
-        return self._draw(rows, rows[::-1])
+    def _check(self, decode: list[Sequence]) -> None:
+        assert {row.row for row in decode} <= set(self.running)
+        assert all(len(row.tokens) + row.in_flight < row.new.max_tokens for row in decode)
 
     def _draw(self, rows: list[Sequence], drawing: list[Sequence]) -> tuple[list[Sequence], Reading]:
         drawn, draws = super()._draw(rows, drawing)
@@ -441,7 +444,7 @@ def test_telemetry_counts_bytes_and_rows() -> None:
 def test_short_prompts_do_not_hide_how_fast_a_long_one_runs(meter: Meter | SimulatedMeter) -> None:
     """20 ms a chunk and 0.1 ms a token: five short prompts for each of 900 tokens."""
     for tokens in [*[50] * 5, 900] * 20:
-        meter.note_prefill(tokens, 0.02 + 1e-4 * tokens)
+        meter.note_prefill(tokens, 0.02 + 1e-4 * tokens, is_shared=False)
     # The short ones run at 2,000 tokens/s, the long one at 8,182; the mean of the chunks' rates is 3,030.
     assert 5000 < meter.prefill.tokens_per_s < 5700
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_backend.contract import NewRow
-from triton_backend.plan import Decode, Idle, Prefill, State, plan_step, spare_tokens
+from triton_backend.plan import Plan, Prefill, State, plan_step, spare_tokens
 from triton_backend.prefill_pace import PrefillPace
 from triton_backend.sequence import Sequence
 
@@ -18,87 +18,89 @@ def rows(*lengths: int, max_tokens: int = 3) -> list[Sequence]:
     return [Sequence(NewRow(at, "t", 0, "o", [0] * length, 0, max_tokens)) for at, length in enumerate(lengths)]
 
 
-def advance(state: State, plan: Prefill | Decode) -> None:
+def advance(state: State, plan: Plan) -> None:
     """What the engine does after a step."""
-    state.num_decodes = 0 if isinstance(plan, Prefill) else state.num_decodes + 1
-    drawing = plan.rows
-    if isinstance(plan, Prefill):
-        for row in plan.rows:
-            row.prefill(plan.length)
-        drawing = [row for row in plan.rows if row.prefilled_tokens == row.prompt_tokens]
+    state.num_decodes = 0 if plan.prefill else state.num_decodes + 1
+    drawing = list(plan.decode)
+    if plan.prefill:
+        drawing += plan.prefill.finishing
+        for row in plan.prefill.rows:
+            row.prefill(plan.prefill.length)
     for row in drawing:
         row.draw(0, context_tokens=1000)
     state.settle()
 
 
-def play(state: State) -> list[Prefill | Decode]:
+def play(state: State) -> list[Plan]:
     plans = []
-    while not isinstance(plan := plan_step(state), Idle):
+    while not (plan := plan_step(state)).is_idle:
         plans.append(plan)
         advance(state, plan)
     return plans
 
 
+def play_chunks(state: State) -> list[Prefill]:
+    return [plan.prefill for plan in play(state) if plan.prefill]
+
+
 def test_nothing_to_run_is_idle() -> None:
-    assert plan_step(State(10)) == Idle()
+    assert plan_step(State(10)).is_idle
 
 
 def test_prompts_of_like_length_are_one_chunk() -> None:
     batch = rows(4, 5)
-    assert plan_step(State(10, deque([batch]))) == Prefill(batch, start=0, length=5)
+    assert plan_step(State(10, deque([batch]))) == Plan(Prefill(batch, start=0, length=5))
 
 
 def test_chunks_are_even() -> None:
-    plans = play(State(10, deque([rows(21, max_tokens=1)])))
-    assert [(plan.start, plan.length) for plan in plans if isinstance(plan, Prefill)] == [
-        (0, 7),
-        (7, 7),
-        (14, 7),
-    ]
+    chunks = play_chunks(State(10, deque([rows(21, max_tokens=1)])))
+    assert [(chunk.start, chunk.length) for chunk in chunks] == [(0, 7), (7, 7), (14, 7)]
 
 
 def test_a_short_prompt_does_not_pay_for_a_long_one() -> None:
     short, long = rows(30, 80, max_tokens=1)
-    assert play(State(200, deque([[long, short]]))) == [Prefill([long], 0, 80), Prefill([short], 0, 30)]
+    assert play_chunks(State(200, deque([[long, short]]))) == [Prefill([long], 0, 80), Prefill([short], 0, 30)]
     short, long = rows(10, 64, max_tokens=1)
-    assert play(State(200, deque([[long, short]]))) == [Prefill([long, short], 0, 64)], (
+    assert play_chunks(State(200, deque([[long, short]]))) == [Prefill([long, short], 0, 64)], (
         "a small chunk is no dearer"
     )
 
 
 def test_prompts_of_like_length_run_together_whichever_batch_they_came_in() -> None:
     first, second = rows(90, 30, 80, max_tokens=1), rows(100, 90, max_tokens=1)
-    plans = play(State(400, deque([first, second])))
-    assert plans == [Prefill([first[0], first[2], *second], 0, 100), Prefill([first[1]], 0, 30)]
+    chunks = play_chunks(State(400, deque([first, second])))
+    assert chunks == [Prefill([first[0], first[2], *second], 0, 100), Prefill([first[1]], 0, 30)]
 
 
 def test_prompts_join_only_where_their_padding_stays_small() -> None:
     """Of 3 x 100 tokens 60 may be padding."""
     first, second, third = rows(100, 80, 60, max_tokens=1)
-    assert play(State(400, deque([[first, second, third]]))) == [Prefill([first, second, third], 0, 100)]
+    assert play_chunks(State(400, deque([[first, second, third]]))) == [Prefill([first, second, third], 0, 100)]
     first, second, third = rows(100, 80, 59, max_tokens=1)
-    assert play(State(400, deque([[first, second, third]])))[0] == Prefill([first, second], 0, 100)
+    assert play_chunks(State(400, deque([[first, second, third]])))[0] == Prefill([first, second], 0, 100)
 
 
-def test_chunks_and_decode_steps_take_turns() -> None:
+def test_a_chunk_and_the_running_rows_share_a_step() -> None:
     running, batch = rows(1, max_tokens=6), rows(30)
     state = State(10, deque([running]))
-    advance(state, plan_step(state))  # type: ignore[arg-type]
+    advance(state, plan_step(state))
     state.batches.append(batch)
-    kinds = [type(plan).__name__[0] for plan in play(state)]
-    assert "".join(kinds) == "DPDPDPDD"
+    plans = play(state)
+    assert [plan.prefill is not None for plan in plans] == [True, True, True, False, False]
+    assert [plan.decode for plan in plans] == [running, running, running, running + batch, running + batch]
+    assert plans[0].rows == batch + running
 
 
 def test_prompts_are_run_in_order_of_arrival() -> None:
     first, second = rows(15, max_tokens=1), rows(5, max_tokens=1)
-    plans = play(State(10, deque([first, second])))
-    assert [plan.rows for plan in plans] == [first, first, second]
+    chunks = play_chunks(State(10, deque([first, second])))
+    assert [chunk.rows for chunk in chunks] == [first, first, second]
 
 
 def test_more_rows_than_tokens_go_in_parts() -> None:
     batch = rows(*[1] * 5, max_tokens=1)
-    plans = play(State(2, deque([batch])))
-    assert [plan.rows for plan in plans] == [batch[:2], batch[2:4], batch[4:]]
+    chunks = play_chunks(State(2, deque([batch])))
+    assert [chunk.rows for chunk in chunks] == [batch[:2], batch[2:4], batch[4:]]
 
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
@@ -109,12 +111,12 @@ def test_every_prompt_is_run_once_within_the_bound(batches: list[list[int]], max
     state = State(max_tokens, deque(rows(*batch) for batch in batches))
     all_rows = [row for batch in state.batches for row in batch]
     seen = {id(row): 0 for row in all_rows}
-    while not isinstance(plan := plan_step(state), Idle):
-        if isinstance(plan, Prefill):
-            assert plan.padded_tokens <= max_tokens
-            for row in plan.rows:
-                assert seen[id(row)] == plan.start < row.prompt_tokens
-                seen[id(row)] = min(plan.start + plan.length, row.prompt_tokens)
+    while not (plan := plan_step(state)).is_idle:
+        if chunk := plan.prefill:
+            assert chunk.padded_tokens <= max_tokens
+            for row in chunk.rows:
+                assert seen[id(row)] == chunk.start < row.prompt_tokens
+                seen[id(row)] = min(chunk.start + chunk.length, row.prompt_tokens)
         advance(state, plan)
     assert [seen[id(row)] for row in all_rows] == [row.prompt_tokens for row in all_rows]
     assert all(row.ending for row in all_rows)
@@ -126,10 +128,9 @@ def test_the_prompt_of_the_lowest_rank_goes_first_and_passes_a_long_one_between_
         for at, row in enumerate(batch):
             row.new = msgspec.structs.replace(row.new, rank=rank + at)
     state = State(10, deque([long]))
-    advance(state, plan_step(state))  # type: ignore[arg-type]
+    advance(state, plan_step(state))
     state.batches.append(short)
-    plans = [plan for plan in play(state) if isinstance(plan, Prefill)]
-    assert [plan.rows for plan in plans] == [short, long, long]
+    assert [chunk.rows for chunk in play_chunks(state)] == [short, long, long]
 
 
 # Credit
@@ -182,6 +183,15 @@ def test_a_chunk_has_a_fixed_cost_once_chunks_of_several_sizes_have_told() -> No
     assert 50 / 0.025 < pace.tokens_per_s < 400 / 0.06
 
 
+def test_of_a_shared_step_a_chunk_took_what_it_added() -> None:
+    pace = PrefillPace()
+    pace.note(100, 0.08, decode_s=0.03)
+    assert pace.tokens_per_s == pytest.approx(100 / 0.05)
+    pace = PrefillPace()
+    pace.note(100, 0.05, decode_s=0.08)
+    assert pace.tokens_per_s == pytest.approx(100 / 0.025), "what is known of the rest may be old"
+
+
 def test_chunks_whose_times_are_noise_grant_no_chunk_of_any_size() -> None:
     pace = PrefillPace()
     for tokens, seconds in ((100, 0.05), (200, 0.03), (300, 0.02)):
@@ -191,20 +201,22 @@ def test_chunks_whose_times_are_noise_grant_no_chunk_of_any_size() -> None:
 
 @pytest.mark.parametrize(
     ("spare", "num_decodes", "tokens"),
-    [(2000, 1, 1000), (600, 0, 500), (511, 1, 0), (0, 7, 0), (0, 8, 125), (None, 1, 1000), (None, 0, 0)],
-    ids=["plenty", "after a chunk", "saved up", "none", "none for long", "no target", "no target, its turn"],
+    [(2000, 1, 1000), (600, 0, 500), (511, 1, 0), (0, 7, 0), (0, 8, 125), (None, 0, 1000)],
+    ids=["plenty", "after a chunk", "saved up", "none", "none for long", "no target"],
 )
 def test_a_chunk_takes_the_credit_there_is(spare: int | None, num_decodes: int, tokens: int) -> None:
     state = State(1000, deque([rows(1000)]), [running(1.0)], num_decodes, spare)
     plan = plan_step(state)
-    assert (plan.length if isinstance(plan, Prefill) else 0) == tokens
+    assert (plan.prefill.length if plan.prefill else 0) == tokens
+    assert plan.decode == state.running
 
 
 def test_a_short_prompt_needs_no_more_credit_than_it_is_long() -> None:
     state = State(1000, deque([rows(80)]), [running(1.0)], 1, 80)
-    assert plan_step(state) == Prefill(state.batches[0], 0, 80)
+    assert plan_step(state) == Plan(Prefill(state.batches[0], 0, 80), state.running)
     state.batches.append(rows(70, 75))
     state.spare_tokens = 160
-    assert plan_step(state) == Prefill([state.batches[0][0], state.batches[1][0]], 0, 80), "as far as it reaches"
+    two = [state.batches[0][0], state.batches[1][0]]
+    assert plan_step(state) == Plan(Prefill(two, 0, 80), state.running), "as far as it reaches"
     state.spare_tokens = 79
-    assert plan_step(state) == Decode(state.running)
+    assert plan_step(state) == Plan(None, state.running)

@@ -78,7 +78,7 @@ def play(scenario: Callable[[], object]) -> None:
     clock.run(main())
 
 
-@pytest.mark.parametrize("style", [Style.ALTERNATE, Style.MIXED, Style.WHOLE])
+@pytest.mark.parametrize("style", [Style.OURS, Style.MIXED, Style.WHOLE])
 @pytest.mark.parametrize("padding", [Padding.PADDED, Padding.PACKED])
 def test_one_row_takes_what_the_cost_model_says(style: Style, padding: Padding) -> None:
     async def scenario() -> None:
@@ -124,17 +124,17 @@ def test_a_finished_row_costs_until_its_padded_batch_ends() -> None:
     play(scenario)
 
 
-def test_chunks_and_decode_steps_take_turns() -> None:
+def test_a_chunk_shares_its_step_with_the_running_rows() -> None:
     async def scenario() -> None:
-        bench = Bench(Style.ALTERNATE, Padding.PACKED, max_step_tokens=50)
+        bench = Bench(Style.OURS, Padding.PACKED, max_step_tokens=50)
         bench.send((10, 100))
         await asyncio.sleep(0.0)
         bench.send((100, 2))
         await asyncio.sleep(1000)
         first_s = 0.5 + 0.1 + 0.01
-        # The first row's turn is over when the second one's first chunk begins, and it decodes once in between.
+        # The first row decodes beside each of the second one's chunks; the weights' 0.1 s are in theirs.
         chunk_s = 0.5 + 0.01 * 50 + 0.0001 * 2500, 0.5 + 0.01 * 50 + 0.0001 * (10_000 - 2500)
-        decode_s = [0.1 + 0.02 + 0.001 * context for context in (11, 12)]
+        decode_s = [0.02 + 0.001 * context for context in (11, 12)]
         assert bench.firsts[2] == pytest.approx(first_s + sum(chunk_s) + sum(decode_s))
 
     play(scenario)
@@ -181,7 +181,7 @@ def test_the_groups_are_those_of_the_engines_own_cache(seed: int) -> None:
 
     async def scenario() -> None:
         rng = random.Random(seed)
-        bench = Bench(Style.ALTERNATE, Padding.PROMPTS, IN_GROUPS)
+        bench = Bench(Style.OURS, Padding.PROMPTS, IN_GROUPS)
         cache = KVCache([LayerShape(1, 1, 1)], layout, 2**30, torch.float32, torch.device("cpu"))
         for _ in range(200):
             await asyncio.sleep(rng.expovariate(0.1))

@@ -8,6 +8,7 @@ from gateway.errors import BackendLost, Outranked
 from triton_backend import contract
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.memory import Grouped
+from triton_backend.plan import Prefill
 from triton_backend.sampling import Draws
 from triton_backend.sequence import Sequence as Row
 from triton_backend.session import SinkClosed
@@ -55,22 +56,17 @@ class _Executor:
         self.out_of_memory_total = 0
         self.allocated_bytes = 0
         self.short_steps = 0
-        """So many decode steps will be out of memory."""
+        """So many steps with running rows will be out of memory."""
 
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
         self._arranged_bytes.append(sum(rooms.values()) * BYTES_PER_TOKEN)
 
-    def prefill(self, rows: list[Row], start: int, length: int) -> tuple[list[Row], Draws]:
-        return self._draw([row for row in rows if start < row.prompt_tokens <= start + length])
-
-    def decode(self, rows: list[Row]) -> tuple[list[Row], Draws]:
-        if self.short_steps:
+    def run(self, prefill: Prefill | None, decode: list[Row]) -> tuple[list[Row], Draws]:
+        if decode and self.short_steps:
             self.short_steps -= 1
             self.out_of_memory_total += 1
             raise OutOfMemory("short")
-        return self._draw(rows)
-
-    def _draw(self, rows: list[Row]) -> tuple[list[Row], Draws]:
+        rows = [*(prefill.finishing if prefill else []), *decode]
         self._clock.ahead_s = STEP_S
         tokens = [token_at(row.new.prompt[: -row.new.index or None], row.index) for row in rows]
         scores = [score_at(row.index) if row.new.sampling.logprobs is not None else 0.0 for row in rows]
