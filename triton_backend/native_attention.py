@@ -1,4 +1,4 @@
-"""Decode attention by the kernel in kernels/attention.c: one call a layer, for the rows of all groups."""
+"""Attention by our kernels: one call a layer, for the rows of all groups, that writes keys and values too."""
 
 import ctypes
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from triton_backend import native
-from triton_backend.attention import KV, DecodeKV, DecodePart, Scores
+from triton_backend.attention import KV, DecodeKV, DecodePart, PrefillKV, PrefillPart, Scores
 from triton_backend.native import TYPES
 
 
@@ -20,7 +20,36 @@ def decode_view(dtype: torch.dtype, device: torch.device) -> Callable[[list[Deco
     return DecodeKV
 
 
-class _Group(Structure):
+def prefill_view(dtype: torch.dtype, device: torch.device) -> Callable[[list[PrefillPart], int], KV]:
+    """The kernel's view of a chunk where it can be had, else torch's."""
+    library = native.library() if device.type == "cpu" and dtype is torch.bfloat16 else None
+    if library is not None and library.prefill_is_usable():
+        return partial(NativePrefillKV, library)
+    return PrefillKV
+
+
+class _Heads(Structure):
+    _fields_ = (
+        ("numbers", c_void_p),
+        ("row_stride", c_int64),
+        ("head_stride", c_int64),
+        ("position_stride", c_int64),
+    )
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Heads":
+        """[rows, heads, positions, dim]."""
+        row, head, position, _ = tensor.stride()
+        size = tensor.element_size()
+        return cls(tensor.data_ptr(), row * size, head * size, position * size)
+
+
+_HEADS = tuple((name, _Heads) for name in ("query", "key", "value", "out"))
+_SIZES = tuple((name, c_int64) for name in ("threads", "rows", "heads", "kv_heads", "key_dim", "value_dim"))
+_SCORES = ("window", c_int64), ("scaling", c_double), ("softcap", c_double)
+
+
+class _DecodeGroup(Structure):
     _fields_ = (
         ("keys", c_void_p),
         ("values", c_void_p),
@@ -30,69 +59,89 @@ class _Group(Structure):
     )
 
 
-class _Heads(Structure):
-    _fields_ = (("numbers", c_void_p), ("row_stride", c_int64), ("head_stride", c_int64))
-
-    def point_to(self, tensor: Tensor) -> None:
-        """[rows, heads, positions, dim], of which the first position is meant."""
-        size = tensor.element_size()
-        self.numbers = tensor.data_ptr()
-        self.row_stride = tensor.stride(0) * size
-        self.head_stride = tensor.stride(1) * size
-
-
 class _Step(Structure):
+    _fields_ = ("type", c_int64), *_SIZES, *_SCORES, ("groups", POINTER(_DecodeGroup)), *_HEADS
+
+
+class _PrefillGroup(Structure):
     _fields_ = (
-        ("type", c_int64),
-        ("threads", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("slots", c_void_p),
         ("rows", c_int64),
-        ("heads", c_int64),
-        ("kv_heads", c_int64),
-        ("key_dim", c_int64),
-        ("value_dim", c_int64),
-        ("window", c_int64),
-        ("scaling", c_double),
-        ("softcap", c_double),
-        ("groups", POINTER(_Group)),
-        ("query", _Heads),
-        ("key", _Heads),
-        ("value", _Heads),
-        ("out", _Heads),
+        ("capacity", c_int64),
+        ("width", c_int64),
     )
+
+
+class _Chunk(Structure):
+    _fields_ = (
+        *_SIZES,
+        ("start", c_int64),
+        ("length", c_int64),
+        *_SCORES,
+        ("groups", POINTER(_PrefillGroup)),
+        *_HEADS,
+    )
+
+
+def _attend(
+    kernel: Callable[[object], object],
+    call: _Step | _Chunk,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores: Scores,
+) -> Tensor:
+    query, key, value = (_with_whole_heads(tensor) for tensor in (query, key, value))
+    call.rows, call.heads, positions, call.key_dim = query.shape
+    call.kv_heads, call.value_dim = key.shape[1], value.shape[3]
+    call.window, call.scaling, call.softcap = scores.window or 0, scores.scaling, scores.softcap or 0.0
+    out = query.new_empty(call.rows, positions, call.heads, call.value_dim)
+    call.query, call.key, call.value = _Heads.of(query), _Heads.of(key), _Heads.of(value)
+    call.out = _Heads.of(out.transpose(1, 2))
+    kernel(byref(call))
+    return out
+
+
+def _with_whole_heads(tensor: Tensor) -> Tensor:
+    """A head's numbers lie next to each other."""
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
 
 
 class NativeDecodeKV:
     """The newest token of every row in the decode pool, rows in the order of their places."""
 
     def __init__(self, library: ctypes.CDLL, parts: list[DecodePart]) -> None:
-        self._attend = library.decode_attention
+        self._kernel = library.decode_attention
         self._parts = parts
-        self._groups = (_Group * len(parts))()
-        self._step = _Step(threads=torch.get_num_threads(), groups=self._groups)
+        self._groups = (_DecodeGroup * len(parts))()
         for group, part in zip(self._groups, parts, strict=True):
             group.rows, group.capacity = part.num_rows, part.group.capacity
             group.positions = part.positions.data_ptr()
+        self._step = _Step(threads=torch.get_num_threads(), groups=self._groups)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        rows, heads, _, key_dim = query.shape
-        kv_heads, value_dim = key.shape[1], value.shape[3]
         for group, part in zip(self._groups, self._parts, strict=True):
             group.keys, group.values = part.group.keys(layer).data_ptr(), part.group.values(layer).data_ptr()
-        query, key, value = (_with_whole_heads(tensor) for tensor in (query, key, value))
-        out = query.new_empty(rows, heads, 1, value_dim)
-        step = self._step
-        step.type = TYPES[query.dtype]
-        step.rows, step.heads, step.kv_heads = rows, heads, kv_heads
-        step.key_dim, step.value_dim = key_dim, value_dim
-        step.window, step.scaling, step.softcap = scores.window or 0, scores.scaling, scores.softcap or 0.0
-        step.query.point_to(query)
-        step.key.point_to(key)
-        step.value.point_to(value)
-        step.out.point_to(out)
-        self._attend(byref(step))
-        return out.view(rows, 1, heads, value_dim)
+        self._step.type = TYPES[query.dtype]
+        return _attend(self._kernel, self._step, query, key, value, scores)
 
 
-def _with_whole_heads(tensor: Tensor) -> Tensor:
-    """A head's numbers lie next to each other."""
-    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+class NativePrefillKV:
+    """A chunk of prompts: the positions `start .. start + length` of each row, padded on the right."""
+
+    def __init__(self, library: ctypes.CDLL, parts: list[PrefillPart], start: int) -> None:
+        self._kernel = library.prefill_attention
+        self._parts = parts
+        self._groups = (_PrefillGroup * len(parts))()
+        for group, part in zip(self._groups, parts, strict=True):
+            group.rows, group.capacity, group.width = len(part.slots), part.group.capacity, part.width
+            group.slots = part.slots.data_ptr()
+        self._chunk = _Chunk(threads=torch.get_num_threads(), start=start, groups=self._groups)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        for group, part in zip(self._groups, self._parts, strict=True):
+            group.keys, group.values = part.group.keys(layer).data_ptr(), part.group.values(layer).data_ptr()
+        self._chunk.length = query.shape[2]
+        return _attend(self._kernel, self._chunk, query, key, value, scores)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from triton_backend.attention import (
     KV,
     DecodePart,
-    PrefillKV,
     PrefillPart,
     Probe,
     StepKV,
@@ -26,7 +25,7 @@ from triton_backend.device import device_of
 from triton_backend.headroom import Headroom
 from triton_backend.loader import adopt, config_context
 from triton_backend.memory import Grouped
-from triton_backend.native_attention import decode_view
+from triton_backend.native_attention import decode_view, prefill_view
 from triton_backend.native_layers import replace_layers
 from triton_backend.packed import pack
 from triton_backend.plan import Prefill
@@ -86,6 +85,7 @@ class Runner:
         self.device = str(model.device)
         self.out_of_memory_total = 0
         self._decode_view = decode_view(model.dtype, model.device)
+        self._prefill_view = prefill_view(model.dtype, model.device)
         shapes = self._probe()
         bytes_per_token = sum(shape.elements for shape in shapes) * model.dtype.itemsize
         self.layout = Grouped(ladder_tokens(self.context_tokens), bytes_per_token)
@@ -226,7 +226,7 @@ class Runner:
         return _Part(
             ids,
             positions,
-            PrefillKV(self._prefill_parts(rows, start, length), start),
+            self._prefill_view(self._prefill_parts(rows, start, length), start),
             [rows[at] for at in done],
             [at * length + len(chunks[at]) - 1 for at in done],
         )

@@ -1,15 +1,11 @@
 /* Attention of a decode step: one query a row, over keys and values that lie in groups (cache.py).
  *
  * Reading keys and values is the work; so each is read once, for all query heads that share it, and the newest ones
- * are written on the way.  Scores and sums are float32; the softmax runs along in blocks (arXiv:1805.02867): when a
- * block has a larger score, what was summed before is scaled down.
+ * are written on the way.  Scores and sums are float32.
  */
-#include <math.h>
-
-#include "vectors.h"
+#include "softmax.h"
 
 enum {
-    BLOCK = 128,        /* Positions whose keys and values stay in the nearest cache. */
     TILE = 4,           /* Query heads, at most, for which a key or value is unpacked once. */
     WIDE = 2,           /* Pairs of a value that are added up side by side. */
     AHEAD_BYTES = 2048, /* What comes so much later is asked for now. */
@@ -21,11 +17,6 @@ struct group { /* Rows in the first slots of [slots, kv heads, capacity, dim]. *
     int64_t rows, capacity;
 };
 
-struct heads { /* [rows, heads, dim]; a head's numbers are adjacent, strides in bytes */
-    char *numbers;
-    int64_t row_stride, head_stride;
-};
-
 struct step {
     int64_t type, threads, rows, heads, kv_heads, key_dim, value_dim;
     int64_t window;          /* Positions seen, the newest included; 0: all. */
@@ -33,11 +24,6 @@ struct step {
     const struct group *groups;
     struct heads query, key, value, out;
 };
-
-static char *head_of(const struct heads *heads, int64_t row, int64_t head)
-{
-    return heads->numbers + row * heads->row_stride + head * heads->head_stride;
-}
 
 static int pairs_of(int64_t dim)
 {
@@ -144,34 +130,6 @@ INLINE void weigh(pair *sums, float (*weights)[BLOCK], int pairs, const char *va
     }
 }
 
-/* What is known of a query head so far. */
-struct open {
-    float most, sum; /* The largest score, and the sum of weights. */
-};
-
-/* scores [count] become weights; returns what the weights before have to be scaled by. */
-static float soften(float *scores, int count, struct open *open, float scaling, float softcap)
-{
-    floats *lanes = (floats *)scores;
-    int vectors = (count + LANES - 1) / LANES;
-    for (int at = 0; at < vectors; at++)
-        lanes[at] = softcap ? softcap * hyperbolic_tangent(lanes[at] * (scaling / softcap)) : lanes[at] * scaling;
-    for (int at = count; at % LANES; at++)
-        scores[at] = -INFINITY;
-    floats most = all(open->most), sum = {0};
-    for (int at = 0; at < vectors; at++)
-        most = larger(lanes[at], most);
-    float before = open->most;
-    open->most = largest(most);
-    for (int at = 0; at < vectors; at++) {
-        lanes[at] = exponential(lanes[at] - open->most);
-        sum += lanes[at];
-    }
-    float factor = exponential(all(before - open->most))[0];
-    open->sum = open->sum * factor + total(sum);
-    return factor;
-}
-
 struct block { /* Keys and values of some positions, for some query heads. */
     const pair *queries;
     pair *sums;
@@ -187,7 +145,7 @@ INLINE void attend_block(struct block block, int key_pairs, int value_pairs, int
     float scores[TILE][BLOCK] __attribute__((aligned(64)));
     score(scores, block.queries, key_pairs, block.keys, block.key_stride, block.count, num, type);
     for (int head = 0; head < num; head++) {
-        float factor = soften(scores[head], block.count, &block.open[head], step->scaling, step->softcap);
+        float factor = soften(scores[head], 0, block.count, &block.open[head], step->scaling, step->softcap);
         for (int at = 0; at < value_pairs; at++) {
             block.sums[head * value_pairs + at].a *= factor;
             block.sums[head * value_pairs + at].b *= factor;
@@ -250,14 +208,14 @@ static void attend_row(const struct step *step, const struct group *group, int64
     const int64_t first = step->window && step->window <= newest ? newest + 1 - step->window : 0;
     char *keys = group->keys + (slot * step->kv_heads + kv_head) * group->capacity * key_bytes;
     char *values = group->values + (slot * step->kv_heads + kv_head) * group->capacity * value_bytes;
-    memcpy(keys + newest * key_bytes, head_of(&step->key, row, kv_head), key_bytes);
-    memcpy(values + newest * value_bytes, head_of(&step->value, row, kv_head), value_bytes);
+    memcpy(keys + newest * key_bytes, head_of(&step->key, row, kv_head, 0), key_bytes);
+    memcpy(values + newest * value_bytes, head_of(&step->value, row, kv_head, 0), value_bytes);
 
     char wide_keys[BLOCK * wide_key_bytes], wide_values[BLOCK * wide_value_bytes];
     pair queries[share * key_pairs], sums[share * value_pairs];
     struct open open[share];
     for (int head = 0; head < share; head++) {
-        const char *query = head_of(&step->query, row, kv_head * share + head);
+        const char *query = head_of(&step->query, row, kv_head * share + head, 0);
         for (int at = 0; at < key_pairs; at++)
             queries[head * key_pairs + at] =
                 load_some(query + at * PAIR * size_of(type), step->key_dim - at * PAIR, type);
@@ -280,7 +238,7 @@ static void attend_row(const struct step *step, const struct group *group, int64
     }
 
     for (int head = 0; head < share; head++) {
-        char *out = head_of(&step->out, row, kv_head * share + head);
+        char *out = head_of(&step->out, row, kv_head * share + head, 0);
         for (int at = 0; at < value_pairs; at++) {
             pair sum = sums[head * value_pairs + at];
             sum.a /= open[head].sum;

@@ -38,9 +38,15 @@ INLINE floats either(ints mask, floats first, floats second)
     return (floats)((mask & (ints)first) | (~mask & (ints)second));
 }
 
+/* Of each lane; the second where one of them is no number. */
 INLINE floats larger(floats first, floats second)
 {
     return either(first > second, first, second);
+}
+
+INLINE floats smaller(floats first, floats second)
+{
+    return either(first < second, first, second);
 }
 
 INLINE pair load(const char *from, enum type type)
@@ -100,7 +106,7 @@ INLINE void store_some(char *to, pair numbers, int64_t count, enum type type)
 INLINE floats exponential(floats x)
 {
     const float magic = 0x1.8p23f; /* Added, it rounds to an integer, in the low bits. */
-    x = either(x < -87.0f, all(-87.0f), either(x > 87.0f, all(87.0f), x));
+    x = larger(all(-87.0f), smaller(all(87.0f), x));
     floats shifted = x * 1.44269504f + magic;
     floats n = shifted - magic;
     floats r = x - n * 0.693359375f + n * 2.12194440e-4f;

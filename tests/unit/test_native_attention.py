@@ -1,4 +1,4 @@
-"""A step's two views of the cache, torch's and the kernel's: they attend alike and write alike."""
+"""The two views of the cache, torch's and the kernels': they attend alike and write alike."""
 
 import random
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from triton_backend import native
-from triton_backend.attention import DecodeKV, DecodePart, Scores
+from triton_backend.attention import DecodeKV, DecodePart, PrefillKV, PrefillPart, Scores
 from triton_backend.cache import Group
-from triton_backend.native_attention import NativeDecodeKV, decode_view
+from triton_backend.native_attention import NativeDecodeKV, NativePrefillKV, decode_view, prefill_view
 
 library = native.library()
 pytestmark = pytest.mark.skipif(library is None, reason="no compiler here")
@@ -94,6 +94,72 @@ def test_both_attend_and_write_alike(seed: int, dtype: torch.dtype) -> None:
             assert torch.equal(written.float(), wanted)
 
 
+class Chunk:
+    """Prompts' rows in random slots of groups, and what a chunk brings for them."""
+
+    def __init__(self, seed: int) -> None:
+        rng = random.Random(seed)
+        generator = torch.Generator().manual_seed(seed)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).bfloat16()
+
+        self.start, length = rng.choice([0, 0, 1, 30, 200, 300]), rng.choice([1, 5, 16, 33, 100, 272])
+        key_dim, value_dim = DIMS[seed % len(DIMS)]
+        kv_heads, share = rng.choice([1, 2]), rng.choice([1, 2, 3])
+        self.groups, self.slots, self.widths = [], [], []
+        for room in sorted(rng.sample([1, 20, 64, 280], k=rng.randint(1, 2))):
+            num_slots = rng.randint(1, 4)
+            capacity = self.start + room
+            shapes = [(num_slots, kv_heads, capacity, dim) for dim in (key_dim, value_dim)]
+            self.groups.append(
+                Group(capacity, tensors=[numbers(*shape) for _ in range(LAYERS) for shape in shapes])
+            )
+            self.slots.append(sorted(rng.sample(range(num_slots), k=rng.randint(1, num_slots))))
+            self.widths.append(min(length, room))
+        rows = sum(map(len, self.slots))
+        self.query = numbers(rows, length, kv_heads * share, key_dim).transpose(1, 2)
+        joint = numbers(rows, length, kv_heads, key_dim + value_dim).transpose(1, 2)
+        self.key, self.value = joint[..., :key_dim], joint[..., key_dim:]
+        self.scores = Scores(
+            rng.uniform(0.05, 0.5), rng.choice([None, 1, 7, 200]), rng.choice([None, None, rng.uniform(1, 50)])
+        )
+
+    def to_float32(self) -> "Chunk":
+        for group in self.groups:
+            group.tensors = [tensor.float() for tensor in group.tensors]
+        self.query, self.key, self.value = self.query.float(), self.key.float(), self.value.float()
+        return self
+
+    def parts(self) -> list[PrefillPart]:
+        parts, start = [], 0
+        for group, slots, width in zip(self.groups, self.slots, self.widths, strict=True):
+            at = slice(start, start := start + len(slots))
+            parts.append(PrefillPart(at, group, torch.tensor(slots), width))
+        return parts
+
+
+@pytest.mark.skipif(
+    prefill_view(torch.bfloat16, torch.device("cpu")) is PrefillKV, reason="this processor has no matrix units"
+)
+@pytest.mark.parametrize("seed", range(42))
+def test_chunks_attend_and_write_alike(seed: int) -> None:
+    """Beyond the room of a row its output is padding that nobody reads."""
+    assert library is not None
+    ours, theirs = Chunk(seed), Chunk(seed).to_float32()
+    view, reference = NativePrefillKV(library, ours.parts(), ours.start), PrefillKV(theirs.parts(), theirs.start)
+    for layer in range(LAYERS):
+        out = view.attend(layer, ours.query, ours.key, ours.value, ours.scores)
+        expected = reference.attend(layer, theirs.query, theirs.key, theirs.value, theirs.scores)
+        assert out.isfinite().all()
+        for part in ours.parts():
+            read = part.at, slice(0, part.width)
+            torch.testing.assert_close(out[read].float(), expected[read], rtol=2**-7, atol=2**-7)
+    for one, other in zip(ours.groups, theirs.groups, strict=True):
+        for written, wanted in zip(one.tensors, other.tensors, strict=True):
+            assert torch.equal(written.float(), wanted)
+
+
 def test_threads_change_nothing() -> None:
     assert library is not None
     outs = []
@@ -118,6 +184,8 @@ def test_what_is_no_number_stays_none() -> None:
 def test_other_numbers_and_devices_are_left_to_torch() -> None:
     assert decode_view(torch.float16, torch.device("cpu")) is DecodeKV
     assert decode_view(torch.bfloat16, torch.device("meta")) is DecodeKV
+    assert prefill_view(torch.float32, torch.device("cpu")) is PrefillKV
+    assert prefill_view(torch.bfloat16, torch.device("meta")) is PrefillKV
 
 
 def test_kernels_run_on_torchs_threads() -> None:
