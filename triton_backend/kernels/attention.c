@@ -53,7 +53,7 @@ INLINE tile products_1(const pair *queries, int pairs, const char *key, int64_t 
 /* Sums that take twice `width` lanes each become as many again that take `width`. */
 INLINE tile join(tile first, tile second, int width, int num)
 {
-    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ints lane = LANE_NUMBERS;
     const ints low = 2 * lane - (lane & (width - 1));
     for (int head = 0; head < num; head++)
         first.of[head] = __builtin_shuffle(first.of[head], second.of[head], low) +
@@ -70,10 +70,22 @@ INLINE tile join(tile first, tile second, int width, int num)
         tile second = products_##half(queries, pairs, key + half * stride, stride, num, type);                      \
         return join(first, second, width, num);                                                                     \
     }
+#if LANES == 16
 PRODUCTS(2, 1, 8)
 PRODUCTS(4, 2, 4)
 PRODUCTS(8, 4, 2)
 PRODUCTS(16, 8, 1)
+#define products_of_all products_16
+#elif LANES == 8
+PRODUCTS(2, 1, 4)
+PRODUCTS(4, 2, 2)
+PRODUCTS(8, 4, 1)
+#define products_of_all products_8
+#else
+PRODUCTS(2, 1, 2)
+PRODUCTS(4, 2, 1)
+#define products_of_all products_4
+#endif
 
 /* scores [num][BLOCK] of keys [count][pairs], which are `stride` bytes apart */
 INLINE void score(float (*scores)[BLOCK], const pair *queries, int pairs, const char *keys, int64_t stride, int count,
@@ -89,7 +101,7 @@ INLINE void score(float (*scores)[BLOCK], const pair *queries, int pairs, const 
     }
     for (int next = 0; next < count; next += LANES) {
         int at = next + LANES < count ? next : count - LANES; /* The last ones overlap with those before. */
-        tile sums = products_16(queries, pairs, keys + at * stride, stride, num, type);
+        tile sums = products_of_all(queries, pairs, keys + at * stride, stride, num, type);
         for (int head = 0; head < num; head++)
             memcpy(&scores[head][at], &sums.of[head], sizeof sums.of[head]);
     }
@@ -165,8 +177,8 @@ INLINE void attend_block(struct block block, int key_pairs, int value_pairs, int
         else                                                                                                        \
             attend_block(block, key_pairs, value_pairs, 1, type, step);                                             \
     }
-SIZES(of_64, 2, 2, BFLOAT16)
-SIZES(of_128, 4, 4, BFLOAT16)
+SIZES(of_2_pairs, 2, 2, BFLOAT16)
+SIZES(of_4_pairs, 4, 4, BFLOAT16)
 SIZES(of_bfloat16, pairs_of(step->key_dim), pairs_of(step->value_dim), BFLOAT16)
 SIZES(of_float32, pairs_of(step->key_dim), pairs_of(step->value_dim), FLOAT32)
 
@@ -174,10 +186,10 @@ static void attend(struct block block, int num, const struct step *step)
 {
     if (step->type == FLOAT32)
         of_float32(block, num, step);
-    else if (step->key_dim == 64 && step->value_dim == 64)
-        of_64(block, num, step);
-    else if (step->key_dim == 128 && step->value_dim == 128)
-        of_128(block, num, step);
+    else if (step->key_dim == 2 * PAIR && step->value_dim == 2 * PAIR)
+        of_2_pairs(block, num, step);
+    else if (step->key_dim == 4 * PAIR && step->value_dim == 4 * PAIR)
+        of_4_pairs(block, num, step);
     else
         of_bfloat16(block, num, step);
 }

@@ -155,7 +155,7 @@ INLINE void store_halves(char *to, floats numbers, int64_t count)
 /* Keys [count][dim] as columns: [LANES keys a tile][dim], a pair of a key's numbers under each other. */
 static void stand(char *tiles, const char *keys, int64_t count, int64_t dim)
 {
-    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ints lane = LANE_NUMBERS;
     const int64_t steps = ceiling(dim, NUMBERS);
     for (int64_t first = 0; first < count; first += LANES)
         for (int64_t step = 0; step < steps; step++, tiles += TILE_BYTES) {

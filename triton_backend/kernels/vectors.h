@@ -1,6 +1,6 @@
-/* Vectors of 16 floats, which the compiler makes of whatever the processor has; and numbers in memory.
+/* Vectors of floats, as long as the processor's; and numbers in memory.
  *
- * 32 numbers at a time become a pair of vectors.  Those of a pair of bfloat16 that lie in one 32-bit word go to the
+ * Numbers become a pair of vectors at a time.  Those of a pair of bfloat16 that lie in one 32-bit word go to the
  * two vectors: so the halves are one shift and one mask.  float32 goes half and half.  Where only sums over all
  * numbers count, or what is stored is what was loaded, the order does not matter.
  */
@@ -12,7 +12,18 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16, PAIR = 2 * LANES };
+#if defined(__AVX512F__)
+#define LANES 16
+#define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#elif defined(__AVX2__)
+#define LANES 8
+#define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7}
+#else
+#define LANES 4
+#define LANE_NUMBERS {0, 1, 2, 3}
+#endif
+
+enum { PAIR = 2 * LANES };
 enum type { BFLOAT16, FLOAT32 };
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
@@ -128,7 +139,7 @@ INLINE floats hyperbolic_tangent(floats x)
 /* The vector whose lanes have changed places with those `width` away. */
 INLINE floats swapped(floats numbers, int width)
 {
-    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ints lane = LANE_NUMBERS;
     return __builtin_shuffle(numbers, lane ^ width);
 }
 
