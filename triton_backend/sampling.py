@@ -18,7 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from triton_backend import native
 from triton_backend.contract import Alternatives, Sampling
+from triton_backend.native import TYPES
+from triton_backend.race_kernel import race
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing by them would overflow."""
@@ -147,29 +150,39 @@ def _ban(logits: Tensor, picks: list[Pick]) -> Tensor:
 def _choose(logits: Tensor, picks: list[Pick]) -> tuple[Tensor, Tensor]:
     """What was maximised, and the token ids that did it; [rows] each."""
     sampled = [row for row, pick in enumerate(picks) if not pick.is_greedy]
-    if not sampled:
-        best = logits.max(-1)  # Twice as fast as argmax.
-    elif len(sampled) == len(picks):
-        best = _race(logits, picks).max(-1)
-    else:
-        raced = logits.to(torch.float32, copy=True)
+    if len(sampled) == len(picks):
+        return _race(logits, picks)
+    maxima, tokens = logits.max(-1)  # Twice as fast as argmax.
+    if sampled:
         rows = upload(sampled, logits.device)
-        raced[rows] = _race(raced[rows], [picks[row] for row in sampled])
-        best = raced.max(-1)
+        maxima = maxima.float()
+        maxima[rows], tokens[rows] = _race(logits[rows], [picks[row] for row in sampled])
+    return maxima, tokens
+
+
+def _race(logits: Tensor, picks: list[Pick]) -> tuple[Tensor, Tensor]:
+    """The largest of the filtered logits plus noise in float32, and the ids that have it; [rows] each."""
+    temperatures = upload([pick.sampling.temperature for pick in picks], logits.device, torch.float32)
+    floors = _floors(logits, temperatures, picks)
+    if logits.device.type == "cpu" and logits.dtype in TYPES and (library := native.library()) is not None:
+        return race(library, logits, temperatures, floors, _keys(picks, logits.device))
+    scaled = logits.float() / temperatures[:, None]
+    if floors is not None:
+        scaled.masked_fill_(scaled < floors[:, None], float("-inf"))
+    best = scaled.add_(noise(picks, scaled.shape[-1], logits.device)).max(-1)
     return best.values, best.indices
 
 
-def _race(logits: Tensor, picks: list[Pick]) -> Tensor:
-    """The filtered logits plus noise [rows, vocabulary], in float32."""
-    temperatures = upload([[pick.sampling.temperature] for pick in picks], logits.device)
-    scaled = logits.float() / temperatures
+def _floors(logits: Tensor, temperatures: Tensor, picks: list[Pick]) -> Tensor | None:
+    """[rows]: what is below, once divided by the temperature, is not drawn.  None: all may be."""
     filtered = [row for row, pick in enumerate(picks) if pick.sampling.top_k or pick.sampling.top_p < 1]
-    if filtered:
-        rows = upload(filtered, logits.device)
-        candidates = scaled[rows]
-        floor = _floor(candidates, [picks[row].sampling for row in filtered])
-        scaled[rows] = candidates.masked_fill_(candidates < floor, float("-inf"))
-    return scaled.add_(noise(picks, scaled.shape[-1], logits.device))
+    if not filtered:
+        return None
+    rows = upload(filtered, logits.device)
+    floors = temperatures.new_full((len(picks),), float("-inf"))
+    scaled = logits[rows].float() / temperatures[rows, None]
+    floors[rows] = _floor(scaled, [picks[row].sampling for row in filtered])[:, 0]
+    return floors
 
 
 def _floor(scaled: Tensor, samplings: list[Sampling]) -> Tensor:
@@ -204,17 +217,21 @@ def _last_kept(best: Tensor, scaled: Tensor, ks: Tensor, ps: Tensor) -> Tensor:
 
 def noise(picks: list[Pick], vocabulary: int, device: torch.device) -> Tensor:
     """Gumbel noise [rows, vocabulary] in float32."""
-    keys = [_key(pick.sampling.seed, pick.index) for pick in picks]
-    halves = [(_signed(key & _MASK32), _signed(key >> 32)) for key in keys]
-    uploaded = upload(halves, device, torch.int32)
+    keys = _keys(picks, device)
     if device.type == "cuda":
         from triton_backend.noise_kernel import gumbel  # Triton comes with torch for CUDA only.
 
-        return gumbel(uploaded, vocabulary, LARGEST_U)
-    low, high = uploaded[:, :, None].unbind(1)
+        return gumbel(keys, vocabulary, LARGEST_U)
+    low, high = keys[:, :, None].unbind(1)
     h = _mix32((_scattered_ids(vocabulary, device) ^ low).add_(high))
     u = _shifted(h, 1).float().mul_(2**-31).add_(2**-32).clamp_(max=LARGEST_U)
     return u.neg_().log1p_().neg_().log_().neg_()
+
+
+def _keys(picks: list[Pick], device: torch.device) -> Tensor:
+    """Low and high half [rows, 2] of each one's key, in int32."""
+    keys = [_key(pick.sampling.seed, pick.index) for pick in picks]
+    return upload([(_signed(key & _MASK32), _signed(key >> 32)) for key in keys], device, torch.int32)
 
 
 @cache

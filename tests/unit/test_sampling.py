@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from triton_backend import native
 from triton_backend.contract import Sampling
 from triton_backend.sampling import NOT_FINITE, Pick, draw, noise
 
@@ -126,6 +127,28 @@ def test_greedy_rows_take_the_best_token_whatever_else_is_asked() -> None:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     picks = [pick(Sampling(temperature=1e-6, top_k=3, top_p=0.1, seed=row)) for row in range(6)]
     assert tokens(logits, picks) == logits.argmax(-1).tolist()
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiler here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("vocabulary", [1, 5, 64, 1001])
+def test_the_kernel_draws_what_torch_does(vocabulary: int, dtype: torch.dtype) -> None:
+    """It knows no float64, of which torch makes the same float32."""
+    kinds = [
+        {},
+        {"temperature": 0.3},
+        {"top_k": 3},
+        {"top_p": 0.8},
+        {"top_k": 40, "top_p": 0.5},
+        {"temperature": 0.0},
+    ]
+    picks = [pick(Sampling(seed=row, **kinds[row % 6]), row) for row in range(60)]  # type: ignore[arg-type]
+    part = torch.randn(60, vocabulary + 3, generator=torch.Generator().manual_seed(2))[:, 3:] * 4
+    logits = part.to(dtype)
+    logits[7, vocabulary // 2] = torch.nan
+    logits[8, 0] = torch.inf
+    assert tokens(logits, picks) == tokens(logits.double(), picks)
+    assert [row for row, token in enumerate(tokens(logits, picks)) if token == NOT_FINITE] == [7, 8]
 
 
 def test_a_row_draws_the_same_alone_and_in_a_crowd() -> None:
