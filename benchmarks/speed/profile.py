@@ -1,10 +1,10 @@
 """Where the time of an engine step goes, beside its floor: `python -m benchmarks.speed.profile`.
 
 Chunks of prompts and decode steps of several sizes, in the engine on this machine's processor.  Linear layers and
-attention are shares of the profiler's operators, scaled to what a step takes without it; planning is a step of the
-engine over a model that costs nothing.  The floor is reading weights, keys and values once at the speed at which
-memory is read here, or for prompts the products at the speed of a large one.  `--transport` adds what the way to
-the gateway costs, through a real Triton.
+attention are what our kernels take, and torch's operators by the profiler's shares of the rest of a step; planning
+is a step of the engine over a model that costs nothing.  The floor is reading weights, keys and values once at the
+speed at which memory is read here, or for prompts the products at the speed of a large one.  `--transport` adds
+what the way to the gateway costs, through a real Triton.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import transport
 from benchmarks.speed import model as speed_model
+from triton_backend import native
 from triton_backend.contract import Attach, Batch, Event, NewRow, Sampling
 from triton_backend.engine import Engine, EngineConfig, load_runner
 from triton_backend.memory import Layout
@@ -33,6 +34,16 @@ PROMPT_TOKENS = 200
 ROOM_TOKENS = 300
 LINEAR = ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm")
 ATTENTION = ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::bmm", "aten::baddbmm")
+KERNELS = {
+    "linear": "linear",
+    "decode_attention": "attention",
+    "prefill_attention": "attention",
+    "rms_norm": "rest",
+    "silu_gate": "rest",
+    "rotate": "rest",
+    "race": "rest",
+}
+"""Ours, which the profiler does not see."""
 REPEATS = 20
 COLUMNS = ("step", "linear", "attention", "rest of the model", "sampling", "planning", "floor", "step / floor")
 
@@ -81,7 +92,7 @@ class Bench:
             self._runner.arrange(rooms, list(range(count)))
             step = lambda: self._runner.decode(rows)  # noqa: E731
         model_ms = 1e3 * best_s(step)
-        linear, attention = (share * model_ms for share in _shares(step))
+        linear, attention = _parts_ms(step, model_ms)
         sampling = 1e3 * self._sampling_s(count)
         planning = 1e3 * planning_s(count, self._runner.layout) if kind == "decode" else 0.0
         self._runner.arrange({}, [])
@@ -111,15 +122,42 @@ def _new(number: int, vocabulary: int, max_tokens: int) -> NewRow:
     return NewRow(number, f"call/{number}", 1, "origin", prompt, 0, max_tokens, sampling=sampling)
 
 
-def _shares(step: Callable[[], object]) -> tuple[float, float]:
-    """Of linear layers and of attention in a step's time."""
+def _parts_ms(step: Callable[[], object], model_ms: float) -> tuple[float, float]:
+    """Of linear layers and of attention in what a step takes."""
+    kernels_ms = _kernels_ms(step)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(3):
             step()
     times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
-    total = sum(times.values())
-    linear, attention = (sum(times.get(name, 0.0) for name in names) for names in (LINEAR, ATTENTION))
-    return linear / total, attention / total
+    torch_ms = (model_ms - sum(kernels_ms.values())) / sum(times.values())
+    linear, attention = (torch_ms * sum(times.get(name, 0.0) for name in names) for names in (LINEAR, ATTENTION))
+    return linear + kernels_ms["linear"], attention + kernels_ms["attention"]
+
+
+def _kernels_ms(step: Callable[[], object]) -> dict[str, float]:
+    """What our kernels take in a step, by what they are part of."""
+    spent = dict.fromkeys(KERNELS.values(), 0.0)
+    library = native.library()
+    if library is None:
+        return spent
+
+    def timed(part: str, kernel: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object) -> object:
+            started = time.perf_counter()
+            out = kernel(*arguments)
+            spent[part] += 1e3 * (time.perf_counter() - started) / REPEATS
+            return out
+
+        return run
+
+    kernels = {name: getattr(library, name) for name in KERNELS if hasattr(library, name)}
+    for name, kernel in kernels.items():
+        setattr(library, name, timed(KERNELS[name], kernel))
+    for _ in range(REPEATS):
+        step()
+    for name, kernel in kernels.items():
+        setattr(library, name, kernel)
+    return spent
 
 
 class Instant:
