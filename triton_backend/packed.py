@@ -1,13 +1,15 @@
 """Linear layers whose weights lie in memory as the processor's matrix kernels read them.
 
-oneDNN lays a bfloat16 weight out in blocks for the vector and matrix units.  `F.linear` does so anew in every
-call; done once, weights stream up to 1.7 times faster (benchmarks/README.md).
+Ours (native_linear.py) wants Intel's matrix units; elsewhere it is oneDNN, which lays a bfloat16 weight out in
+blocks for the vector units.  `F.linear` does so anew in every call; done once, weights stream up to 1.7 times
+faster, and by our kernel as much again (benchmarks/README.md).
 """
 
 import torch
 from torch import Tensor, nn
 
 from triton_backend.joint import join
+from triton_backend.native_linear import NativeLinear, usable_library
 
 _ops = torch.ops.mkldnn
 
@@ -17,10 +19,19 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
+        library = usable_library()
+        self._product = OneDnnLinear(weight, bias) if library is None else NativeLinear(library, weight, bias)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self._product(rows)
+
+
+class OneDnnLinear:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = _ops._reorder_linear_weight(weight, None)
         self._bias = bias
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor) -> Tensor:
         packed: Tensor = _ops._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
         return packed
 

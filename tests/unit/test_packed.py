@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from triton_backend.joint import Joint, PartLinear
-from triton_backend.packed import PackedLinear, pack
+from triton_backend.packed import OneDnnLinear, PackedLinear, pack
 
 SIZES: dict[str, Any] = {
     "vocab_size": 128,
@@ -77,10 +77,13 @@ def test_siblings_are_computed_once_for_the_same_rows_and_anew_for_others() -> N
 
 
 @pytest.mark.skipif(not has_bf16, reason="this processor's oneDNN has no bfloat16")
-def test_a_packed_layer_takes_rows_of_any_shape() -> None:
+@pytest.mark.parametrize("kind", [PackedLinear, OneDnnLinear], ids=["what is best here", "oneDNN"])
+@pytest.mark.parametrize("shape", [(32,), (7, 32), (2, 3, 32)], ids=str)
+def test_a_packed_layer_takes_rows_of_any_shape(
+    kind: type[PackedLinear | OneDnnLinear], shape: tuple[int, ...]
+) -> None:
     layer = nn.Linear(32, 16, dtype=torch.bfloat16)
-    packed = PackedLinear(layer.weight.detach(), layer.bias.detach())
+    packed = kind(layer.weight.detach(), layer.bias.detach())
     with torch.inference_mode():
-        for shape in ((32,), (7, 32), (2, 3, 32)):
-            rows = torch.randn(shape, dtype=torch.bfloat16)
-            torch.testing.assert_close(packed(rows), layer(rows), rtol=0.02, atol=0.02)
+        rows = torch.randn(shape, dtype=torch.bfloat16)
+        torch.testing.assert_close(packed(rows), layer(rows), rtol=0.02, atol=0.02)

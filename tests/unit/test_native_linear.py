@@ -1,0 +1,90 @@
+"""Our kernel for linear layers: exact but for one rounding, for all shapes, and blind to a row's neighbours."""
+
+import random
+from ctypes import CDLL
+
+import pytest
+import torch
+from torch import Tensor
+
+from triton_backend.native_linear import NativeLinear, usable_library
+
+pytestmark = pytest.mark.skipif(usable_library() is None, reason="no compiler or no matrix units here")
+
+ROUNDING = 2**-8
+"""Of one number to bfloat16."""
+SUMMING = 2**-20
+"""Of float32 sums of some hundred products, of their absolute values."""
+SHAPES = [
+    (1, 1, 1),
+    (1, 64, 96),
+    (16, 32, 32),
+    (17, 33, 31),
+    (32, 31, 65),
+    (33, 700, 40),
+    (256, 64, 33),
+    (300, 95, 7),
+]
+"""Rows, inputs, outputs."""
+
+
+@pytest.fixture
+def library() -> CDLL:
+    library = usable_library()
+    assert library is not None
+    return library
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape).bfloat16()
+
+
+def random_shapes(num: int) -> list[tuple[int, int, int]]:
+    rng = random.Random(0)
+    return [(rng.randint(1, 300), rng.randint(1, 200), rng.randint(1, 200)) for _ in range(num)]
+
+
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", SHAPES + random_shapes(20), ids=str)
+def test_sums_are_rounded_once(library: CDLL, shape: tuple[int, int, int], has_bias: bool) -> None:
+    torch.manual_seed(0)
+    num_rows, inputs, outputs = shape
+    rows, weight = numbers(num_rows, inputs), numbers(outputs, inputs)
+    bias = numbers(outputs) if has_bias else None
+    out = NativeLinear(library, weight, bias)(rows)
+    exact, size = rows.double() @ weight.double().T, rows.double().abs() @ weight.double().abs().T
+    if bias is not None:
+        exact, size = exact + bias.double(), size + bias.double().abs()
+    assert out.shape == exact.shape and out.dtype is torch.bfloat16
+    assert ((out.double() - exact).abs() <= ROUNDING * exact.abs() + SUMMING * size).all()
+
+
+def test_a_row_is_the_same_in_any_company_to_the_bit(library: CDLL) -> None:
+    """So it is not these layers if a row's greedy tokens change with the batch."""
+    torch.manual_seed(0)
+    rows = numbers(300, 700)
+    linear = NativeLinear(library, numbers(40, 700), None)
+    together = linear(rows)
+    for first, end in ((0, 1), (299, 300), (3, 20), (31, 64), (100, 299)):
+        assert torch.equal(linear(rows[first:end]), together[first:end])
+
+
+def test_what_is_no_number_stays_in_its_row(library: CDLL) -> None:
+    """Next to a row's last inputs lie the next row's first."""
+    torch.manual_seed(0)
+    rows = numbers(7, 33)
+    rows[1::2] = torch.nan
+    out = NativeLinear(library, numbers(5, 33), None)(rows)
+    assert out[::2].isfinite().all()
+    assert out[1::2].isnan().all()
+
+
+def test_rows_of_any_shape_and_order(library: CDLL) -> None:
+    torch.manual_seed(0)
+    linear = NativeLinear(library, numbers(16, 32), numbers(16))
+    rows = numbers(3, 2, 32)
+    flat = linear(rows.view(6, 32))
+    assert torch.equal(linear(rows), flat.view(3, 2, 16))
+    assert torch.equal(linear(rows.transpose(0, 1)), flat.view(3, 2, 16).transpose(0, 1))
+    assert torch.equal(linear(rows[0, 0]), flat[0])
+    assert linear(rows[:0]).shape == (0, 2, 16)

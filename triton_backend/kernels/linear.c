@@ -1,0 +1,219 @@
+/* Linear layers in bfloat16 on the processor's matrix units (Intel's AMX): out = rows weight^T + bias.
+ *
+ * Sums are float32, rounded once.  A tile is 16 lines of 64 bytes: of rows, 32 inputs a line; of weights, a pair of
+ * inputs for each of 16 outputs; of sums, 16 outputs (Intel's manual, TDPBF16PS).
+ *
+ * Weights lie in memory in the order in which they are read: panels of 32 outputs, each from its first inputs to its
+ * last, two tiles for the same inputs at a time.  One has the even outputs and one the odd, so that two lines of
+ * sums are a pair (vectors.h).  What is missing to whole tiles is zero.
+ *
+ * With few rows the weights' way from memory is all that takes time.  So every thread fetches a panel while it works
+ * on the one before; and it takes the next that nobody has, as cores that others use too differ in speed.
+ */
+#include "vectors.h"
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum {
+    LINES = 16,
+    LINE_BYTES = 64,
+    TILE_BYTES = LINES * LINE_BYTES,
+    INPUTS = LINE_BYTES / 2,    /* Of a tile of rows. */
+    OUTPUTS = 2 * LANES,        /* Of a panel. */
+    STEP_BYTES = 2 * TILE_BYTES, /* What a panel has for the same inputs. */
+    BLOCK_ROWS = 256,           /* Whose inputs stay in a core's own cache, beside two panels. */
+    REQUEST_PERMISSION = 0x1023, /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux. */
+    TILE_DATA = 18,
+};
+
+/* The registers; the instructions want plain numbers. */
+#define UPPER_EVEN 0
+#define UPPER_ODD 1
+#define LOWER_EVEN 2
+#define LOWER_ODD 3
+#define UPPER 4
+#define LOWER 5
+#define EVEN 6
+#define ODD 7
+
+struct registers {
+    uint8_t palette, start_line, reserved[14];
+    uint16_t line_bytes[16];
+    uint8_t lines[16];
+};
+
+/* Of 32 rows and 32 outputs: the upper rows' even outputs, their odd ones, and the same of the lower rows. */
+typedef struct {
+    floats of[2][2][LINES];
+} sums;
+
+struct linear {
+    const char *rows, *weight, *bias; /* Bias: of whole panels, or NULL. */
+    char *out, *tiles;                /* Tiles: of the rows, filled up to whole ones. */
+    int64_t num_rows, inputs, outputs;
+    int64_t threads;
+};
+
+/* Linux saves the tiles of those processes only that have asked for them. */
+int linear_is_usable(void)
+{
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+static int64_t ceiling(int64_t number, int64_t unit)
+{
+    return (number + unit - 1) / unit;
+}
+
+static int64_t least(int64_t first, int64_t second)
+{
+    return first < second ? first : second;
+}
+
+/* A line less of rows is a line less of work. */
+static struct registers registers_for(int64_t num_rows)
+{
+    const uint8_t lines = least(num_rows, LINES);
+    return (struct registers){
+        .palette = 1,
+        .line_bytes = {[UPPER_EVEN ... ODD] = LINE_BYTES},
+        .lines = {[UPPER_EVEN ... LOWER] = lines, [EVEN ... ODD] = LINES},
+    };
+}
+
+/* One tile of rows.  Lines of rows that are not there stay as they are, and so do sums that nobody reads. */
+static void gather(const struct linear *linear, int64_t upper, int64_t step, char *tile)
+{
+    const int64_t inputs = least(linear->inputs - step * INPUTS, INPUTS);
+    const char *from = linear->rows + (upper * linear->inputs + step * INPUTS) * 2;
+    const int64_t lines = least(linear->num_rows - upper, LINES);
+    for (int64_t line = 0; line < lines; line++, from += linear->inputs * 2, tile += LINE_BYTES) {
+        if (inputs == INPUTS) {
+            memcpy(tile, from, LINE_BYTES);
+        } else {
+            memset(tile, 0, LINE_BYTES);
+            memcpy(tile, from, inputs * 2);
+        }
+    }
+}
+
+/* What is to come from memory meanwhile, some of it at each step. */
+struct ahead {
+    const char *next, *end;
+    int64_t lines_per_step;
+};
+
+INLINE void fetch(struct ahead *ahead)
+{
+    for (int64_t line = 0; line < ahead->lines_per_step && ahead->next < ahead->end; line++) {
+        _mm_prefetch(ahead->next, _MM_HINT_T1);
+        ahead->next += LINE_BYTES;
+    }
+}
+
+/* The sums of up to 32 rows for a panel.  `upper` has a tile a step, and `lower` too. */
+INLINE void multiply(sums *sums, const char *upper, const char *lower, const char *panel, int64_t steps,
+                     struct ahead *ahead, int has_lower)
+{
+    _tile_zero(UPPER_EVEN);
+    _tile_zero(UPPER_ODD);
+    _tile_zero(LOWER_EVEN);
+    _tile_zero(LOWER_ODD);
+    for (int64_t step = 0; step < steps; step++) {
+        _tile_loadd(EVEN, panel + step * STEP_BYTES, LINE_BYTES);
+        _tile_loadd(UPPER, upper + step * TILE_BYTES, LINE_BYTES);
+        _tile_loadd(ODD, panel + step * STEP_BYTES + TILE_BYTES, LINE_BYTES);
+        _tile_dpbf16ps(UPPER_EVEN, UPPER, EVEN);
+        _tile_dpbf16ps(UPPER_ODD, UPPER, ODD);
+        if (has_lower) {
+            _tile_loadd(LOWER, lower + step * TILE_BYTES, LINE_BYTES);
+            _tile_dpbf16ps(LOWER_EVEN, LOWER, EVEN);
+            _tile_dpbf16ps(LOWER_ODD, LOWER, ODD);
+        }
+        fetch(ahead);
+    }
+    _tile_stored(UPPER_EVEN, sums->of[0][0], LINE_BYTES);
+    _tile_stored(UPPER_ODD, sums->of[0][1], LINE_BYTES);
+    _tile_stored(LOWER_EVEN, sums->of[1][0], LINE_BYTES);
+    _tile_stored(LOWER_ODD, sums->of[1][1], LINE_BYTES);
+}
+
+/* Rows of sums, with their bias, become bfloat16. */
+INLINE void finish(const struct linear *linear, const sums *sums, int64_t first_row, int64_t num_rows,
+                   int64_t first_output)
+{
+    pair bias = {{0}, {0}};
+    if (linear->bias)
+        bias = load(linear->bias + first_output * 2, BFLOAT16);
+    char *out = linear->out + (first_row * linear->outputs + first_output) * 2;
+    for (int64_t row = 0; row < num_rows; row++, out += linear->outputs * 2) {
+        const floats(*lines)[LINES] = sums->of[row / LINES];
+        pair sum = {lines[0][row % LINES] + bias.a, lines[1][row % LINES] + bias.b};
+        store_some(out, sum, linear->outputs - first_output, BFLOAT16);
+    }
+}
+
+/* A block of rows times a panel. */
+static void multiply_block(const struct linear *linear, int64_t block, int64_t panel, const char *next_panel)
+{
+    const int64_t steps = ceiling(linear->inputs, INPUTS), panel_bytes = steps * STEP_BYTES;
+    const char *weight = linear->weight + panel * panel_bytes;
+    const int64_t first = block * BLOCK_ROWS, end = least(first + BLOCK_ROWS, linear->num_rows);
+    struct ahead ahead = {0};
+    if (next_panel)
+        ahead = (struct ahead){next_panel, next_panel + panel_bytes,
+                               ceiling(STEP_BYTES / LINE_BYTES, ceiling(end - first, 2 * LINES))};
+    for (int64_t row = first; row < end; row += 2 * LINES) {
+        const char *upper = linear->tiles + row / LINES * steps * TILE_BYTES, *lower = upper + steps * TILE_BYTES;
+        const int64_t num_rows = least(end - row, 2 * LINES);
+        sums sums;
+        if (num_rows > LINES)
+            multiply(&sums, upper, lower, weight, steps, &ahead, 1);
+        else
+            multiply(&sums, upper, lower, weight, steps, &ahead, 0);
+        finish(linear, &sums, row, num_rows, panel * OUTPUTS);
+    }
+}
+
+static int64_t take(int64_t *next)
+{
+    return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+}
+
+void linear(const struct linear *linear)
+{
+    if (!linear->num_rows)
+        return; /* Tiles without lines are an error. */
+    const int64_t steps = ceiling(linear->inputs, INPUTS), tiles = ceiling(linear->num_rows, LINES) * steps;
+    const int64_t panels = ceiling(linear->outputs, OUTPUTS), panel_bytes = steps * STEP_BYTES;
+    const int64_t parts = ceiling(linear->num_rows, BLOCK_ROWS) * panels;
+    const struct registers registers = registers_for(linear->num_rows);
+    int64_t untaken = 0;
+#pragma omp parallel num_threads(linear->threads)
+    {
+#pragma omp for
+        for (int64_t tile = 0; tile < tiles; tile++)
+            gather(linear, tile / steps * LINES, tile % steps, linear->tiles + tile * TILE_BYTES);
+
+        _tile_loadconfig(&registers);
+        for (int64_t part = take(&untaken), next; part < parts; part = next) {
+            next = take(&untaken);
+            multiply_block(linear, part / panels, part % panels,
+                           next < parts ? linear->weight + next % panels * panel_bytes : NULL);
+        }
+        _tile_release();
+    }
+}
+
+#else
+
+int linear_is_usable(void)
+{
+    return 0;
+}
+
+#endif

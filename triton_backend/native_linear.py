@@ -1,0 +1,74 @@
+"""Linear layers by the kernel in kernels/linear.c."""
+
+from ctypes import CDLL, Structure, byref, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from triton_backend import native
+
+LINES = 16
+WIDTH = 32
+"""Inputs of a tile of rows, and outputs of a panel: the kernel's units."""
+
+
+@cache
+def usable_library() -> CDLL | None:
+    """None where there is no compiler, or no matrix unit that we may use."""
+    library = native.library()
+    return library if library is not None and library.linear_is_usable() else None
+
+
+class _Linear(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_void_p),
+        ("tiles", c_void_p),
+        ("num_rows", c_int64),
+        ("inputs", c_int64),
+        ("outputs", c_int64),
+        ("threads", c_int64),
+    )
+
+
+class NativeLinear:
+    """`weight` [out, in] and `bias` [out], in bfloat16."""
+
+    def __init__(self, library: CDLL, weight: Tensor, bias: Tensor | None) -> None:
+        self._linear = library.linear
+        self._outputs, self._inputs = weight.shape
+        self._weight = _panels(weight)
+        self._bias = None if bias is None else pad(bias, (0, -self._outputs % WIDTH))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[..., in] -> [..., out]"""
+        assert rows.dtype is torch.bfloat16 and rows.shape[-1] == self._inputs
+        rows = rows.contiguous()
+        num_rows = rows.numel() // self._inputs
+        out = rows.new_empty(*rows.shape[:-1], self._outputs)
+        tiles = rows.new_empty(num_rows + -num_rows % LINES, self._inputs + -self._inputs % WIDTH)
+        linear = _Linear(
+            rows=rows.data_ptr(),
+            weight=self._weight.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            out=out.data_ptr(),
+            tiles=tiles.data_ptr(),
+            num_rows=num_rows,
+            inputs=self._inputs,
+            outputs=self._outputs,
+            threads=torch.get_num_threads(),
+        )
+        self._linear(byref(linear))
+        return out
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """[panels, inputs / 32, 2, 16, 16, 2]: tiles of the even and the odd outputs, their lines, pairs of inputs."""
+    outputs, inputs = weight.shape
+    whole = pad(weight, (0, -inputs % WIDTH, 0, -outputs % WIDTH))
+    parts = whole.view(whole.shape[0] // WIDTH, LINES, 2, whole.shape[1] // WIDTH, LINES, 2)
+    return parts.permute(0, 3, 2, 4, 1, 5).contiguous()
