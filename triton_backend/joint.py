@@ -34,11 +34,11 @@ class PartLinear(nn.Module):
 
     def __init__(self, joint: Joint, at: int) -> None:
         super().__init__()
-        self._joint = joint
-        self._at = at
+        self.joint = joint
+        self.at = at
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self._joint.part(self._at, rows)
+        return self.joint.part(self.at, rows)
 
 
 @torch.inference_mode()

@@ -13,7 +13,10 @@ from transformers import PreTrainedModel
 
 from triton_backend import native
 from triton_backend.attention import KV, Scores, UnsupportedModel
+from triton_backend.joint import PartLinear
 from triton_backend.native import TYPES
+from triton_backend.native_linear import NativeLinear
+from triton_backend.packed import PackedLinear
 from triton_backend.row_kernels import RowKernels
 
 TOLERANCES = {torch.bfloat16: 2**-6, torch.float32: 2**-14}
@@ -86,11 +89,35 @@ class NativeGated(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = (getattr(layer, name) for name in self.PARTS)
 
     @classmethod
-    def like(cls, kernels: RowKernels, layer: nn.Module, call: Call) -> list["NativeGated"]:
-        return [cls(kernels, layer)] if all(hasattr(layer, name) for name in cls.PARTS) else []
+    def like(cls, kernels: RowKernels, layer: nn.Module, call: Call) -> list[nn.Module]:
+        if not all(hasattr(layer, name) for name in cls.PARTS):
+            return []
+        return [*JointGated.like(layer), cls(kernels, layer)]
 
     def forward(self, rows: Tensor) -> Tensor:
         down: Tensor = self.down_proj(self._kernels.silu_gate(self.gate_proj(rows), self.up_proj(rows)))
+        return down
+
+
+class JointGated(nn.Module):
+    """A feed-forward layer whose gate is part of the first product: its outputs are read and written once less."""
+
+    def __init__(self, product: NativeLinear, down_proj: nn.Module) -> None:
+        super().__init__()
+        self._product = product
+        self.down_proj = down_proj
+
+    @classmethod
+    def like(cls, layer: nn.Module) -> list["JointGated"]:
+        match layer.gate_proj, layer.up_proj, layer.down_proj:
+            case PartLinear(joint=joint), PartLinear(joint=same), nn.Module() as down_proj if joint is same:
+                match joint.linear:
+                    case PackedLinear(product=NativeLinear(can_gate=True) as product):
+                        return [cls(product, down_proj)]
+        return []
+
+    def forward(self, rows: Tensor) -> Tensor:
+        down: Tensor = self.down_proj(self._product.gated(rows))
         return down
 
 

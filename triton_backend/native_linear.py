@@ -31,6 +31,7 @@ class _Linear(Structure):
         ("num_rows", c_int64),
         ("inputs", c_int64),
         ("outputs", c_int64),
+        ("is_gated", c_int64),
         ("threads", c_int64),
     )
 
@@ -46,10 +47,22 @@ class NativeLinear:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
+        return self._run(rows, self._outputs, is_gated=False)
+
+    @property
+    def can_gate(self) -> bool:
+        return self._outputs % (2 * WIDTH) == 0
+
+    def gated(self, rows: Tensor) -> Tensor:
+        """[..., in] -> [..., out / 2]: silu of the first half of the outputs, times the second."""
+        assert self.can_gate
+        return self._run(rows, self._outputs // 2, is_gated=True)
+
+    def _run(self, rows: Tensor, outputs: int, *, is_gated: bool) -> Tensor:
         assert rows.dtype is torch.bfloat16 and rows.shape[-1] == self._inputs
         rows = rows.contiguous()
         num_rows = rows.numel() // self._inputs
-        out = rows.new_empty(*rows.shape[:-1], self._outputs)
+        out = rows.new_empty(*rows.shape[:-1], outputs)
         tiles = rows.new_empty(num_rows + -num_rows % LINES, self._inputs + -self._inputs % WIDTH)
         linear = _Linear(
             rows=rows.data_ptr(),
@@ -59,7 +72,8 @@ class NativeLinear:
             tiles=tiles.data_ptr(),
             num_rows=num_rows,
             inputs=self._inputs,
-            outputs=self._outputs,
+            outputs=outputs,
+            is_gated=is_gated,
             threads=torch.get_num_threads(),
         )
         self._linear(byref(linear))

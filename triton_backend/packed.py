@@ -20,10 +20,10 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         library = usable_library()
-        self._product = OneDnnLinear(weight, bias) if library is None else NativeLinear(library, weight, bias)
+        self.product = OneDnnLinear(weight, bias) if library is None else NativeLinear(library, weight, bias)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self._product(rows)
+        return self.product(rows)
 
 
 class OneDnnLinear:

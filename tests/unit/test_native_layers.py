@@ -12,6 +12,8 @@ from triton_backend import native
 from triton_backend.attention import PrefillKV
 from triton_backend.loader import adopt
 from triton_backend.native_layers import TOLERANCES, replace_layers
+from triton_backend.native_linear import usable_library
+from triton_backend.packed import pack
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler here")
 
@@ -50,6 +52,20 @@ def test_a_model_says_what_it_said_before(name: str, dtype: torch.dtype) -> None
     replace_layers(model, CONTEXT_TOKENS)
     assert replaced(model) == REPLACED[name]
     assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[dtype] * before.abs().max()
+
+
+@pytest.mark.skipif(usable_library() is None, reason="no matrix units here")
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_gate_may_be_part_of_a_joint_product(name: str) -> None:
+    model = fresh(name).to(torch.bfloat16)  # type: ignore[arg-type]
+    adopt(model)
+    before = logits(model)
+    pack(model)
+    replace_layers(model, CONTEXT_TOKENS)
+    kinds = Counter(type(layer).__name__ for layer in model.modules())
+    assert kinds["JointGated"] == REPLACED[name].get("NativeGated", 0)
+    assert "NativeGated" not in kinds
+    assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[torch.bfloat16] * before.abs().max()
 
 
 class Clipped(nn.Module):

@@ -6,6 +6,7 @@ from ctypes import CDLL
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, silu
 
 from triton_backend.native_linear import NativeLinear, usable_library
 
@@ -59,14 +60,29 @@ def test_sums_are_rounded_once(library: CDLL, shape: tuple[int, int, int], has_b
     assert ((out.double() - exact).abs() <= ROUNDING * exact.abs() + SUMMING * size).all()
 
 
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize(("num_rows", "inputs", "half"), [(1, 64, 32), (17, 33, 96), (300, 90, 64)])
+def test_gated_outputs_are_rounded_once(
+    library: CDLL, num_rows: int, inputs: int, half: int, has_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    rows, weight = numbers(num_rows, inputs), numbers(2 * half, inputs)
+    bias = numbers(2 * half) if has_bias else None
+    out = NativeLinear(library, weight, bias).gated(rows)
+    exact = linear(rows.double(), weight.double(), None if bias is None else bias.double())
+    assert out.shape == (num_rows, half)
+    torch.testing.assert_close(out.double(), silu(exact[:, :half]) * exact[:, half:], rtol=ROUNDING, atol=1e-3)
+
+
 def test_a_row_is_the_same_in_any_company_to_the_bit(library: CDLL) -> None:
     """So it is not these layers if a row's greedy tokens change with the batch."""
     torch.manual_seed(0)
     rows = numbers(300, 700)
-    linear = NativeLinear(library, numbers(40, 700), None)
-    together = linear(rows)
+    layer = NativeLinear(library, numbers(64, 700), None)
+    together, gated = layer(rows), layer.gated(rows)
     for first, end in ((0, 1), (299, 300), (3, 20), (31, 64), (100, 299)):
-        assert torch.equal(linear(rows[first:end]), together[first:end])
+        assert torch.equal(layer(rows[first:end]), together[first:end])
+        assert torch.equal(layer.gated(rows[first:end]), gated[first:end])
 
 
 def test_what_is_no_number_stays_in_its_row(library: CDLL) -> None:
@@ -81,10 +97,10 @@ def test_what_is_no_number_stays_in_its_row(library: CDLL) -> None:
 
 def test_rows_of_any_shape_and_order(library: CDLL) -> None:
     torch.manual_seed(0)
-    linear = NativeLinear(library, numbers(16, 32), numbers(16))
+    layer = NativeLinear(library, numbers(16, 32), numbers(16))
     rows = numbers(3, 2, 32)
-    flat = linear(rows.view(6, 32))
-    assert torch.equal(linear(rows), flat.view(3, 2, 16))
-    assert torch.equal(linear(rows.transpose(0, 1)), flat.view(3, 2, 16).transpose(0, 1))
-    assert torch.equal(linear(rows[0, 0]), flat[0])
-    assert linear(rows[:0]).shape == (0, 2, 16)
+    flat = layer(rows.view(6, 32))
+    assert torch.equal(layer(rows), flat.view(3, 2, 16))
+    assert torch.equal(layer(rows.transpose(0, 1)), flat.view(3, 2, 16).transpose(0, 1))
+    assert torch.equal(layer(rows[0, 0]), flat[0])
+    assert layer(rows[:0]).shape == (0, 2, 16)

@@ -1,4 +1,5 @@
-/* Linear layers in bfloat16 on the processor's matrix units (Intel's AMX): out = rows weight^T + bias.
+/* Linear layers in bfloat16 on the processor's matrix units (Intel's AMX): out = rows weight^T + bias; and two of them
+ * as the gate and the numbers of a feed-forward layer: out = silu(gate) * numbers.
  *
  * Sums are float32, rounded once.  A tile is 16 lines of 64 bytes: of rows, 32 inputs a line; of weights, a pair of
  * inputs for each of 16 outputs; of sums, 16 outputs (Intel's manual, TDPBF16PS).
@@ -52,9 +53,10 @@ typedef struct {
 } sums;
 
 struct linear {
-    const char *rows, *weight, *bias; /* Bias: of whole panels, or NULL. */
+    const char *rows, *weight, *bias; /* Bias: of whole panels, or null. */
     char *out, *tiles;                /* Tiles: of the rows, filled up to whole ones. */
     int64_t num_rows, inputs, outputs;
+    int64_t is_gated; /* The gate's weight and bias, of whole panels, and after them those of the numbers. */
     int64_t threads;
 };
 
@@ -101,11 +103,26 @@ static void gather(const struct linear *linear, int64_t upper, int64_t step, cha
     }
 }
 
+static const char *panel_of(const struct linear *linear, int64_t panel)
+{
+    return linear->weight + panel * ceiling(linear->inputs, INPUTS) * STEP_BYTES;
+}
+
 /* What is to come from memory meanwhile, some of it at each step. */
 struct ahead {
     const char *next, *end;
     int64_t lines_per_step;
 };
+
+/* In the time of so many passes over a panel. */
+static struct ahead ahead_of(const struct linear *linear, int64_t panel, int64_t passes)
+{
+    return (struct ahead){
+        .next = panel_of(linear, panel),
+        .end = panel_of(linear, panel + 1),
+        .lines_per_step = ceiling(STEP_BYTES / LINE_BYTES, passes),
+    };
+}
 
 INLINE void fetch(struct ahead *ahead)
 {
@@ -115,10 +132,11 @@ INLINE void fetch(struct ahead *ahead)
     }
 }
 
-/* The sums of up to 32 rows for a panel.  `upper` has a tile a step, and `lower` too. */
-INLINE void multiply(sums *sums, const char *upper, const char *lower, const char *panel, int64_t steps,
-                     struct ahead *ahead, int has_lower)
+/* The sums of up to 32 rows for a panel.  `rows` has a tile a step of the upper ones, then of the lower, if any. */
+INLINE void multiply(sums *sums, const char *rows, const char *panel, int64_t steps, struct ahead *ahead,
+                     int has_lower)
 {
+    const char *upper = rows, *lower = rows + steps * TILE_BYTES;
     _tile_zero(UPPER_EVEN);
     _tile_zero(UPPER_ODD);
     _tile_zero(LOWER_EVEN);
@@ -142,40 +160,54 @@ INLINE void multiply(sums *sums, const char *upper, const char *lower, const cha
     _tile_stored(LOWER_ODD, sums->of[1][1], LINE_BYTES);
 }
 
-/* Rows of sums, with their bias, become bfloat16. */
-INLINE void finish(const struct linear *linear, const sums *sums, int64_t first_row, int64_t num_rows,
-                   int64_t first_output)
+INLINE pair sums_of(const struct linear *linear, const sums *sums, int64_t row, int64_t panel)
 {
-    pair bias = {{0}, {0}};
-    if (linear->bias)
-        bias = load(linear->bias + first_output * 2, BFLOAT16);
-    char *out = linear->out + (first_row * linear->outputs + first_output) * 2;
-    for (int64_t row = 0; row < num_rows; row++, out += linear->outputs * 2) {
-        const floats(*lines)[LINES] = sums->of[row / LINES];
-        pair sum = {lines[0][row % LINES] + bias.a, lines[1][row % LINES] + bias.b};
-        store_some(out, sum, linear->outputs - first_output, BFLOAT16);
+    const floats(*lines)[LINES] = sums->of[row / LINES];
+    pair numbers = {lines[0][row % LINES], lines[1][row % LINES]};
+    if (linear->bias) {
+        pair bias = load(linear->bias + panel * OUTPUTS * 2, BFLOAT16);
+        numbers.a += bias.a;
+        numbers.b += bias.b;
     }
+    return numbers;
 }
 
-/* A block of rows times a panel. */
-static void multiply_block(const struct linear *linear, int64_t block, int64_t panel, const char *next_panel)
+INLINE floats silu(floats gate)
 {
-    const int64_t steps = ceiling(linear->inputs, INPUTS), panel_bytes = steps * STEP_BYTES;
-    const char *weight = linear->weight + panel * panel_bytes;
+    return gate / (1 + exponential(-gate));
+}
+
+/* A block of rows times a panel, or two. */
+static void multiply_block(const struct linear *linear, int64_t block, int64_t panel, int64_t next_panel)
+{
+    const int64_t steps = ceiling(linear->inputs, INPUTS), panels = ceiling(linear->outputs, OUTPUTS);
     const int64_t first = block * BLOCK_ROWS, end = least(first + BLOCK_ROWS, linear->num_rows);
-    struct ahead ahead = {0};
-    if (next_panel)
-        ahead = (struct ahead){next_panel, next_panel + panel_bytes,
-                               ceiling(STEP_BYTES / LINE_BYTES, ceiling(end - first, 2 * LINES))};
+    const int num = linear->is_gated ? 2 : 1;
+    struct ahead ahead[2] = {0};
+    for (int at = 0; at < num && next_panel < panels; at++)
+        ahead[at] = ahead_of(linear, next_panel + at * panels, ceiling(end - first, 2 * LINES));
     for (int64_t row = first; row < end; row += 2 * LINES) {
-        const char *upper = linear->tiles + row / LINES * steps * TILE_BYTES, *lower = upper + steps * TILE_BYTES;
+        const char *rows = linear->tiles + row / LINES * steps * TILE_BYTES;
         const int64_t num_rows = least(end - row, 2 * LINES);
-        sums sums;
-        if (num_rows > LINES)
-            multiply(&sums, upper, lower, weight, steps, &ahead, 1);
-        else
-            multiply(&sums, upper, lower, weight, steps, &ahead, 0);
-        finish(linear, &sums, row, num_rows, panel * OUTPUTS);
+        sums sums[2];
+        for (int at = 0; at < num; at++) {
+            const char *weight = panel_of(linear, panel + at * panels);
+            if (num_rows > LINES)
+                multiply(&sums[at], rows, weight, steps, &ahead[at], 1);
+            else
+                multiply(&sums[at], rows, weight, steps, &ahead[at], 0);
+        }
+        char *out = linear->out + (row * linear->outputs + panel * OUTPUTS) * 2;
+        for (int64_t line = 0; line < num_rows; line++, out += linear->outputs * 2) {
+            pair numbers = sums_of(linear, &sums[0], line, panel);
+            if (linear->is_gated) {
+                pair gate = numbers;
+                numbers = sums_of(linear, &sums[1], line, panel + panels);
+                numbers.a *= silu(gate.a);
+                numbers.b *= silu(gate.b);
+            }
+            store_some(out, numbers, linear->outputs - panel * OUTPUTS, BFLOAT16);
+        }
     }
 }
 
@@ -189,7 +221,7 @@ void linear(const struct linear *linear)
     if (!linear->num_rows)
         return; /* Tiles without lines are an error. */
     const int64_t steps = ceiling(linear->inputs, INPUTS), tiles = ceiling(linear->num_rows, LINES) * steps;
-    const int64_t panels = ceiling(linear->outputs, OUTPUTS), panel_bytes = steps * STEP_BYTES;
+    const int64_t panels = ceiling(linear->outputs, OUTPUTS);
     const int64_t parts = ceiling(linear->num_rows, BLOCK_ROWS) * panels;
     const struct registers registers = registers_for(linear->num_rows);
     int64_t untaken = 0;
@@ -202,8 +234,7 @@ void linear(const struct linear *linear)
         _tile_loadconfig(&registers);
         for (int64_t part = take(&untaken), next; part < parts; part = next) {
             next = take(&untaken);
-            multiply_block(linear, part / panels, part % panels,
-                           next < parts ? linear->weight + next % panels * panel_bytes : NULL);
+            multiply_block(linear, part / panels, part % panels, next < parts ? next % panels : panels);
         }
         _tile_release();
     }
