@@ -23,10 +23,10 @@ enum {
     LINES = 16,
     LINE_BYTES = 64,
     TILE_BYTES = LINES * LINE_BYTES,
-    INPUTS = LINE_BYTES / 2,    /* Of a tile of rows. */
-    OUTPUTS = 2 * LANES,        /* Of a panel. */
+    INPUTS = LINE_BYTES / 2,     /* Of a tile of rows. */
+    OUTPUTS = 2 * LANES,         /* Of a panel. */
     STEP_BYTES = 2 * TILE_BYTES, /* What a panel has for the same inputs. */
-    BLOCK_ROWS = 256,           /* Whose inputs stay in a core's own cache, beside two panels. */
+    BLOCK_ROWS = 256,            /* Whose inputs stay in a core's own cache, beside two panels. */
     REQUEST_PERMISSION = 0x1023, /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux. */
     TILE_DATA = 18,
 };
@@ -223,6 +223,7 @@ void linear(const struct linear *linear)
     const int64_t steps = ceiling(linear->inputs, INPUTS), tiles = ceiling(linear->num_rows, LINES) * steps;
     const int64_t panels = ceiling(linear->outputs, OUTPUTS);
     const int64_t parts = ceiling(linear->num_rows, BLOCK_ROWS) * panels;
+    /* In memory, as threads share it: gcc does not know that loading it reads it all. */
     const struct registers registers = registers_for(linear->num_rows);
     int64_t untaken = 0;
 #pragma omp parallel num_threads(linear->threads)
