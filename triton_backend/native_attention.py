@@ -23,7 +23,7 @@ def decode_view(dtype: torch.dtype, device: torch.device) -> Callable[[list[Deco
 def prefill_view(dtype: torch.dtype, device: torch.device) -> Callable[[list[PrefillPart], int], KV]:
     """The kernel's view of a chunk where it can be had, else torch's."""
     library = native.library() if device.type == "cpu" and dtype is torch.bfloat16 else None
-    if library is not None and library.prefill_is_usable():
+    if library is not None and library.tiles_are_usable():
         return partial(NativePrefillKV, library)
     return PrefillKV
 

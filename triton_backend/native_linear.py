@@ -18,7 +18,7 @@ WIDTH = 32
 def usable_library() -> CDLL | None:
     """None where there is no compiler, or no matrix unit that we may use."""
     library = native.library()
-    return library if library is not None and library.linear_is_usable() else None
+    return library if library is not None and library.tiles_are_usable() else None
 
 
 class _Linear(Structure):

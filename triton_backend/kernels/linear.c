@@ -1,8 +1,8 @@
 /* Linear layers in bfloat16 on the processor's matrix units (Intel's AMX): out = rows weight^T + bias; and two of them
  * as the gate and the numbers of a feed-forward layer: out = silu(gate) * numbers.
  *
- * Sums are float32, rounded once.  A tile is 16 lines of 64 bytes: of rows, 32 inputs a line; of weights, a pair of
- * inputs for each of 16 outputs; of sums, 16 outputs (Intel's manual, TDPBF16PS).
+ * Sums are float32, rounded once.  A line of a tile (tiles.h) has 32 inputs of a row; or of weights a pair of inputs for
+ * each of 16 outputs; or of sums 16 outputs.
  *
  * Weights lie in memory in the order in which they are read: panels of 32 outputs, each from its first inputs to its
  * last, two tiles for the same inputs at a time.  One has the even outputs and one the odd, so that two lines of
@@ -11,24 +11,14 @@
  * With few rows the weights' way from memory is all that takes time.  So every thread fetches a panel while it works
  * on the one before; and it takes the next that nobody has, as cores that others use too differ in speed.
  */
-#include "vectors.h"
+#include "tiles.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__)
-
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#ifdef HAS_TILES
 
 enum {
-    LINES = 16,
-    LINE_BYTES = 64,
-    TILE_BYTES = LINES * LINE_BYTES,
-    INPUTS = LINE_BYTES / 2,     /* Of a tile of rows. */
-    OUTPUTS = 2 * LANES,         /* Of a panel. */
+    OUTPUTS = 2 * LINES,         /* Of a panel. */
     STEP_BYTES = 2 * TILE_BYTES, /* What a panel has for the same inputs. */
     BLOCK_ROWS = 256,            /* Whose inputs stay in a core's own cache, beside two panels. */
-    REQUEST_PERMISSION = 0x1023, /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux. */
-    TILE_DATA = 18,
 };
 
 /* The registers; the instructions want plain numbers. */
@@ -40,12 +30,6 @@ enum {
 #define LOWER 5
 #define EVEN 6
 #define ODD 7
-
-struct registers {
-    uint8_t palette, start_line, reserved[14];
-    uint16_t line_bytes[16];
-    uint8_t lines[16];
-};
 
 /* Of 32 rows and 32 outputs: the upper rows' even outputs, their odd ones, and the same of the lower rows. */
 typedef struct {
@@ -59,22 +43,6 @@ struct linear {
     int64_t is_gated; /* The gate's weight and bias, of whole panels, and after them those of the numbers. */
     int64_t threads;
 };
-
-/* Linux saves the tiles of those processes only that have asked for them. */
-int linear_is_usable(void)
-{
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-}
-
-static int64_t ceiling(int64_t number, int64_t unit)
-{
-    return (number + unit - 1) / unit;
-}
-
-static int64_t least(int64_t first, int64_t second)
-{
-    return first < second ? first : second;
-}
 
 /* A line less of rows is a line less of work. */
 static struct registers registers_for(int64_t num_rows)
@@ -90,11 +58,11 @@ static struct registers registers_for(int64_t num_rows)
 /* One tile of rows.  Lines of rows that are not there stay as they are, and so do sums that nobody reads. */
 static void gather(const struct linear *linear, int64_t upper, int64_t step, char *tile)
 {
-    const int64_t inputs = least(linear->inputs - step * INPUTS, INPUTS);
-    const char *from = linear->rows + (upper * linear->inputs + step * INPUTS) * 2;
+    const int64_t inputs = least(linear->inputs - step * NUMBERS, NUMBERS);
+    const char *from = linear->rows + (upper * linear->inputs + step * NUMBERS) * 2;
     const int64_t lines = least(linear->num_rows - upper, LINES);
     for (int64_t line = 0; line < lines; line++, from += linear->inputs * 2, tile += LINE_BYTES) {
-        if (inputs == INPUTS) {
+        if (inputs == NUMBERS) {
             memcpy(tile, from, LINE_BYTES);
         } else {
             memset(tile, 0, LINE_BYTES);
@@ -105,7 +73,7 @@ static void gather(const struct linear *linear, int64_t upper, int64_t step, cha
 
 static const char *panel_of(const struct linear *linear, int64_t panel)
 {
-    return linear->weight + panel * ceiling(linear->inputs, INPUTS) * STEP_BYTES;
+    return linear->weight + panel * ceiling(linear->inputs, NUMBERS) * STEP_BYTES;
 }
 
 /* What is to come from memory meanwhile, some of it at each step. */
@@ -172,15 +140,10 @@ INLINE pair sums_of(const struct linear *linear, const sums *sums, int64_t row, 
     return numbers;
 }
 
-INLINE floats silu(floats gate)
-{
-    return gate / (1 + exponential(-gate));
-}
-
 /* A block of rows times a panel, or two. */
 static void multiply_block(const struct linear *linear, int64_t block, int64_t panel, int64_t next_panel)
 {
-    const int64_t steps = ceiling(linear->inputs, INPUTS), panels = ceiling(linear->outputs, OUTPUTS);
+    const int64_t steps = ceiling(linear->inputs, NUMBERS), panels = ceiling(linear->outputs, OUTPUTS);
     const int64_t first = block * BLOCK_ROWS, end = least(first + BLOCK_ROWS, linear->num_rows);
     const int num = linear->is_gated ? 2 : 1;
     struct ahead ahead[2] = {0};
@@ -220,7 +183,7 @@ void linear(const struct linear *linear)
 {
     if (!linear->num_rows)
         return; /* Tiles without lines are an error. */
-    const int64_t steps = ceiling(linear->inputs, INPUTS), tiles = ceiling(linear->num_rows, LINES) * steps;
+    const int64_t steps = ceiling(linear->inputs, NUMBERS), tiles = ceiling(linear->num_rows, LINES) * steps;
     const int64_t panels = ceiling(linear->outputs, OUTPUTS);
     const int64_t parts = ceiling(linear->num_rows, BLOCK_ROWS) * panels;
     /* In memory, as threads share it: gcc does not know that loading it reads it all. */
@@ -239,13 +202,6 @@ void linear(const struct linear *linear)
         }
         _tile_release();
     }
-}
-
-#else
-
-int linear_is_usable(void)
-{
-    return 0;
 }
 
 #endif

@@ -5,22 +5,11 @@
  * 32 numbers a line; of keys or values, a pair for each of 16 columns (Intel's manual, TDPBF16PS).
  */
 #include "softmax.h"
+#include "tiles.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__)
+#ifdef HAS_TILES
 
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-enum {
-    LINES = 16,
-    LINE_BYTES = 64,
-    TILE_BYTES = LINES * LINE_BYTES,
-    NUMBERS = 32,                /* In a line, and pairs in a column twice. */
-    QUERIES = 128,               /* Positions for which keys and values are put into tiles once. */
-    REQUEST_PERMISSION = 0x1023, /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux. */
-    TILE_DATA = 18,
-};
+enum { QUERIES = 128 }; /* Positions for which keys and values are put into tiles once. */
 
 struct group { /* Rows in some slots of [slots, kv heads, capacity, dim]. */
     char *keys, *values;
@@ -40,33 +29,11 @@ struct chunk {
 
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
-struct registers {
-    uint8_t palette, start_line, reserved[14];
-    uint16_t line_bytes[16];
-    uint8_t lines[16];
-};
-
 static const struct registers WHOLE = {
     .palette = 1,
     .line_bytes = {[0 ... 7] = LINE_BYTES},
     .lines = {[0 ... 7] = LINES},
 };
-
-/* Linux saves the tiles of those processes only that have asked for them. */
-int prefill_is_usable(void)
-{
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-}
-
-static int64_t ceiling(int64_t number, int64_t unit)
-{
-    return (number + unit - 1) / unit;
-}
-
-static int64_t least(int64_t first, int64_t second)
-{
-    return first < second ? first : second;
-}
 
 /* sums [LINES][stride] += or = lines [LINES][steps] times columns [steps], of `num` tiles side by side: four, or one. */
 INLINE void multiply(float *sums, int64_t stride, const char *lines, int64_t line_stride, const char *columns,
@@ -310,13 +277,6 @@ void prefill_attention(const struct chunk *chunk)
         }
         _tile_release();
     }
-}
-
-#else
-
-int prefill_is_usable(void)
-{
-    return 0;
 }
 
 #endif

@@ -46,8 +46,8 @@ INLINE void gate_row(const char *gate, const char *up, char *out, int64_t dim, e
     for (int64_t at = 0; at < dim; at += PAIR) {
         pair gates = load_some(gate + at * size_of(type), dim - at, type);
         pair ups = load_some(up + at * size_of(type), dim - at, type);
-        ups.a *= gates.a / (1 + exponential(-gates.a));
-        ups.b *= gates.b / (1 + exponential(-gates.b));
+        ups.a *= silu(gates.a);
+        ups.b *= silu(gates.b);
         store_some(out + at * size_of(type), ups, dim - at, type);
     }
 }

@@ -131,6 +131,11 @@ INLINE floats exponential(floats x)
     return (floats)((words)p + ((words)shifted << 23));
 }
 
+INLINE floats silu(floats x)
+{
+    return x / (1 + exponential(-x));
+}
+
 INLINE floats hyperbolic_tangent(floats x)
 {
     return 1 - 2 / (exponential(2 * x) + 1);
