@@ -40,7 +40,7 @@ class NativeLinear:
     """`weight` [out, in] and `bias` [out], in bfloat16."""
 
     def __init__(self, library: CDLL, weight: Tensor, bias: Tensor | None) -> None:
-        self._linear = library.linear
+        self._library = library
         self._outputs, self._inputs = weight.shape
         self._weight = _panels(weight)
         self._bias = None if bias is None else pad(bias, (0, -self._outputs % WIDTH))
@@ -76,7 +76,7 @@ class NativeLinear:
             is_gated=is_gated,
             threads=torch.get_num_threads(),
         )
-        self._linear(byref(linear))
+        self._library.linear(byref(linear))
         return out
 
 
