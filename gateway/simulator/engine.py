@@ -9,6 +9,7 @@ import asyncio
 import heapq
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from math import inf
 
 from gateway.simulator.cost import Cost
 from gateway.simulator.job import Job, Padding, Style, fill, own, prefill_size
@@ -71,6 +72,8 @@ class Engine:
         """Tokens held by the running rows."""
         self._longest = -_NO_LIMIT
         """The longest running row's, less `decodes`."""
+        self._drawn_s = -inf
+        """When the running rows drew their last tokens."""
         self._is_settled = True
         self._told_s = -HEARTBEAT_S
         self._job: Job | None = None
@@ -142,12 +145,13 @@ class Engine:
         job, self._timer = self._job, None
         assert job is not None
         if job.steps:
+            self._drawn_s = job.ends_s
             self._advance(job.steps - 1)
             last_s = self._decode_s(1)
             self._advance(1)
             self._end_drawn()
             if not job.chunks:
-                self._meter.note_decode(self._num_running, last_s, job.steps, job.ends_s)
+                self._meter.note_decode(self._num_running, last_s, job.steps)
         if job.chunks:
             self._meter.note_prefill(job.padded_tokens, job.ends_s - job.started_s, is_shared=job.steps > 0)
             self._count(job)
@@ -332,7 +336,7 @@ class Engine:
         for row in rows:
             drawn = row.base + self.decodes - row.prompt_tokens
             if drawn > row.paced:
-                row.pace(meter.decoded_s, drawn - row.paced)
+                row.pace(self._drawn_s, drawn - row.paced)
                 row.paced = drawn
         return spare_tokens(rows, now_s, meter.decode_s, meter.prefill)
 

@@ -1,7 +1,6 @@
 """An engine's own figures, smoothed as the real one's are (triton_backend.telemetry, which imports torch)."""
 
 from dataclasses import dataclass
-from math import inf
 
 from triton_backend.contract import Telemetry
 from triton_backend.memory import Ledger
@@ -27,18 +26,16 @@ class Meter:
         self.prefill = PrefillPace()
         self.decode_s = 0.0
         """The last step without a chunk."""
-        self.decoded_s = -inf
-        """When it ended."""
         self._decode_tokens_per_s = 0.0
 
     def note_prefill(self, padded_tokens: int, step_s: float, *, is_shared: bool) -> None:
         self._step_s, self._decode_rows = step_s, 0
         self.prefill.note(padded_tokens, step_s, self.decode_s if is_shared else 0.0)
 
-    def note_decode(self, rows: int, step_s: float, steps: int, now_s: float) -> None:
-        """So many steps of one size, of which the last took `step_s` and has just ended."""
+    def note_decode(self, rows: int, step_s: float, steps: int) -> None:
+        """So many steps of one size, of which the last took `step_s`."""
         self._step_s, self._decode_rows = step_s, rows
-        self.decode_s, self.decoded_s = step_s, now_s
+        self.decode_s = step_s
         self._decode_tokens_per_s = _smooth(self._decode_tokens_per_s, rows / step_s, steps)
 
     def rest(self) -> None:
