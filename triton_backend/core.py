@@ -297,7 +297,7 @@ class Core:
         step_s = max(self._clock() - max(flight.started_s, self._landed_s), SHORTEST_STEP_S)
         plan = flight.plan
         if plan.prefill:
-            self._meter.note_prefill(plan.prefill.padded_tokens, step_s, is_shared=bool(plan.decode))
+            self._meter.note_prefill(plan.prefill.tokens, step_s, is_shared=bool(plan.decode))
         else:
             self._meter.note_decode(len(plan.decode), step_s)
 

@@ -2,7 +2,8 @@
 
 Every step draws a token for each running row.  A chunk of prompts may be in the same step, so that the weights
 are read once for both.  Prompts are run in order of their ranks, a long one in chunks, so that a short one does
-not wait for the whole of it.  Those of like length run together, whichever batch they came in.  Running rows have
+not wait for the whole of it.  Those of like length, or of any where nothing is padded, run together, whichever
+batch they came in.  Running rows have
 credit: they may be late by as much as they were early, as long as their mean time per token keeps to its target.
 A chunk takes what credit there is, and steps without one earn it back.
 """
@@ -18,15 +19,29 @@ from triton_backend.sequence import TO_PREFILL, Sequence, Status
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Run the prompt tokens `start .. start + length` of each row; shorter prompts are padded."""
+    """Run the prompt tokens `start .. start + length` of each row, or as many of them as it has."""
 
     rows: list[Sequence]
     start: int
     length: int
+    is_padded: bool = True
+    """Shorter prompts cost as much as the longest."""
 
     @property
-    def padded_tokens(self) -> int:
-        return len(self.rows) * self.length
+    def ends(self) -> list[int]:
+        """Where each row's part ends, padding included."""
+        end = self.start + self.length
+        return [end if self.is_padded else min(end, row.prompt_tokens) for row in self.rows]
+
+    @property
+    def tokens(self) -> int:
+        """Padding included."""
+        return sum(self.ends) - self.start * len(self.rows)
+
+    @property
+    def squares(self) -> int:
+        """Growth of the sum of squared prefilled lengths, padding included."""
+        return sum(end**2 - self.start**2 for end in self.ends)
 
     @property
     def finishing(self) -> list[Sequence]:
@@ -59,7 +74,8 @@ GOOD_CHUNK_TOKENS = 512
 MAX_DECODES = 8
 """Steps without a chunk while prompts wait, at most."""
 MAX_PADDING = 0.2
-"""Part of a chunk that may be padding: prompts of one bucket run together, a short one never pays for a long."""
+"""Part of a chunk that may be padding, where there is any: prompts of one bucket run together, a short one never
+pays for a long."""
 
 
 def spare_tokens(running: Iterable[Sequence], now_s: float, decode_s: float, pace: PrefillPace) -> int | None:
@@ -76,7 +92,7 @@ class State:
     """The live rows as the planner sees them."""
 
     max_prefill_tokens: int
-    """Padded tokens in one chunk, at most (but never less than one token of one row)."""
+    """Tokens in one chunk, padding included, at most (but never less than one token of one row)."""
     batches: deque[list[Sequence]] = field(default_factory=deque)
     """Rows whose prompts are not all run yet, by batch, in order of arrival."""
     running: list[Sequence] = field(default_factory=list)
@@ -84,6 +100,9 @@ class State:
     """Steps since the last one with a chunk."""
     spare_tokens: int | None = None
     """See the function of this name; to be set before a step while prompts wait."""
+    pads: bool = True
+    """Whether the engine pads the prompts of a chunk to the longest of them: then only those of like length run
+    together."""
 
     def settle(self) -> None:
         """Drop ended rows and move those that drew their first token into the decode pool."""
@@ -100,7 +119,7 @@ def plan_step(state: State) -> Plan:
     # Among equals in order of arrival: sorting is stable.
     waiting = sorted((row for batch in state.batches for row in batch), key=lambda row: row.new.rank)
     max_tokens = state.max_prefill_tokens if not state.running else _chunk_tokens(state, waiting[0])
-    return Plan(_next_chunk(waiting, max_tokens) if max_tokens else None, state.running)
+    return Plan(_next_chunk(waiting, max_tokens, state.pads) if max_tokens else None, state.running)
 
 
 def _chunk_tokens(state: State, first: Sequence) -> int:
@@ -112,19 +131,19 @@ def _chunk_tokens(state: State, first: Sequence) -> int:
     return min(MIN_CHUNK_TOKENS, state.max_prefill_tokens) if state.num_decodes >= MAX_DECODES else 0
 
 
-def _next_chunk(waiting: list[Sequence], max_tokens: int) -> Prefill:
+def _next_chunk(waiting: list[Sequence], max_tokens: int, pads: bool) -> Prefill:
     first = waiting[0]
     left = first.unfilled_tokens
     if left > max_tokens:
         # Equal chunks rather than full ones and a rest: a short last chunk streams all weights for few tokens.
-        return Prefill([first], first.prefilled_tokens, -(-left // -(-left // max_tokens)))
+        return Prefill([first], first.prefilled_tokens, -(-left // -(-left // max_tokens)), pads)
     rows: list[Sequence] = []
     longest = total = 0
     for row in waiting:
         tokens = row.unfilled_tokens
-        padded = max(longest, tokens) * (len(rows) + 1)
+        padded = max(longest, tokens) * (len(rows) + 1) if pads else total + tokens
         is_alike = padded <= MIN_CHUNK_TOKENS or total + tokens >= (1 - MAX_PADDING) * padded
         if is_alike and padded <= max_tokens and row.prefilled_tokens == first.prefilled_tokens:
             rows.append(row)
             longest, total = max(longest, tokens), total + tokens
-    return Prefill(rows, first.prefilled_tokens, longest)
+    return Prefill(rows, first.prefilled_tokens, longest, pads)

@@ -40,8 +40,7 @@ def size(plan: Plan, rooms: Mapping[int, int], layout: Layout) -> tuple[int, int
     newest = len(plan.decode), sum(row.held_tokens for row in plan.decode), len(groups)
     if (chunk := plan.prefill) is None:
         return *newest, 0, 0
-    squares = (chunk.start + chunk.length) ** 2 - chunk.start**2
-    return *newest, chunk.padded_tokens, len(chunk.rows) * squares
+    return *newest, chunk.tokens, chunk.squares
 
 
 class Recorder:

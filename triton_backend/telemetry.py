@@ -47,11 +47,11 @@ class Meter:
         self.prefill = PrefillPace()
         self._decode_tokens_per_s = 0.0
 
-    def note_prefill(self, padded_tokens: int, step_s: float, *, is_shared: bool) -> None:
+    def note_prefill(self, tokens: int, step_s: float, *, is_shared: bool) -> None:
         """Count a step with a chunk, which running rows may have shared.  Padding is counted too: it is what a
         batch's time goes by."""
         self._step_s, self._decode_rows = step_s, 0
-        self.prefill.note(padded_tokens, step_s, self.decode_s if is_shared else 0.0)
+        self.prefill.note(tokens, step_s, self.decode_s if is_shared else 0.0)
 
     def note_decode(self, rows: int, step_s: float) -> None:
         self._step_s, self._decode_rows = step_s, rows

@@ -54,7 +54,7 @@ class Engine:
         self._pads_prompts = padding is not Padding.PACKED
         self._pads_running = padding is Padding.PADDED
         self._max_step_tokens = _NO_LIMIT if style is Style.WHOLE else max_step_tokens
-        self._state = State(self._max_step_tokens)
+        self._state = State(self._max_step_tokens, pads=self._pads_prompts)
         self._lengths = lengths
         self._report = report
         self._loop = asyncio.get_running_loop()

@@ -59,7 +59,10 @@ def test_chunks_are_even() -> None:
 
 def test_a_short_prompt_does_not_pay_for_a_long_one() -> None:
     short, long = rows(30, 80, max_tokens=1)
-    assert play_chunks(State(200, deque([[long, short]]))) == [Prefill([long], 0, 80), Prefill([short], 0, 30)]
+    assert play_chunks(State(200, deque([[long, short]]))) == [
+        Prefill([long], 0, 80),
+        Prefill([short], 0, 30),
+    ]
     short, long = rows(10, 64, max_tokens=1)
     assert play_chunks(State(200, deque([[long, short]]))) == [Prefill([long, short], 0, 64)], (
         "a small chunk is no dearer"
@@ -97,6 +100,13 @@ def test_prompts_are_run_in_order_of_arrival() -> None:
     assert [chunk.rows for chunk in chunks] == [first, first, second]
 
 
+def test_where_nothing_is_padded_prompts_of_any_lengths_run_together() -> None:
+    first, second = rows(30, 200, max_tokens=1), rows(90, 5, max_tokens=1)
+    one, other = play_chunks(State(300, deque([first, second]), pads=False))
+    assert (one.rows, one.tokens, one.squares) == ([first[0], first[1], second[1]], 235, 30**2 + 200**2 + 5**2)
+    assert (other.rows, other.tokens) == ([second[0]], 90)
+
+
 def test_more_rows_than_tokens_go_in_parts() -> None:
     batch = rows(*[1] * 5, max_tokens=1)
     chunks = play_chunks(State(2, deque([batch])))
@@ -113,7 +123,7 @@ def test_every_prompt_is_run_once_within_the_bound(batches: list[list[int]], max
     seen = {id(row): 0 for row in all_rows}
     while not (plan := plan_step(state)).is_idle:
         if chunk := plan.prefill:
-            assert chunk.padded_tokens <= max_tokens
+            assert chunk.tokens <= max_tokens
             for row in chunk.rows:
                 assert seen[id(row)] == chunk.start < row.prompt_tokens
                 seen[id(row)] = min(chunk.start + chunk.length, row.prompt_tokens)

@@ -53,8 +53,7 @@ class TimedExecutor:
     def run(self, prefill: Prefill | None, decode: Any) -> Any:
         tokens, squares, finishing = 0, 0, []
         if prefill:
-            squares = len(prefill.rows) * ((prefill.start + prefill.length) ** 2 - prefill.start**2)
-            tokens, finishing = prefill.padded_tokens, prefill.finishing
+            tokens, squares, finishing = prefill.tokens, prefill.squares, prefill.finishing
         held = [row.held_tokens for row in decode]
         groups = {self.layout.room_tokens(tokens) for tokens in held}
         self.now_s += COST.mixed_s(tokens, squares, len(decode), sum(held), len(groups))
