@@ -107,7 +107,7 @@ def _serving(preset: str, port: int, records: Path) -> Iterator[str]:
 
 def _simulate(preset: str, folder: Path, cost_file: Path, load: list[str]) -> list[Total]:
     """Clients of `bench` say how long their answers will be, hence the oracle."""
-    engine = ("--engine", "ours", "--padding", "prompts", "--lengths", "oracle")
+    engine = ("--engine", "ours", "--padding", "packed", "--lengths", "oracle")
     out = ("--cost", str(cost_file), "--out", str(folder / "simulated"))
     _run("simulate", "--policies", preset, *engine, *load, *out)
     return _totals(folder / "simulated")

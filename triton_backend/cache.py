@@ -117,6 +117,9 @@ class KVCache:
     def allocated_bytes(self) -> int:
         return self._bytes({capacity: group.num_slots for capacity, group in self._groups.items()})
 
+    def group(self, capacity: int) -> Group:
+        return self._groups[capacity]
+
     def place(self, row: int) -> Place:
         return self._places[row]
 

@@ -2,8 +2,7 @@
 
 Every step draws a token for each running row.  A chunk of prompts may be in the same step, so that the weights
 are read once for both.  Prompts are run in order of their ranks, a long one in chunks, so that a short one does
-not wait for the whole of it.  Those of like length, or of any where nothing is padded, run together, whichever
-batch they came in.  Running rows have
+not wait for the whole of it.  As many run together as fit, whichever batch they came in.  Running rows have
 credit: they may be late by as much as they were early, as long as their mean time per token keeps to its target.
 A chunk takes what credit there is, and steps without one earn it back.
 """
@@ -24,7 +23,7 @@ class Prefill:
     rows: list[Sequence]
     start: int
     length: int
-    is_padded: bool = True
+    is_padded: bool = False
     """Shorter prompts cost as much as the longest."""
 
     @property
@@ -100,9 +99,9 @@ class State:
     """Steps since the last one with a chunk."""
     spare_tokens: int | None = None
     """See the function of this name; to be set before a step while prompts wait."""
-    pads: bool = True
-    """Whether the engine pads the prompts of a chunk to the longest of them: then only those of like length run
-    together."""
+    pads: bool = False
+    """Whether the engine pads the prompts of a chunk to the longest of them, as simulated ones may: then only
+    those of like length run together."""
 
     def settle(self) -> None:
         """Drop ended rows and move those that drew their first token into the decode pool."""

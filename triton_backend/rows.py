@@ -7,7 +7,7 @@ recorded.
 from collections.abc import Iterable
 
 from triton_backend.contract import End, NewRow
-from triton_backend.memory import Grouped, KVLayout, Ledger, OverBudget
+from triton_backend.memory import KVLayout, Ledger, OverBudget
 from triton_backend.plan import State
 from triton_backend.sequence import Sequence, Status, flaw
 
@@ -21,7 +21,7 @@ class Rows:
         vocabulary: int,
         max_prefill_tokens: int,
     ) -> None:
-        self.state = State(max_prefill_tokens, pads=isinstance(layout, Grouped))
+        self.state = State(max_prefill_tokens)
         self.ledger = Ledger(layout, kv_budget_bytes)
         self._most_bytes = kv_budget_bytes
         """What the ledger had at most: so much may come back."""

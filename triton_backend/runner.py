@@ -136,7 +136,7 @@ class Runner:
             try:
                 with self._counted():
                     chunk = self._chunk(prefill.rows, prefill.start, prefill.length)
-                    return self._step([chunk, self._newest(self._spans(decode))])
+                    return self._step([*chunk, self._newest(self._spans(decode))])
             except OutOfMemory:
                 pass
         rows: list[Sequence] = []
@@ -159,7 +159,7 @@ class Runner:
         length = min(length, max(row.prompt_tokens for row in rows) - start)
         try:
             with self._counted():
-                return self._step([self._chunk(rows, start, length)])
+                return self._step(self._chunk(rows, start, length))
         except OutOfMemory:
             parts = halves(rows, start, length)
             if parts is None:
@@ -216,20 +216,17 @@ class Runner:
         kv = self._decode_view(_decode_parts(spans, positions, inputs[1]))
         return _Part(inputs[0, :, None], inputs[1, :, None], kv, rows, list(range(len(rows))))
 
-    def _chunk(self, rows: list[Sequence], start: int, length: int) -> _Part:
-        length = min(length, max(row.prompt_tokens for row in rows) - start)
-        rows = sorted(rows, key=lambda row: self._cache.place(row.row))
-        chunks = [row.new.prompt[start : start + length] for row in rows]
-        ids = torch.tensor([chunk + [0] * (length - len(chunk)) for chunk in chunks], device=self._model.device)
-        positions = torch.arange(start, start + length, device=ids.device).expand_as(ids)
-        done = [at for at, row in enumerate(rows) if row.prompt_tokens <= start + length]
-        return _Part(
-            ids,
-            positions,
-            self._prefill_view(self._prefill_parts(rows, start, length), start),
-            [rows[at] for at in done],
-            [at * length + len(chunks[at]) - 1 for at in done],
-        )
+    def _chunk(self, rows: list[Sequence], start: int, length: int) -> list[_Part]:
+        """Each row's tokens, as many as it has: nothing is padded."""
+        parts = []
+        for row in rows:
+            chunk = row.new.prompt[start : start + length]
+            ids = torch.tensor([chunk], device=self._model.device)
+            positions = torch.arange(start, start + len(chunk), device=ids.device)[None]
+            is_done = row.prompt_tokens <= start + length
+            drawing, drawn_at = ([row], [len(chunk) - 1]) if is_done else ([], [])
+            parts.append(_Part(ids, positions, self._prompt_view(row, start, len(chunk)), drawing, drawn_at))
+        return parts
 
     def _spans(self, rows: Iterable[Sequence]) -> list[_Span]:
         """These rows, which are all of the decode pool, as they lie."""
@@ -249,16 +246,11 @@ class Runner:
             return logits[0, kept]
         return logits[0]
 
-    def _prefill_parts(self, rows: list[Sequence], start: int, length: int) -> list[PrefillPart]:
-        places = [self._cache.place(row.row) for row in rows]
-        parts, at = [], 0
-        for group in self._cache.groups:
-            slots = [place.slot for place in places if place.capacity == group.capacity]
-            if slots:
-                span = slice(at, at := at + len(slots))
-                index = torch.tensor(slots, device=self._model.device)
-                parts.append(PrefillPart(span, group, index, min(length, group.capacity - start)))
-        return parts
+    def _prompt_view(self, row: Sequence, start: int, length: int) -> KV:
+        capacity, slot = self._cache.place(row.row)
+        slots = torch.tensor([slot], device=self._model.device)
+        part = PrefillPart(slice(0, 1), self._cache.group(capacity), slots, length)
+        return self._prefill_view([part], start)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -23,9 +23,9 @@ class Padding(StrEnum):
     PADDED = "padded"
     """Every row of a step costs as much as the longest."""
     PROMPTS = "prompts"
-    """The prompts of a step do, running rows cost what they are (ours)."""
+    """The prompts of a step do, running rows cost what they are."""
     PACKED = "packed"
-    """Every row costs what it is."""
+    """Every row costs what it is (ours)."""
 
 
 @dataclass(slots=True)

@@ -59,28 +59,32 @@ def test_chunks_are_even() -> None:
 
 def test_a_short_prompt_does_not_pay_for_a_long_one() -> None:
     short, long = rows(30, 80, max_tokens=1)
-    assert play_chunks(State(200, deque([[long, short]]))) == [
-        Prefill([long], 0, 80),
-        Prefill([short], 0, 30),
+    assert play_chunks(State(200, deque([[long, short]]), pads=True)) == [
+        Prefill([long], 0, 80, True),
+        Prefill([short], 0, 30, True),
     ]
     short, long = rows(10, 64, max_tokens=1)
-    assert play_chunks(State(200, deque([[long, short]]))) == [Prefill([long, short], 0, 64)], (
+    assert play_chunks(State(200, deque([[long, short]]), pads=True)) == [Prefill([long, short], 0, 64, True)], (
         "a small chunk is no dearer"
     )
 
 
 def test_prompts_of_like_length_run_together_whichever_batch_they_came_in() -> None:
     first, second = rows(90, 30, 80, max_tokens=1), rows(100, 90, max_tokens=1)
-    chunks = play_chunks(State(400, deque([first, second])))
-    assert chunks == [Prefill([first[0], first[2], *second], 0, 100), Prefill([first[1]], 0, 30)]
+    chunks = play_chunks(State(400, deque([first, second]), pads=True))
+    assert chunks == [Prefill([first[0], first[2], *second], 0, 100, True), Prefill([first[1]], 0, 30, True)]
 
 
 def test_prompts_join_only_where_their_padding_stays_small() -> None:
     """Of 3 x 100 tokens 60 may be padding."""
     first, second, third = rows(100, 80, 60, max_tokens=1)
-    assert play_chunks(State(400, deque([[first, second, third]]))) == [Prefill([first, second, third], 0, 100)]
+    assert play_chunks(State(400, deque([[first, second, third]]), pads=True)) == [
+        Prefill([first, second, third], 0, 100, True)
+    ]
     first, second, third = rows(100, 80, 59, max_tokens=1)
-    assert play_chunks(State(400, deque([[first, second, third]])))[0] == Prefill([first, second], 0, 100)
+    assert play_chunks(State(400, deque([[first, second, third]]), pads=True))[0] == Prefill(
+        [first, second], 0, 100, True
+    )
 
 
 def test_a_chunk_and_the_running_rows_share_a_step() -> None:
@@ -102,7 +106,7 @@ def test_prompts_are_run_in_order_of_arrival() -> None:
 
 def test_where_nothing_is_padded_prompts_of_any_lengths_run_together() -> None:
     first, second = rows(30, 200, max_tokens=1), rows(90, 5, max_tokens=1)
-    one, other = play_chunks(State(300, deque([first, second]), pads=False))
+    one, other = play_chunks(State(300, deque([first, second])))
     assert (one.rows, one.tokens, one.squares) == ([first[0], first[1], second[1]], 235, 30**2 + 200**2 + 5**2)
     assert (other.rows, other.tokens) == ([second[0]], 90)
 
