@@ -15,6 +15,8 @@ from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Eve
 MAX_SAMPLES = 8192
 """Finished requests that the store keeps to learn from."""
 MAX_SNAPSHOT_BYTES = 1 << 20
+MAX_SHOWN = 16
+"""Tickets of a queue that is shown whole."""
 MAX_LETTERS = 1000
 """Letters that the store keeps for a gateway: what a fast engine says in some ten seconds."""
 INBOX_TTL_S = 30.0
@@ -123,7 +125,7 @@ class Store(Protocol):
         is."""
 
     async def queue(self) -> Queue:
-        """The heads of all non-empty sets and the shared figures."""
+        """The heads of all non-empty sets and the shared figures; and the tickets, if MAX_SHOWN wait or fewer."""
 
     async def peek(self, sets: Sequence[tuple[int, ServiceClass]], limit: int) -> list[Ticket]:
         """Up to `limit` queued tickets of those sets, best score first, nothing removed."""
