@@ -73,6 +73,8 @@ class Record(msgspec.Struct, frozen=True):
     """Of the call."""
     content: bytes
     """Opaque to the store."""
+    log: bytes = b""
+    """What its log says so far."""
 
 
 class LogWrite(msgspec.Struct, frozen=True):
@@ -184,7 +186,7 @@ class Store(Protocol):
         empty from the oldest; waits up to `wait_s` for the first."""
 
     async def keep(self, records: Sequence[Record], ttl_s: float) -> list[Written]:
-        """Keep each record for `ttl_s`, with an empty log; one of a higher epoch stays (FENCED)."""
+        """Keep each record and log for `ttl_s` instead of what was there; one of a higher epoch stays (FENCED)."""
 
     async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
         """Write to the logs of these records, each where it ends or before, and keep both for `ttl_s` from now,

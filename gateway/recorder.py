@@ -115,19 +115,22 @@ class Recorder:
         self._open[recording] = None
 
     def keep(self, recording: Recording, content: bytes) -> None:
-        """Its record, once there is one."""
+        """Its record, once there is one.  The store gets it with the log, or when all are prolonged: before the
+        first token nobody knows of the call."""
         if len(content) <= self.max_bytes:
             recording.content = content
         else:
             recording.content = b"too long"
             recording.close()
-        self.note(recording)
+        if recording.log:
+            self.note(recording)
 
     def end(self, recording: Recording) -> None:
         """Nobody reads or runs the call here any more; its time begins to run."""
         self._open.pop(recording, None)
         recording.ended_s = _now_s()
-        self.note(recording)
+        if recording.is_kept or recording.log:
+            self.note(recording)
 
     def forget(self, recording: Recording) -> None:
         """The call is another's, or never was."""
@@ -179,13 +182,28 @@ class Recorder:
 
     async def _write(self, batch: Sequence[Recording]) -> None:
         """Raises StoreLost."""
-        new = [recording for recording in batch if not recording.is_kept]
-        await self._keep(new)
-        # Keeping has prolonged it too.
-        idle = {one for one in new if len(one.log) == one.written}
-        kept = [one for one in batch if one.is_kept and one not in idle]
-        if not kept:
-            return
+        new = [one for one in batch if not one.is_kept]
+        kept = [one for one in batch if one.is_kept]
+        if new:
+            await self._keep(new)
+        if kept:
+            await self._log(kept)
+
+    async def _keep(self, new: Sequence[Recording]) -> None:
+        records = [
+            Record(one.call_id, one.epoch, one.owner, _now_s() - one.begun_s, one.content, bytes(one.log))
+            for one in new
+        ]
+        for one, record, written in zip(new, records, await self._store.keep(records, self._ttl_s), strict=True):
+            if written is Written.FENCED:
+                self._fence(one)
+            else:
+                one.is_kept = True
+                one.written = len(record.log)
+                one.on_written(one.written)
+        self._metrics.logged(sum(len(record.log) for record in records))
+
+    async def _log(self, kept: Sequence[Recording]) -> None:
         writes = [LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :])) for one in kept]
         for one, write, written in zip(kept, writes, await self._store.log(writes, self._ttl_s), strict=True):
             match written:
@@ -198,16 +216,6 @@ class Recorder:
                 case Written.FENCED:
                     self._fence(one)
         self._metrics.logged(sum(len(write.data) for write in writes))
-
-    async def _keep(self, new: Sequence[Recording]) -> None:
-        if not new:
-            return
-        records = [Record(one.call_id, one.epoch, one.owner, _now_s() - one.begun_s, one.content) for one in new]
-        for one, written in zip(new, await self._store.keep(records, self._ttl_s), strict=True):
-            if written is Written.FENCED:
-                self._fence(one)
-            else:
-                one.is_kept, one.written = True, 0
 
     def _fence(self, recording: Recording) -> None:
         self.forget(recording)

@@ -545,7 +545,14 @@ class StoreContract:
             assert await store.log([LogWrite("a", 0, offset, data)], 60) == [Written.DONE]
         assert (await adopt(store)).log == b"onetwothree"
 
-    async def test_a_record_kept_again_begins_with_an_empty_log(self, store: Store) -> None:
+    async def test_a_record_comes_with_the_beginning_of_its_log(self, store: Store) -> None:
+        await store.keep([msgspec.structs.replace(record("a"), log=b"\x00one"), record("b")], 60)
+        writes = [LogWrite("a", 0, 4, b"two"), LogWrite("b", 0, 1, b"x")]
+        assert await store.log(writes, 60) == [Written.DONE, Written.MISSING]
+        assert (await adopt(store)).log == b"\x00onetwo"
+        assert (await adopt(store, "b")).log == b""
+
+    async def test_a_record_kept_again_begins_its_log_again(self, store: Store) -> None:
         await store.keep([record("a")], 60)
         await store.log([LogWrite("a", 0, 0, b"long")], 60)
         assert await store.keep([record("a", epoch=3)], 60) == [Written.DONE]

@@ -67,7 +67,7 @@ def entry_args(entry: Entry) -> tuple[Arg, ...]:
 
 def record_args(record: Record) -> tuple[Arg, ...]:
     """In the order of keep.lua."""
-    return record.call, record.epoch, record.owner, microseconds(record.age_s), record.content
+    return record.call, record.epoch, record.owner, microseconds(record.age_s), record.content, record.log
 
 
 def flat(pairs: Iterable[tuple[Arg, Arg]]) -> list[Arg]:

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import msgspec
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -338,7 +339,9 @@ async def test_epochs_rise_even_if_the_clock_does_not(store: RedisStore, client:
 
 @pytest.mark.asyncio
 async def test_a_record_and_its_log_expire(store: RedisStore, client: Redis) -> None:
-    await store.keep([record("a")], 60)
+    await store.keep([msgspec.structs.replace(record("a"), log=b"x")], 60)
+    for key in (KEYS.record, KEYS.log):
+        assert 50_000 < await client.pttl(f"{key}:a") <= 60_000
     await store.log([LogWrite("a", 0, 0, b"x")], 30)
     await store.adopt("a", "key", 90)
     for key in (KEYS.record, KEYS.log):
