@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 WAIT_S = 0.02
 _RETRY_S = 0.2
+_MOMENT_S = 0.1
 
 
 class Mode(StrEnum):
@@ -55,6 +56,8 @@ class Recording:
         """The store has the record."""
         self.written = 0
         """Bytes of the log that the store has."""
+        self.written_s = -inf
+        """When it had them."""
         self.is_closed = False
         """Nobody may go on from here."""
         self.ended_s = inf
@@ -75,6 +78,11 @@ class Recording:
         self.is_closed = entry == token_log.CLOSED
         self.log += entry
         self._recorder.note(self)
+
+    def wrote(self, size: int) -> None:
+        """The store has the log up to there."""
+        self.written, self.written_s = size, _now_s()
+        self.on_written(size)
 
     def close(self) -> None:
         """The call has failed."""
@@ -126,10 +134,11 @@ class Recorder:
             self.note(recording)
 
     def end(self, recording: Recording) -> None:
-        """Nobody reads or runs the call here any more; its time begins to run."""
+        """Nobody reads or runs the call here any more; its time begins to run, if not with a write just now."""
         self._open.pop(recording, None)
-        recording.ended_s = _now_s()
-        if recording.is_kept or recording.log:
+        recording.ended_s = now_s = _now_s()
+        is_late = recording.is_kept and now_s - recording.written_s > _MOMENT_S
+        if is_late or recording.written < len(recording.log):
             self.note(recording)
 
     def forget(self, recording: Recording) -> None:
@@ -199,8 +208,7 @@ class Recorder:
                 self._fence(one)
             else:
                 one.is_kept = True
-                one.written = len(record.log)
-                one.on_written(one.written)
+                one.wrote(len(record.log))
         self._metrics.logged(sum(len(record.log) for record in records))
 
     async def _log(self, kept: Sequence[Recording]) -> None:
@@ -208,8 +216,7 @@ class Recorder:
         for one, write, written in zip(kept, writes, await self._store.log(writes, self._ttl_s), strict=True):
             match written:
                 case Written.DONE:
-                    one.written = write.offset + len(write.data)
-                    one.on_written(one.written)
+                    one.wrote(write.offset + len(write.data))
                 case Written.MISSING:
                     one.is_kept = False
                     self.note(one)
