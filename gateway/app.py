@@ -41,8 +41,6 @@ _DISCOVERY_S = 1.0
 _LAG_S = 0.1
 _CUT_S = 2.0
 """For the store to hear of streams that were cut."""
-_GC_OBJECTS = 10_000
-"""Between two looks for garbage: a look at as many takes a millisecond."""
 
 
 def run(settings: Settings) -> int:
@@ -169,7 +167,10 @@ async def serve(settings: Settings) -> None:
             await site.start()
         if keyring.is_open and not _is_loopback(settings.host):
             log.warning("gateway.open", host=settings.host, reason="no API key is configured: anybody may ask")
-        _spare_collector()
+        # What is there before the first request stays; to look through it again and again would hold everybody up
+        # for tenths of a second.
+        gc.collect()
+        gc.freeze()
         log.info("gateway.listening", host=settings.host, port=settings.port, model=model_name(settings))
         await _first(running, asyncio.create_task(_stop_signal()))
         gateway.leave()
@@ -230,14 +231,6 @@ async def _run_all(*works: Coroutine[Any, Any, None]) -> None:
     async with asyncio.TaskGroup() as group:
         for work in works:
             group.create_task(work)
-
-
-def _spare_collector() -> None:
-    """What is there before the first request stays; to look through it again and again would hold everybody up for
-    tenths of a second."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_OBJECTS)
 
 
 async def _measure_lag(metrics: Metrics) -> None:

@@ -61,7 +61,7 @@ class Recording:
         self.is_closed = False
         """Nobody may go on from here."""
         self.ended_s = inf
-        self.on_written: Callable[[int], None] = lambda written: None
+        self.on_written: Callable[[int], None] = _nobody_waits
         """Hears up to where the log needs no waiting for any more."""
         self._recorder = recorder
 
@@ -137,6 +137,7 @@ class Recorder:
         """Nobody reads or runs the call here any more; its time begins to run, if not with a write just now."""
         self._open.pop(recording, None)
         recording.ended_s = now_s = _now_s()
+        recording.on_written = _nobody_waits
         is_late = recording.is_kept and now_s - recording.written_s > _MOMENT_S
         if is_late or recording.written < len(recording.log):
             self.note(recording)
@@ -239,6 +240,10 @@ class Recorder:
         self._is_quick = False
         for recording in self._open:
             recording.on_written(len(recording.log))
+
+
+def _nobody_waits(written: int) -> None:
+    pass
 
 
 def _now_s() -> float:
