@@ -5,7 +5,7 @@ ROUNDS ?= 20
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check stack chaos clean
+.PHONY: help setup up test check stack chaos bench clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,9 @@ stack: $(INSTALLED) # the slow part of `test`
 
 chaos: $(INSTALLED) ## Break things at random under open streams (ROUNDS=20 SEED=1)
 	CHAOS_ROUNDS=$(ROUNDS) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/stack/test_chaos.py -s
+
+bench: $(INSTALLED) ## Measure what matters most anew, in short, beside the committed figures (ARGS=--write to commit)
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m benchmarks.regress $(ARGS)
 
 clean: ## Remove .venv, caches and run folders
 	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

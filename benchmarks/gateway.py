@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,14 +44,36 @@ class Server(NamedTuple):
     """By name; the first is what answers clients."""
 
 
-class Spent(NamedTuple):
-    """Of one load."""
+Serving = AbstractAsyncContextManager[Server]
 
+
+class Spent(NamedTuple):
+    """Of one load of so many requests or tokens."""
+
+    units: int
     wall_s: float
     cpu_s: Mapping[str, float]
 
-    def each(self, count: int) -> str:
-        return ", ".join(f"{name} {1e6 * spent / count:.1f}" for name, spent in self.cpu_s.items())
+    @property
+    def own_us(self) -> float:
+        """For each, by the process that answers."""
+        return 1e6 * next(iter(self.cpu_s.values())) / self.units
+
+    @property
+    def each(self) -> str:
+        return ", ".join(f"{name} {1e6 * spent / self.units:.1f}" for name, spent in self.cpu_s.items())
+
+
+class Beside(NamedTuple):
+    """How streams fared beside those who ask for much."""
+
+    gaps_ms: Any
+    lags: int
+    """Samples of the loop's lag."""
+    lag_p99_ms: float
+    """At most."""
+    statuses: list[int]
+    """Of the large bodies."""
 
 
 async def main() -> None:
@@ -61,24 +83,51 @@ async def main() -> None:
     parser.add_argument("--peer", type=Path, help="an environment with litellm[proxy]")
     options = parser.parse_args()
     async with stand_in(0) as server:
-        print(await first_token(server))
-        print(await short_requests(server, 6000, 32))
+        print(f"first token, one client: {quantiles(await first_token(server))} (wanted P50 3 and P99 10)")
+        await _print_short(server, 6000, 32)
     async with stand_in(STEP_US) as server:
-        print(await streams(server, options.streams, options.tokens))
-        print(await evenness(server, 32, 200))
-        print(await neighbours(server, 32, 400))
+        await _print_streams(server, options.streams, options.tokens)
+        gaps = await gaps_ms(server, 32, 200)
+        # Each step gives every stream a token, so the mean is the engine's, however they come.
+        step_ms = np.mean(gaps)
+        print(
+            f"32 streams, steps of {step_ms:.1f} ms, gaps between tokens at the client: {quantiles(gaps)}; "
+            f"{np.mean(gaps < step_ms / 2):.2%} under half a step"
+        )
+        beside = await neighbours(server, 32, 400)
+        print(
+            f"32 streams beside {len(beside.statuses)} bodies of 5 MB (answered {sorted(set(beside.statuses))}) "
+            f"and a client that does not read: gaps {quantiles(beside.gaps_ms)}; the loop's lag, {beside.lags} "
+            f"samples: P99 below {beside.lag_p99_ms:g} ms (wanted 20)"
+        )
     if options.peer:
         async with stand_in(STEP_US) as server:
-            print(await short_requests(server, 600, 8))
-            print(await streams(server, 8, 200))
+            await _print_short(server, 600, 8)
+            await _print_streams(server, 8, 200)
         async with peer(options.peer) as server:
             print("LiteLLM")
-            print(await short_requests(server, 600, 8))
-            print(await streams(server, 8, 200))
+            await _print_short(server, 600, 8)
+            await _print_streams(server, 8, 200)
 
 
-async def first_token(server: Server, count: int = 1000) -> str:
-    """One after the other, by a client that does as little as it can."""
+async def _print_short(server: Server, count: int, clients: int) -> None:
+    spent = await short_requests(server, count, clients)
+    print(
+        f"short requests, {clients} at once: {count / spent.wall_s:.0f}/s, {1e6 / spent.own_us:.0f} a second and "
+        f"core (wanted 800); us each: {spent.each}"
+    )
+
+
+async def _print_streams(server: Server, count: int, tokens: int) -> None:
+    spent = await streams(server, count, tokens)
+    print(
+        f"{count} streams, a step every {STEP_US / 1000:g} ms: {spent.units / spent.wall_s:.0f} tokens/s; "
+        f"us a token (wanted 40): {spent.each}"
+    )
+
+
+async def first_token(server: Server, count: int = 1000) -> list[float]:
+    """Milliseconds each: one after the other, by a client that does as little as it can."""
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     body = json.dumps(body_of(2, stream=True)).encode()
@@ -93,39 +142,30 @@ async def first_token(server: Server, count: int = 1000) -> str:
         took_ms.append(1000 * (time.perf_counter() - begun_s))
         await reader.readuntil(b"0\r\n\r\n")
     writer.close()
-    p50, p99 = np.quantile(took_ms[100:], [0.5, 0.99])
-    return f"first token, one client: P50 {p50:.1f} ms, P99 {p99:.1f} ms (wanted 3 and 10)"
+    return took_ms[count // 10 :]
 
 
-async def short_requests(server: Server, count: int, clients: int) -> str:
+async def short_requests(server: Server, count: int, clients: int) -> Spent:
     """As many as it can take, one token each."""
     await crowd(server, 2 * clients, clients, body_of(1))
-    spent = await _spent(server, crowd(server, count, clients, body_of(1)))
-    own_s = next(iter(spent.cpu_s.values()))
-    return (
-        f"short requests, {clients} at once: {count / spent.wall_s:.0f}/s, {count / own_s:.0f} a second and core "
-        f"(wanted 800); us each: {spent.each(count)}"
-    )
+    return await _spent(server, count, crowd(server, count, clients, body_of(1)))
 
 
-async def streams(server: Server, count: int, tokens: int) -> str:
+async def streams(server: Server, count: int, tokens: int) -> Spent:
+    """Of a token."""
     await crowd(server, min(count, 32), 32, body_of(16, stream=True))
-    spent = await _spent(server, crowd(server, count, count, body_of(tokens, stream=True)))
-    return (
-        f"{count} streams, a step every {STEP_US / 1000:g} ms: {count * tokens / spent.wall_s:.0f} tokens/s; "
-        f"us a token (wanted 40): {spent.each(count * tokens)}"
-    )
+    return await _spent(server, count * tokens, crowd(server, count, count, body_of(tokens, stream=True)))
 
 
-async def evenness(server: Server, count: int, tokens: int) -> str:
-    gaps_ms = np.concatenate(await asyncio.gather(*(_gaps_ms(server, tokens) for _ in range(count))))
-    return f"{count} streams, gaps between tokens at the client: {_quantiles(gaps_ms)}"
+async def gaps_ms(server: Server, count: int, tokens: int) -> Any:
+    """Between tokens at the client, of so many streams."""
+    return np.concatenate(await asyncio.gather(*(_gaps_ms(server, tokens) for _ in range(count))))
 
 
-async def neighbours(server: Server, count: int, tokens: int) -> str:
-    """The gaps of others, and how late the loop is, while big bodies come in and somebody does not read."""
+async def neighbours(server: Server, count: int, tokens: int) -> Beside:
+    """While big bodies come in and somebody does not read."""
     before = await _lag(server)
-    watched = asyncio.gather(*(_gaps_ms(server, tokens) for _ in range(count)))
+    watched = asyncio.create_task(gaps_ms(server, count, tokens))
     deaf = asyncio.create_task(_deaf(server))
     # Six bytes a character in JSON: within what is tokenised, and longer than the context.
     big = json.dumps(body_of(1) | {"prompt": "é" * (BIG_BYTES // 6)}).encode()
@@ -137,14 +177,9 @@ async def neighbours(server: Server, count: int, tokens: int) -> str:
             statuses.append(response.status)
         await asyncio.sleep(0.2)
     deaf.cancel()
-    gaps_ms = np.concatenate(await watched)
     lag = [(bound, now - then) for (bound, now), (_, then) in zip(await _lag(server), before, strict=True)]
     p99_s = next(bound for bound, below in lag if below >= 0.99 * lag[-1][1])
-    return (
-        f"{count} streams beside {len(statuses)} bodies of 5 MB (answered {sorted(set(statuses))}) and a client "
-        f"that does not read: gaps {_quantiles(gaps_ms)}; the loop's lag, {lag[-1][1]:.0f} samples: "
-        f"P99 below {1000 * p99_s:g} ms (wanted 20)"
-    )
+    return Beside(await watched, int(lag[-1][1]), 1000 * p99_s, statuses)
 
 
 _JSON = {"Content-Type": "application/json"}
@@ -172,16 +207,16 @@ async def _lag(server: Server) -> list[tuple[float, float]]:
     return [(float(bound), float(count)) for bound, count in found]
 
 
-def _quantiles(values_ms: Any) -> str:
+def quantiles(values_ms: Any) -> str:
     p1, p50, p99, most = np.quantile(values_ms, [0.01, 0.5, 0.99, 1.0])
     return f"P1 {p1:.1f}, P50 {p50:.1f}, P99 {p99:.1f}, longest {most:.1f} ms"
 
 
-async def _spent(server: Server, load: Any) -> Spent:
+async def _spent(server: Server, count: int, load: Any) -> Spent:
     before, begun_s = {name: cpu_s(pid) for name, pid in server.pids.items()}, time.perf_counter()
     await load
     wall_s = time.perf_counter() - begun_s
-    return Spent(wall_s, {name: cpu_s(pid) - before[name] for name, pid in server.pids.items()})
+    return Spent(count, wall_s, {name: cpu_s(pid) - before[name] for name, pid in server.pids.items()})
 
 
 async def crowd(server: Server, requests: int, clients: int, body: dict[str, Any]) -> None:
@@ -239,9 +274,7 @@ async def peer(environment: Path) -> AsyncIterator[Server]:
         env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         env["LITELLM_MASTER_KEY"] = key
         with (Path(folder) / "log").open("wb") as log:
-            upstream = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.upstream", str(upstream_port), str(STEP_US))
-            )
+            upstream = await _upstream(upstream_port, STEP_US)
             proxy = await asyncio.create_subprocess_exec(
                 *(environment / "bin" / "litellm", "--config", config, "--num_workers", "1"),
                 *("--host", "127.0.0.1", "--port", str(port)),
@@ -257,6 +290,24 @@ async def peer(environment: Path) -> AsyncIterator[Server]:
                 for process in (proxy, upstream):
                     process.send_signal(signal.SIGTERM)
                     await process.wait()
+
+
+@asynccontextmanager
+async def bare(step_us: int) -> AsyncIterator[Server]:
+    """The OpenAI server without a model alone."""
+    port = local.free_port()
+    process = await _upstream(port, step_us)
+    try:
+        async with _client("") as session:
+            yield Server(session, await _until_ready(session, port, "v1/models"), {"bare": process.pid})
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def _upstream(port: int, step_us: int) -> asyncio.subprocess.Process:
+    command = (sys.executable, "-m", "benchmarks.upstream", str(port), str(step_us))
+    return await asyncio.create_subprocess_exec(*command)
 
 
 def _client(key: str) -> aiohttp.ClientSession:

@@ -29,11 +29,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     options = parser.parse_args()
     seeds = range(1, options.seeds + 1)
-    capacity = _capacity(options.workload, options.cost)
+    capacity = capacity_of(options.workload, options.cost)
     print(f"{options.workload} on {options.cost}: capacity {capacity:.2f} requests/s\n")
     print("load / capacity | refused | of the admitted, in SLO | goodput / capacity")
     for multiple in MULTIPLES:
-        runs = [_steady(options.workload, options.cost, multiple * capacity, seed) for seed in seeds]
+        runs = [steady(options.workload, options.cost, multiple * capacity, seed) for seed in seeds]
         refused, kept, goodput = (mean(figures) for figures in zip(*runs, strict=True))
         print(f"{multiple:15.1f} | {refused:7.1%} | {kept:23.1%} | {goodput / capacity:.2f}")
     print("\nTwice the capacity for 60 s, then 0.7 of it; refused clients come back when told:")
@@ -44,18 +44,18 @@ def main() -> None:
         print(f"seed {seed}: {result.returns} returns, {let_in:.1%} let in; {gave_up} gave up")
 
 
-def _capacity(workload: str, cost: str) -> float:
+def capacity_of(workload: str, cost: str) -> float:
     """Requests/s within their targets, at most."""
     rate, best = 0.25, 0.0
     while rate < 1000:
-        *_, goodput = _steady(workload, cost, rate, 1, num_requests=1000)
+        *_, goodput = steady(workload, cost, rate, 1, num_requests=1000)
         if goodput < 0.9 * best:
             break
         best, rate = max(best, goodput), rate * 1.25
     return best
 
 
-def _steady(
+def steady(
     workload: str, cost: str, rate: float, seed: int, num_requests: int = STEADY_REQUESTS
 ) -> tuple[float, float, float]:
     """Refused share, share of the admitted within their targets, goodput."""

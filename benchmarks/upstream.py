@@ -40,9 +40,14 @@ def _event(finish_reason: str | None) -> bytes:
     return b"data: %b\n\n" % json.dumps(HEAD | {"choices": [choice]}).encode()
 
 
+async def models(request: web.Request) -> web.Response:
+    return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+
 def main(port: int, step_us: int) -> None:
     app = web.Application()
-    app.add_routes([web.post("/v1/completions", Server(step_us / 1e6).completion)])
+    answers = Server(step_us / 1e6)
+    app.add_routes([web.post("/v1/completions", answers.completion), web.get("/v1/models", models)])
     web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=lambda *_: None)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import secrets
 import signal
@@ -166,6 +167,10 @@ async def serve(settings: Settings) -> None:
             await site.start()
         if keyring.is_open and not _is_loopback(settings.host):
             log.warning("gateway.open", host=settings.host, reason="no API key is configured: anybody may ask")
+        # What is there before the first request stays; to look through it again and again would hold everybody up
+        # for tenths of a second.
+        gc.collect()
+        gc.freeze()
         log.info("gateway.listening", host=settings.host, port=settings.port, model=model_name(settings))
         await _first(running, asyncio.create_task(_stop_signal()))
         gateway.leave()

@@ -57,7 +57,7 @@ class Chooser:
         window = max(policy.priority.window, self._config.max_batch_rows)
         heads: list[Ticket] = []
         for group in self._groups(queue)[:_MAX_PEEKS]:
-            waiting = await self._store.peek([(head.bin, head.service_class) for head in group], window)
+            waiting = await self._waiting(queue, [(head.bin, head.service_class) for head in group], window)
             tickets = policy.priority.order(waiting, queue.now_s)
             chosen = self._guard.select(policy.batch, tickets, self._room(replica), queue.now_s)
             if chosen:
@@ -65,6 +65,14 @@ class Chooser:
                 return chosen, []
             heads += tickets[:1]
         return [], self._victims(heads[0], replica) if heads and preempt.is_due(heads[0], queue.now_s) else []
+
+    async def _waiting(
+        self, queue: Queue, sets: Sequence[tuple[int, ServiceClass]], limit: int
+    ) -> Sequence[Ticket]:
+        """The best tickets of these sets."""
+        if not queue.shown:
+            return await self._store.peek(sets, limit)
+        return [ticket for ticket in queue.shown if (ticket.bin, ticket.service_class) in sets]
 
     def charge(self, queue: Queue, chosen: Sequence[Ticket]) -> dict[ServiceClass, float]:
         """The classes' figures once these are claimed."""

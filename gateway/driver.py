@@ -1,4 +1,4 @@
-"""The loop of one replica: choose -> peek -> fit -> claim -> send; session events -> the rows' origins.
+"""The loop of one replica: look -> choose -> claim -> send; session events -> the rows' origins.
 
 One gateway at a time drives a replica, elected by a lease in the store; the engine arbitrates by epoch.  The
 driver knows every row in its engine, so planning memory needs no lock.  It never puts a ticket back: it tells
@@ -376,10 +376,10 @@ class Driver:
             return False
         async with self._dispatching:
             entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
+            # What came in the meantime has woken somebody.
+            self._is_short = more_waits
             await self._send(session, replica, epoch, entries)
         await self._chooser.rebucket(queue, replica)
-        # What came in the meantime has woken somebody.
-        self._is_short = more_waits
         return bool(entries) and more_waits
 
     async def _evict(self, session: Session, epoch: int, rows: Sequence[int]) -> None:

@@ -1,4 +1,8 @@
-"""Lets calls in, or tells them when to come back: the policy's admission, asked of what waits now."""
+"""Lets calls in, or tells them when to come back: the policy's admission, asked of what waits now.
+
+If nothing waited a moment ago, it is not asked for again: a call is let in as if that were so still, on condition
+that it is when it is queued, which the store checks in the same step.
+"""
 
 import asyncio
 import random
@@ -11,15 +15,20 @@ import msgspec
 from gateway import card
 from gateway.call import OpenCall, Promise
 from gateway.card import Cards
-from gateway.errors import StoreLost, TooManyRequests, Unavailable
+from gateway.errors import QueueFull, StoreLost, TooManyRequests, Unavailable
 from gateway.fleet import Fleet
 from gateway.policy import admission, demand, line
 from gateway.policy.admission import AdmissionRule, Asked, Everybody, Load
 from gateway.policy.demand import Demand, octave
 from gateway.policy.line import Line
 from gateway.policy.margin import Margin
-from gateway.ports import Limits, Store
+from gateway.ports import Entry, Limits, Store
 from gateway.request import Backlog, Request, ServiceClass
+
+_IDLE_S = 1.0
+"""For so long it may be assumed that still nothing waits."""
+_MAX_PUTS = 4
+"""So often is admission asked because others came in between."""
 
 
 class Gatekeeper:
@@ -40,6 +49,10 @@ class Gatekeeper:
         self._margins: defaultdict[tuple[ServiceClass, int], Margin] = defaultdict(Margin)
         self._demand = {name: Demand() for name in ServiceClass}
         self._others = Cards()
+        self._idle_until_s = -inf
+        """Nothing waited when the store was asked last, and until then that may be assumed."""
+        self._ahead_s = 0.0
+        """The store's clock less the event loop's, by the last answer."""
 
     def card(self) -> bytes:
         """What the other gateways should know."""
@@ -51,13 +64,46 @@ class Gatekeeper:
         self._others.read(cards, asyncio.get_running_loop().time())
 
     def arrived(self, call: OpenCall, request: Request) -> None:
-        """To be told of each call once, before `limits` is asked."""
+        """To be told of each call once, before it is to enter."""
         now_s = asyncio.get_running_loop().time()
         tickets = call.tickets
         seconds = sum(ticket.seconds for ticket in tickets)
         self._demand[request.service_class].note(tickets[0].ttft_s, seconds, now_s)
         if request.num_retries:
             self._lines[request.service_class].returned(now_s)
+
+    async def enter(self, call: OpenCall, request: Request) -> tuple[list[Entry], list[float]]:
+        """Queue the call's tickets: these, with their scores.
+
+        Raises TooManyRequests and Unavailable if nothing was queued, and StoreLost if it is not known.
+        """
+        limits = self._limits_if_idle(call, request)
+        for _ in range(_MAX_PUTS):
+            limits = limits or await self.limits(call, request)
+            entries = [live.entry for live in call.live.values()]
+            try:
+                return entries, await self._store.put(entries, limits)
+            except QueueFull as full:
+                reason = full.reason
+                if reason != "seconds":
+                    break
+            limits = None
+        raise await self.full(call, request, reason)
+
+    def _limits_if_idle(self, call: OpenCall, request: Request) -> Limits | None:
+        """For a call that may come in if nothing waits, when that may be so."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s > self._idle_until_s or isinstance(self._rule, Everybody):
+            return None
+        _check_target(call, request)
+        backlog = Backlog(now_s + self._ahead_s, now_s + self._ahead_s, {})
+        asked, load = self._load(call, request, backlog)
+        forecast = self._rule.forecast(asked, load)
+        if forecast.late_s > 0:
+            return None
+        call.promise = Promise(asked, forecast.ttft_s)
+        # The store counts whole microseconds, ticket by ticket.
+        return self._relied_on(backlog, asked.seconds + 1e-6 * len(call.live))
 
     async def limits(self, call: OpenCall, request: Request) -> Limits:
         """The bounds under which the call may be queued, relied on by its admission.
@@ -71,6 +117,15 @@ class Gatekeeper:
             backlog = await self._backlog(call)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
+        asked, load = self._load(call, request, backlog)
+        forecast = self._rule.forecast(asked, load)
+        if forecast.late_s > 0:
+            raise self._refusal(request, asked, load, forecast.late_s)
+        call.promise = Promise(asked, forecast.ttft_s)
+        return self._relied_on(backlog, backlog.seconds + _slip_s(asked, load))
+
+    def _load(self, call: OpenCall, request: Request, backlog: Backlog) -> tuple[Asked, Load]:
+        """What the call asks for, and what it meets."""
         now_s = asyncio.get_running_loop().time()
         asked, start_s = self._look(call, backlog)
         load = Load(
@@ -84,15 +139,11 @@ class Gatekeeper:
             margin=1.0 if request.num_retries else self._margin(asked).part,
             promised=[] if request.num_retries else self._promised(asked.service_class, now_s),
         )
-        forecast = self._rule.forecast(asked, load)
-        if forecast.late_s > 0:
-            raise self._refusal(request, asked, load, forecast.late_s)
-        call.promise = Promise(asked, forecast.ttft_s)
-        return msgspec.structs.replace(
-            self._limits,
-            max_seconds=backlog.seconds + _slip_s(asked, load),
-            max_lead_s=self._max_lead_s(backlog),
-        )
+        return asked, load
+
+    def _relied_on(self, backlog: Backlog, max_seconds: float) -> Limits:
+        max_lead_s = self._max_lead_s(backlog)
+        return msgspec.structs.replace(self._limits, max_seconds=max_seconds, max_lead_s=max_lead_s)
 
     async def full(self, call: OpenCall, request: Request, reason: str) -> TooManyRequests:
         """The refusal of a call that passes a bound of the queue."""
@@ -140,7 +191,11 @@ class Gatekeeper:
 
     async def _backlog(self, call: OpenCall) -> Backlog:
         first = call.tickets[0]
-        return await self._store.backlog(first.service_class, first.tenant)
+        backlog = await self._store.backlog(first.service_class, first.tenant)
+        now_s = asyncio.get_running_loop().time()
+        self._ahead_s = backlog.now_s - now_s
+        self._idle_until_s = -inf if backlog.slots else now_s + _IDLE_S
+        return backlog
 
     def _refusal(
         self, request: Request, asked: Asked, load: Load, late_s: float, reason: str = ""

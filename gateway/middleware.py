@@ -92,6 +92,8 @@ class Middleware:
             raise
         finally:
             self._ended(request, exchange, status)
+            # It holds the request, which holds the exchange: a circle that only the collector would find.
+            exchange.stream = None
 
     async def _answer(self, request: web.Request, exchange: Exchange, handler: Handler) -> web.StreamResponse:
         try:

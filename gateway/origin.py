@@ -25,7 +25,6 @@ from gateway.errors import (
     InternalError,
     Interrupted,
     Poisoned,
-    QueueFull,
     StoreLost,
     Unavailable,
 )
@@ -59,8 +58,6 @@ _DIED = "engine died"
 _ANY_ATTEMPT = 2**62
 _RETRY_S = 0.2
 _IDLE_POLL_S = 0.05
-_MAX_PUTS = 3
-"""So often is admission asked again because others came in between."""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -264,27 +261,14 @@ class Origin:
 
     async def _put(self, call: OpenCall, request: Request) -> None:
         self.gatekeeper.arrived(call, request)
-        for _ in range(_MAX_PUTS):
-            try:
-                limits = await self.gatekeeper.limits(call, request)
-            except ApiError:
-                self._forget(call)
-                raise
-            entries = [live.entry for live in call.live.values()]
-            try:
-                scores = await self._store.put(entries, limits)
-            except QueueFull as full:
-                reason = full.reason
-                if reason != "seconds":
-                    break
-            except StoreLost as lost:
-                raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
-            else:
-                self._queued(entries, scores)
-                return
-        refusal = await self.gatekeeper.full(call, request, reason)
-        self._forget(call)
-        raise refusal
+        try:
+            entries, scores = await self.gatekeeper.enter(call, request)
+        except StoreLost as lost:
+            raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
+        except ApiError:
+            self._forget(call)
+            raise
+        self._queued(entries, scores)
 
     def _forget(self, call: OpenCall) -> None:
         """Nothing of the call was queued."""

@@ -15,6 +15,8 @@ from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Eve
 MAX_SAMPLES = 8192
 """Finished requests that the store keeps to learn from."""
 MAX_SNAPSHOT_BYTES = 1 << 20
+MAX_SHOWN = 16
+"""Tickets of a queue that is shown whole."""
 MAX_LETTERS = 1000
 """Letters that the store keeps for a gateway: what a fast engine says in some ten seconds."""
 INBOX_TTL_S = 30.0
@@ -71,6 +73,8 @@ class Record(msgspec.Struct, frozen=True):
     """Of the call."""
     content: bytes
     """Opaque to the store."""
+    log: bytes = b""
+    """What its log says so far."""
 
 
 class LogWrite(msgspec.Struct, frozen=True):
@@ -123,7 +127,7 @@ class Store(Protocol):
         is."""
 
     async def queue(self) -> Queue:
-        """The heads of all non-empty sets and the shared figures."""
+        """The heads of all non-empty sets and the shared figures; and the tickets, if MAX_SHOWN wait or fewer."""
 
     async def peek(self, sets: Sequence[tuple[int, ServiceClass]], limit: int) -> list[Ticket]:
         """Up to `limit` queued tickets of those sets, best score first, nothing removed."""
@@ -182,7 +186,7 @@ class Store(Protocol):
         empty from the oldest; waits up to `wait_s` for the first."""
 
     async def keep(self, records: Sequence[Record], ttl_s: float) -> list[Written]:
-        """Keep each record for `ttl_s`, with an empty log; one of a higher epoch stays (FENCED)."""
+        """Keep each record and log for `ttl_s` instead of what was there; one of a higher epoch stays (FENCED)."""
 
     async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
         """Write to the logs of these records, each where it ends or before, and keep both for `ttl_s` from now,

@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 WAIT_S = 0.02
 _RETRY_S = 0.2
+_MOMENT_S = 0.1
 
 
 class Mode(StrEnum):
@@ -55,10 +56,12 @@ class Recording:
         """The store has the record."""
         self.written = 0
         """Bytes of the log that the store has."""
+        self.written_s = -inf
+        """When it had them."""
         self.is_closed = False
         """Nobody may go on from here."""
         self.ended_s = inf
-        self.on_written: Callable[[int], None] = lambda written: None
+        self.on_written: Callable[[int], None] = _nobody_waits
         """Hears up to where the log needs no waiting for any more."""
         self._recorder = recorder
 
@@ -75,6 +78,11 @@ class Recording:
         self.is_closed = entry == token_log.CLOSED
         self.log += entry
         self._recorder.note(self)
+
+    def wrote(self, size: int) -> None:
+        """The store has the log up to there."""
+        self.written, self.written_s = size, _now_s()
+        self.on_written(size)
 
     def close(self) -> None:
         """The call has failed."""
@@ -115,19 +123,24 @@ class Recorder:
         self._open[recording] = None
 
     def keep(self, recording: Recording, content: bytes) -> None:
-        """Its record, once there is one."""
+        """Its record, once there is one.  The store gets it with the log, or when all are prolonged: before the
+        first token nobody knows of the call."""
         if len(content) <= self.max_bytes:
             recording.content = content
         else:
             recording.content = b"too long"
             recording.close()
-        self.note(recording)
+        if recording.log:
+            self.note(recording)
 
     def end(self, recording: Recording) -> None:
-        """Nobody reads or runs the call here any more; its time begins to run."""
+        """Nobody reads or runs the call here any more; its time begins to run, if not with a write just now."""
         self._open.pop(recording, None)
-        recording.ended_s = _now_s()
-        self.note(recording)
+        recording.ended_s = now_s = _now_s()
+        recording.on_written = _nobody_waits
+        is_late = recording.is_kept and now_s - recording.written_s > _MOMENT_S
+        if is_late or recording.written < len(recording.log):
+            self.note(recording)
 
     def forget(self, recording: Recording) -> None:
         """The call is another's, or never was."""
@@ -179,35 +192,38 @@ class Recorder:
 
     async def _write(self, batch: Sequence[Recording]) -> None:
         """Raises StoreLost."""
-        new = [recording for recording in batch if not recording.is_kept]
-        await self._keep(new)
-        # Keeping has prolonged it too.
-        idle = {one for one in new if len(one.log) == one.written}
-        kept = [one for one in batch if one.is_kept and one not in idle]
-        if not kept:
-            return
+        new = [one for one in batch if not one.is_kept]
+        kept = [one for one in batch if one.is_kept]
+        if new:
+            await self._keep(new)
+        if kept:
+            await self._log(kept)
+
+    async def _keep(self, new: Sequence[Recording]) -> None:
+        records = [
+            Record(one.call_id, one.epoch, one.owner, _now_s() - one.begun_s, one.content, bytes(one.log))
+            for one in new
+        ]
+        for one, record, written in zip(new, records, await self._store.keep(records, self._ttl_s), strict=True):
+            if written is Written.FENCED:
+                self._fence(one)
+            else:
+                one.is_kept = True
+                one.wrote(len(record.log))
+        self._metrics.logged(sum(len(record.log) for record in records))
+
+    async def _log(self, kept: Sequence[Recording]) -> None:
         writes = [LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :])) for one in kept]
         for one, write, written in zip(kept, writes, await self._store.log(writes, self._ttl_s), strict=True):
             match written:
                 case Written.DONE:
-                    one.written = write.offset + len(write.data)
-                    one.on_written(one.written)
+                    one.wrote(write.offset + len(write.data))
                 case Written.MISSING:
                     one.is_kept = False
                     self.note(one)
                 case Written.FENCED:
                     self._fence(one)
         self._metrics.logged(sum(len(write.data) for write in writes))
-
-    async def _keep(self, new: Sequence[Recording]) -> None:
-        if not new:
-            return
-        records = [Record(one.call_id, one.epoch, one.owner, _now_s() - one.begun_s, one.content) for one in new]
-        for one, written in zip(new, await self._store.keep(records, self._ttl_s), strict=True):
-            if written is Written.FENCED:
-                self._fence(one)
-            else:
-                one.is_kept, one.written = True, 0
 
     def _fence(self, recording: Recording) -> None:
         self.forget(recording)
@@ -224,6 +240,10 @@ class Recorder:
         self._is_quick = False
         for recording in self._open:
             recording.on_written(len(recording.log))
+
+
+def _nobody_waits(written: int) -> None:
+    pass
 
 
 def _now_s() -> float:

@@ -230,6 +230,8 @@ class Queue(msgspec.Struct, frozen=True):
     tickets: int
     tokens: int
     bytes: int
+    shown: Sequence[Ticket] = ()
+    """All that waits, best score first, if that is little."""
 
     @property
     def waiting(self) -> set[ServiceClass]:

@@ -12,6 +12,7 @@ from gateway.errors import LeaseLost, QueueFull
 from gateway.ports import (
     MAX_LETTERS,
     MAX_SAMPLES,
+    MAX_SHOWN,
     MAX_SNAPSHOT_BYTES,
     Adopted,
     Entry,
@@ -186,6 +187,18 @@ class StoreContract:
         assert await peek_ids(store, *sets, limit=37) == everything[:37]
         assert await peek_ids(store, *sets, limit=0) == []
         assert await peek_ids(store, (2, DEFAULT), (2, DEFAULT)) == everything[1::4]
+
+    async def test_a_short_queue_is_shown_whole(self, store: Store) -> None:
+        sets = [(1, FLEX), (2, DEFAULT), (3, PRIORITY)]
+        for number in range(MAX_SHOWN):
+            assert [ticket.id for ticket in (await store.queue()).shown] == [f"{i:02}" for i in range(number)]
+            bin, service_class = sets[number % 3]
+            await store.put_back(
+                [entry(f"{number:02}", bin=bin, service_class=service_class, score=float(number))]
+            )
+        assert list((await store.queue()).shown) == await store.peek(sets, 99)
+        await put(store, entry("one more"))
+        assert not (await store.queue()).shown
 
     async def test_equal_scores_are_first_in_first_out(self, store: Store) -> None:
         ids = [f"a/{i}" for i in range(12)]
@@ -532,7 +545,14 @@ class StoreContract:
             assert await store.log([LogWrite("a", 0, offset, data)], 60) == [Written.DONE]
         assert (await adopt(store)).log == b"onetwothree"
 
-    async def test_a_record_kept_again_begins_with_an_empty_log(self, store: Store) -> None:
+    async def test_a_record_comes_with_the_beginning_of_its_log(self, store: Store) -> None:
+        await store.keep([msgspec.structs.replace(record("a"), log=b"\x00one"), record("b")], 60)
+        writes = [LogWrite("a", 0, 4, b"two"), LogWrite("b", 0, 1, b"x")]
+        assert await store.log(writes, 60) == [Written.DONE, Written.MISSING]
+        assert (await adopt(store)).log == b"\x00onetwo"
+        assert (await adopt(store, "b")).log == b""
+
+    async def test_a_record_kept_again_begins_its_log_again(self, store: Store) -> None:
         await store.keep([record("a")], 60)
         await store.log([LogWrite("a", 0, 0, b"long")], 60)
         assert await store.keep([record("a", epoch=3)], 60) == [Written.DONE]

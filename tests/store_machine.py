@@ -22,6 +22,7 @@ from gateway.request import ServiceClass, Ticket, slot_of
 from tests.store_contract import entry
 
 IDS = [f"call/{i}" for i in range(12)]
+"""Few enough that the queue is always shown whole."""
 REPLICAS = ["replica-1", "replica-2"]
 SETS = [(bin, service_class) for bin in range(3) for service_class in ServiceClass]
 LEASE_S = 1e6
@@ -186,6 +187,7 @@ class StoreMachine(RuleBasedStateMachine):
         sets: dict[tuple[int, ServiceClass], list[Ticket]] = {}
         for known in queued:
             sets.setdefault((known.ticket.bin, known.ticket.service_class), []).append(known.ticket)
+        assert list(queue.shown) == [known.ticket for known in queued]
         heads = {(h.bin, h.service_class): (h.ticket, h.score, h.count) for h in queue.heads}
         assert heads == {key: (ts[0].id, ts[0].score, len(ts)) for key, ts in sets.items()}
 

@@ -3,7 +3,7 @@
 Chunks of prompts and decode steps of several sizes, in the engine on this machine's processor.  Linear layers and
 attention are what our kernels take, and torch's operators by the profiler's shares of the rest of a step; planning
 is a step of the engine over a model that costs nothing.  The floor is reading weights, keys and values once at the
-speed at which memory is read here, or for prompts the products at the speed of a large one.  `--transport` adds
+speed at which memory is read just then, or for prompts the products at the speed of a large one.  `--transport` adds
 what the way to the gateway costs, through a real Triton.
 """
 
@@ -72,13 +72,17 @@ def best_s(run: Callable[[], object]) -> float:
 class Bench:
     """The real runner, driven as the engine drives it."""
 
-    def __init__(self, runner: Runner, num_weights: int, machine: Machine) -> None:
+    def __init__(self, runner: Runner, num_weights: int) -> None:
         self._runner = runner
         self._num_weights = num_weights
-        self._machine = machine
 
     def row(self, kind: str, count: int) -> str:
-        """A line of the table: so many prompts in one chunk, or a decode step of so many rows."""
+        """A line of the table."""
+        cells = " | ".join(f"{cell:.2f}" for cell in self.cells(kind, count))
+        return f"| {kind}, {count} x {PROMPT_TOKENS} tokens | {cells} |"
+
+    def cells(self, kind: str, count: int) -> tuple[float, ...]:
+        """In the order of COLUMNS: so many prompts in one chunk, or a decode step of so many rows."""
         rows = [Sequence(_new(number, self._runner.vocabulary, 10**6)) for number in range(count)]
         rooms = dict.fromkeys(range(count), self._runner.layout.room_tokens(ROOM_TOKENS))
         assert self._runner.kv_budget_bytes, "the engine asks before each step"
@@ -99,10 +103,7 @@ class Bench:
         floor = 1e3 * self._floor_s(kind, count)
         rest = model_ms - linear - attention - sampling
         total = model_ms + planning
-        cells = (total, linear, attention, rest, sampling, planning, floor, total / floor)
-        return (
-            f"| {kind}, {count} x {PROMPT_TOKENS} tokens | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
-        )
+        return total, linear, attention, rest, sampling, planning, floor, total / floor
 
     def _sampling_s(self, count: int) -> float:
         logits = torch.randn(count, self._runner.vocabulary).to(torch.bfloat16)
@@ -110,10 +111,11 @@ class Bench:
         return best_s(lambda: draw(logits, picks))
 
     def _floor_s(self, kind: str, count: int) -> float:
+        machine = measured()
         if kind == "prefill":
-            return 2 * self._num_weights * count * PROMPT_TOKENS / self._machine.flops
+            return 2 * self._num_weights * count * PROMPT_TOKENS / machine.flops
         kv_bytes = count * PROMPT_TOKENS * self._runner.layout.bytes_per_token
-        return (2 * self._num_weights + kv_bytes) / self._machine.bytes_per_s
+        return (2 * self._num_weights + kv_bytes) / machine.bytes_per_s
 
 
 def _new(number: int, vocabulary: int, max_tokens: int) -> NewRow:
@@ -206,29 +208,33 @@ def planning_s(count: int, layout: Layout) -> float:
     return spent_s
 
 
+def prepared(model: Path | None, threads: int | None) -> Bench:
+    """Over a model's folder, by default the speed benchmarks' own."""
+    with tempfile.TemporaryDirectory() as folder:
+        if model is None:
+            model = Path(folder)
+            speed_model.make(model)
+        config = EngineConfig(
+            model=str(model), name="profile", dtype="bfloat16", threads=threads, kv_budget_bytes=2**31
+        )
+        runner = load_runner(config)
+        assert isinstance(runner, Runner)  # The one for CPUs.
+        num_weights = (model / "model.safetensors").stat().st_size // 2
+    return Bench(runner, num_weights)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", type=Path, help="folder; by default the speed benchmarks' own model is made")
     parser.add_argument("--threads", type=int, help="of the engine; by default all")
     parser.add_argument("--transport", action="store_true", help="measure the way to the gateway as well")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        model = options.model or Path(folder)
-        if options.model is None:
-            speed_model.make(model)
-        config = EngineConfig(
-            model=str(model), name="profile", dtype="bfloat16", threads=options.threads, kv_budget_bytes=2**31
-        )
-        runner = load_runner(config)
-        assert isinstance(runner, Runner)  # The one for CPUs.
-        machine = measured()
-        num_weights = (model / "model.safetensors").stat().st_size // 2
+    bench, machine = prepared(options.model, options.threads), measured()
     print(
         f"Memory is read at {machine.bytes_per_s / 1e9:.1f} GB/s; products at {machine.flops / 1e9:.0f} GFLOP/s."
     )
     print(f"Milliseconds, the best of {REPEATS}.\n")
     print(f"| step | {' | '.join(COLUMNS)} |", "|" + "---|" * (len(COLUMNS) + 1), sep="\n")
-    bench = Bench(runner, num_weights, machine)
     for kind, counts in (("prefill", (1, 2)), ("decode", (1, 8, 32))):
         for count in counts:
             print(bench.row(kind, count), flush=True)

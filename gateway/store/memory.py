@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from gateway.errors import LeaseLost
-from gateway.ports import Adopted, Assembly, Entry, Limits, LogWrite, Record, Written
+from gateway.ports import MAX_SHOWN, Adopted, Assembly, Entry, Limits, LogWrite, Record, Written
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store.inboxes import Inboxes
 from gateway.store.leases import Leases
@@ -75,11 +75,11 @@ class MemoryStore:
             tickets=self._waiting.tickets,
             tokens=self._waiting.tokens,
             bytes=self._waiting.bytes,
+            shown=self._best(self._waiting.sets, MAX_SHOWN) if self._waiting.tickets <= MAX_SHOWN else (),
         )
 
     async def peek(self, sets: Sequence[Set], limit: int) -> list[Ticket]:
-        ids = itertools.islice(self._waiting.best(dict.fromkeys(sets)), limit)
-        return [self._held[id].ticket for id in ids]
+        return self._best(dict.fromkeys(sets), limit)
 
     async def claim(
         self,
@@ -193,6 +193,9 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         pass
+
+    def _best(self, sets: Iterable[Set], limit: int) -> list[Ticket]:
+        return [self._held[id].ticket for id in itertools.islice(self._waiting.best(sets), limit)]
 
     def _known(self, tickets: Iterable[tuple[str, int]]) -> Iterator[Held]:
         """Those the store knows under this attempt, each once."""

@@ -28,7 +28,7 @@ class Records:
             return Written.FENCED
         now_s = self._clock()
         self._kept[record.call] = _Kept(
-            record.epoch, record.owner, now_s - record.age_s, record.content, now_s + ttl_s, bytearray()
+            record.epoch, record.owner, now_s - record.age_s, record.content, now_s + ttl_s, bytearray(record.log)
         )
         self._prune()
         return Written.DONE

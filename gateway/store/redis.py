@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
+
 from gateway.errors import LeaseLost, QueueFull, StoreLost
 from gateway.ports import (
     INBOX_TTL_S,
     MAX_LETTERS,
     MAX_SAMPLES,
+    MAX_SHOWN,
     Adopted,
     Assembly,
     Entry,
@@ -59,6 +62,7 @@ class RedisStore:
         self._grace_s = grace_s
         common = source("common")
         sources = {verb: common + source(verb) for verb in VERBS}
+        sources |= {verb: common + source("best") + source(verb) for verb in ("queue", "peek")}
         self._scripts = Scripts(home, sources, ("ping", self._keys, [b""]), timeout_s, observe, changed)
         self.num_broken = 0
         """Tickets forgotten because they did not decode."""
@@ -78,13 +82,12 @@ class RedisStore:
             await self._run("put_back", [self._grace_s, *_entries_args(part)], bool)
 
     async def queue(self) -> Queue:
-        return await self._run("queue", [], wire.queue)
+        queue, shown = await self._run("queue", [MAX_SHOWN], wire.queue)
+        return msgspec.structs.replace(queue, shown=await self._sound(shown))
 
     async def peek(self, sets: Sequence[tuple[int, ServiceClass]], limit: int) -> list[Ticket]:
         names = [f"{bin}:{service_class.value}" for bin, service_class in dict.fromkeys(sets)]
-        tickets = await self._run("peek", [limit, *names], wire.peeked)
-        await self._forget_broken([id for id, ticket in tickets if ticket is None])
-        return [ticket for _, ticket in tickets if ticket]
+        return await self._sound(await self._run("peek", [limit, *names], wire.peeked))
 
     async def claim(
         self,
@@ -95,9 +98,7 @@ class RedisStore:
     ) -> list[Entry]:
         figures = wire.flat((service_class.value, figure) for service_class, figure in served.items())
         args = [replica, epoch, len(served), *figures, *wire.flat(tickets)]
-        entries = await self._run("claim", args, _unless_lost(wire.claimed))
-        await self._forget_broken([id for id, entry in entries if entry is None])
-        return [entry for _, entry in entries if entry]
+        return await self._sound(await self._run("claim", args, _unless_lost(wire.claimed)))
 
     async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
         for part in _parts(tickets):
@@ -191,9 +192,13 @@ class RedisStore:
     async def _run(self, verb: str, args: Sequence[wire.Arg], parse: Callable[[Any], T]) -> T:
         return await self._scripts.run(verb, self._keys, args, parse)
 
+    async def _sound(self, found: Sequence[tuple[bytes, T | None]]) -> list[T]:
+        """What did decode; the rest is forgotten."""
+        if ids := [id for id, item in found if item is None]:
+            await self._forget_broken(ids)
+        return [item for _, item in found if item is not None]
+
     async def _forget_broken(self, ids: Sequence[bytes]) -> None:
-        if not ids:
-            return
         self.num_broken += len(ids)
         log.error("forgetting %d tickets that do not decode", len(ids))
         # If this fails they are met again; the sound ones beside them must not be lost over it.

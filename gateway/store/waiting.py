@@ -71,6 +71,11 @@ class Waiting:
             del self._sets[held.set]
         self._account(held.ticket, -1)
 
+    @property
+    def sets(self) -> Iterable[Set]:
+        """Those that are not empty."""
+        return self._sets
+
     def heads(self) -> list[Head]:
         return [
             Head(bin, service_class, ranks[0][2], ranks[0][0], len(ranks))

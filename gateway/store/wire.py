@@ -67,7 +67,7 @@ def entry_args(entry: Entry) -> tuple[Arg, ...]:
 
 def record_args(record: Record) -> tuple[Arg, ...]:
     """In the order of keep.lua."""
-    return record.call, record.epoch, record.owner, microseconds(record.age_s), record.content
+    return record.call, record.epoch, record.owner, microseconds(record.age_s), record.content, record.log
 
 
 def flat(pairs: Iterable[tuple[Arg, Arg]]) -> list[Arg]:
@@ -116,11 +116,12 @@ def _entry(ticket: Ticket | None, payload: bytes | None) -> Entry | None:
     return None if ticket is None or payload is None else Entry(ticket, payload)
 
 
-def queue(reply: Sequence[Any]) -> Queue:
-    now, heads, served, table, totals = reply
+def queue(reply: Sequence[Any]) -> tuple[Queue, list[tuple[bytes, Ticket | None]]]:
+    """The queue but for the tickets shown, and those as `peeked`."""
+    now, heads, served, table, totals, shown = reply
     version, *bounds = (int(part) for part in (table or b"0 0").split())
     tickets, tokens, size = (int(total or 0) for total in totals)
-    return Queue(
+    queue = Queue(
         now_s=float(now),
         heads=[_head(name, value) for name, value in pairs(heads)],
         served={ServiceClass(text(name)): float(figure) for name, figure in pairs(served)},
@@ -130,6 +131,7 @@ def queue(reply: Sequence[Any]) -> Queue:
         tokens=tokens,
         bytes=size,
     )
+    return queue, peeked(shown)
 
 
 def pairs(reply: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:

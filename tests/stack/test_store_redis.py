@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import msgspec
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -222,12 +223,18 @@ async def test_nonsense_in_a_shared_figure_is_a_lost_store(
         await EVERY_VERB[verb](store)
 
 
+async def shown(store: RedisStore) -> list[str]:
+    return [ticket.id for ticket in (await store.queue()).shown]
+
+
 @pytest.mark.asyncio
-async def test_a_ticket_that_does_not_decode_is_forgotten(store: RedisStore, client: Redis) -> None:
+@pytest.mark.parametrize("verb", ["peek", "queue"])
+async def test_a_ticket_that_does_not_decode_is_forgotten(store: RedisStore, client: Redis, verb: str) -> None:
     await put(store, *(entry(f"a/{i}", cost_s=1.0) for i in range(4)))
     await client.hset(f"{KEYS.ticket}:a/1", "meta", random.Random(1).randbytes(60))
     await client.hset(f"{KEYS.ticket}:a/2", "meta", await client.hget(f"{KEYS.ticket}:a/0", "meta"))
-    assert await peek_ids(store) == ["a/0", "a/3"]
+    look = peek_ids if verb == "peek" else shown
+    assert await look(store) == ["a/0", "a/3"]
     assert store.num_broken == 2
     assert (await store.queue()).tickets == 2
     await client.hset(f"{KEYS.ticket}:a/0", "meta", b"")
@@ -332,7 +339,9 @@ async def test_epochs_rise_even_if_the_clock_does_not(store: RedisStore, client:
 
 @pytest.mark.asyncio
 async def test_a_record_and_its_log_expire(store: RedisStore, client: Redis) -> None:
-    await store.keep([record("a")], 60)
+    await store.keep([msgspec.structs.replace(record("a"), log=b"x")], 60)
+    for key in (KEYS.record, KEYS.log):
+        assert 50_000 < await client.pttl(f"{key}:a") <= 60_000
     await store.log([LogWrite("a", 0, 0, b"x")], 30)
     await store.adopt("a", "key", 90)
     for key in (KEYS.record, KEYS.log):

@@ -1,7 +1,7 @@
 """Deadlines, priorities and evictions through the whole gateway, on virtual time."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -9,13 +9,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.chooser import Chooser
-from gateway.errors import DeadlineExceeded, TooManyRequests
+from gateway.errors import DeadlineExceeded, QueueFull, TooManyRequests
 from gateway.fleet import Replica
 from gateway.metrics import Metrics
 from gateway.policy import bucket
 from gateway.policy.preset import FULL
 from gateway.ports import Entry, Limits
-from gateway.request import FinishReason, Profile, Request, ServiceClass, Targets, Ticket
+from gateway.request import Backlog, FinishReason, Profile, Request, ServiceClass, Targets, Ticket
 from gateway.roster import Roster
 from gateway.store.memory import MemoryStore
 from gateway.ticketing import Aim
@@ -138,6 +138,43 @@ def test_what_cannot_be_kept_is_refused_at_once_with_a_time_to_return() -> None:
         assert len(set(refused)) == len(refused)
 
     play(scenario, config)
+
+
+class Asked(MemoryStore):
+    """How often what waits was asked for, and puts were refused."""
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.get_running_loop().time)
+        self.num_backlogs = self.num_refused = 0
+
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        self.num_backlogs += 1
+        return await super().backlog(service_class, tenant)
+
+    async def put(self, entries: Sequence[Entry], limits: Limits) -> list[float]:
+        try:
+            return await super().put(entries, limits)
+        except QueueFull:
+            self.num_refused += 1
+            raise
+
+
+def test_while_nothing_waits_it_is_asked_once_a_second_and_the_put_tells_when_that_is_over() -> None:
+    async def main() -> None:
+        store = Asked()
+        config = msgspec.structs.replace(ORIGIN, policy=FULL)
+        async with World(store, [FakeBackend("r0")], config).running() as world:
+            for number in range(3):
+                await ask(world, request(2), f"one after the other {number}")
+            assert store.num_backlogs == 1
+            await asyncio.sleep(2.0)
+            await ask(world, request(2), "later")
+            assert (store.num_backlogs, store.num_refused) == (2, 0)
+            together = [ask(world, request(2), f"together {number}") for number in range(3)]
+            assert [len(tokens) for tokens, _, _ in await asyncio.gather(*together)] == [2, 2, 2]
+            assert (store.num_backlogs, store.num_refused) == (4, 1)
+
+    clock.run(main())
 
 
 def test_a_target_that_no_replica_could_keep_is_refused_for_good() -> None:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway import token_log
 from gateway.metrics import Metrics
-from gateway.ports import LogWrite, Written
+from gateway.ports import LogWrite, Record, Written
 from gateway.recorder import Config, Mode, Recorder, Recording
 from gateway.request import FinishReason, TokenLogprob
 from gateway.store.memory import MemoryStore
@@ -57,11 +57,16 @@ def test_any_bytes_are_read_to_where_they_make_sense(log: bytes) -> None:
 
 
 class Slow(MemoryStore):
-    """Writes logs in 10 ms; how many at once."""
+    """Writes records and logs in 10 ms; how many at once."""
 
     def __init__(self) -> None:
         super().__init__(asyncio.get_running_loop().time)
         self.sizes: list[int] = []
+
+    async def keep(self, records: Sequence[Record], ttl_s: float) -> list[Written]:
+        self.sizes.append(len(records))
+        await asyncio.sleep(0.01)
+        return await super().keep(records, ttl_s)
 
     async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
         self.sizes.append(len(writes))
@@ -102,6 +107,26 @@ def test_while_a_write_is_under_way_the_next_one_grows() -> None:
     clock.run(scenario())
 
 
+def test_a_record_goes_with_its_first_token_or_when_all_are_prolonged_and_not_at_all_if_it_ends_before() -> None:
+    async def scenario() -> None:
+        store = Slow()
+        made = recorder(store)
+        running = asyncio.create_task(made.run())
+        drawing, waiting, ended = (recording(made, name) for name in ("drawing", "waiting", "ended"))
+        made.end(ended)
+        await asyncio.sleep(0.1)
+        assert store.sizes == []
+        drawing.append(token_log.drawn(0, 0, None))
+        await asyncio.sleep(0.1)
+        assert (drawing.is_kept, waiting.is_kept, drawing.written) == (True, False, len(drawing.log))
+        made.refresh()
+        await asyncio.sleep(0.1)
+        assert (waiting.is_kept, ended.is_kept) == (True, False)
+        running.cancel()
+
+    clock.run(scenario())
+
+
 def test_what_the_store_never_heard_of_is_given_up_when_it_would_have_expired() -> None:
     async def scenario() -> None:
         line = Line(MemoryStore(asyncio.get_running_loop().time))
@@ -109,6 +134,8 @@ def test_what_the_store_never_heard_of_is_given_up_when_it_would_have_expired() 
         running = asyncio.create_task(made.run())
         line.is_cut = True
         ended, live = recording(made, "ended"), recording(made, "live")
+        for one in (ended, live):
+            one.append(token_log.drawn(0, 0, None))
         made.end(ended)
         await asyncio.sleep(11.0)
         line.is_cut = False

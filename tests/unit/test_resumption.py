@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import random
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from gateway import recorder
+from gateway.call import OpenCall
 from gateway.errors import ApiError, BadRequest, Interrupted, NotFound, Unavailable
 from gateway.recorder import Mode
 from gateway.request import Request, Targets
@@ -65,6 +67,23 @@ def test_a_client_that_left_reads_on_at_the_same_gateway(events: int) -> None:
             assert await made.gateways["a"].is_idle() or events > TOKENS, "a client that leaves frees its row"
             await reader.resume(made.gateways["a"])
             assert complete(reader)
+
+    play(scenario)
+
+
+def test_a_call_that_ended_is_gone_without_the_collector() -> None:
+    async def scenario() -> None:
+        async with site(1, "a") as made:
+            gc.collect()
+            gc.disable()
+            try:
+                reader = Reader(request())
+                await reader.ask(made.gateways["a"])
+                await asyncio.sleep(1.0)
+                assert complete(reader)
+                assert not [left for left in gc.get_objects() if type(left) is OpenCall]
+            finally:
+                gc.enable()
 
     play(scenario)
 

@@ -1,6 +1,7 @@
 """Reading on at `/v1/streams/{id}` or with the same POST, on the wire."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, Interrupted, NotFound
+from gateway.event_stream import EventStream
 from gateway.keyring import Keyring
+from gateway.middleware import Exchange
 from gateway.openai import answer, position
 from gateway.openai.position import Position
 from gateway.request import Delta, FinishReason, Request, TokenLogprob
@@ -67,6 +70,20 @@ def test_ids_are_for_those_who_read_events() -> None:
             with_ids = await events(url, TEXT, TELL, **headers)
             assert all(event.startswith(b"id: ") for event in with_ids[:-1])
             assert texts(with_ids) == texts(plain)
+
+    visit(scenario, ScriptedCalls(script()))
+
+
+def test_a_stream_that_ended_is_gone_without_the_collector() -> None:
+    async def scenario(url: str) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            await events(url, TEXT, TELL)
+            await asyncio.sleep(0.01)
+            assert not [left for left in gc.get_objects() if type(left) in (Exchange, EventStream)]
+        finally:
+            gc.enable()
 
     visit(scenario, ScriptedCalls(script()))
 

@@ -1,9 +1,9 @@
--- Keep records, each with an empty log.
--- ARGV: time to live in milliseconds, then (call, epoch, owner, age in microseconds, content) each.
+-- Keep records, each with the beginning of its log.
+-- ARGV: time to live in milliseconds, then (call, epoch, owner, age in microseconds, content, log) each.
 -- Returns 'done' or 'fenced' each.
 
 local written, now_us = {}, clock_us()
-for at = 2, #ARGV, 5 do
+for at = 2, #ARGV, 6 do
   local record, log = RECORD .. ':' .. ARGV[at], LOG .. ':' .. ARGV[at]
   local epoch = epoch_of(record)
   if epoch and epoch > tonumber(ARGV[at + 1]) then
@@ -13,6 +13,7 @@ for at = 2, #ARGV, 5 do
       'begun', integer(now_us - ARGV[at + 3]), 'content', ARGV[at + 4])
     redis.call('PEXPIRE', record, ARGV[1])
     redis.call('DEL', log)
+    if ARGV[at + 5] ~= '' then redis.call('SET', log, ARGV[at + 5], 'PX', ARGV[1]) end
     written[#written + 1] = 'done'
   end
 end
