@@ -3,8 +3,8 @@
 Chunks of prompts and decode steps of several sizes, in the engine on this machine's processor.  Linear layers and
 attention are what our kernels take, and torch's operators by the profiler's shares of the rest of a step; planning
 is a step of the engine over a model that costs nothing.  The floor is reading weights, keys and values once at the
-speed at which memory is read just then, or for prompts the products at the speed of a large one.  `--transport` adds
-what the way to the gateway costs, through a real Triton.
+speed at which memory is read just then, or for prompts the products at the speed of a large one.  `--transport`
+adds what the way to the gateway costs, through a real Triton.
 """
 
 import argparse
