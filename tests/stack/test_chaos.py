@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from gateway.embedded import SHM_BYTES
 from tests.stack import client
 from tests.stack.crowd import Crowd, Stream
 from tests.stack.faults import ALL, FAULTS, Fault
@@ -124,15 +123,13 @@ async def break_all(
 async def settled(site: Site, idle: Mapping[str, float]) -> dict[str, float]:
     """What has not come back to its idle figure in time."""
     deadline_s = now_s() + SETTLE_S
-    while (grown := _grown(await site.figures(), idle, site.engine_deaths)) and now_s() < deadline_s:
+    while (grown := _grown(await site.figures(), idle)) and now_s() < deadline_s:
         await asyncio.sleep(1.0)
     return grown
 
 
-def _grown(figures: Mapping[str, float], idle: Mapping[str, float], deaths: int) -> dict[str, float]:
-    """`deaths`: of engines' processes.  Now and then Triton keeps the shared memory of one while it runs."""
-    spare = {"shared memory regions": deaths, "shared memory bytes": deaths * SHM_BYTES}
-    spare |= {name: SPARE_FILES for name in figures if name.startswith("files")}
+def _grown(figures: Mapping[str, float], idle: Mapping[str, float]) -> dict[str, float]:
+    spare = {name: SPARE_FILES for name in figures if name.startswith("files")}
     return {name: figure for name, figure in figures.items() if figure > idle[name] + spare.get(name, 0)}
 
 
