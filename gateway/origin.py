@@ -44,6 +44,7 @@ from gateway.request import (
     Outcome,
     Request,
     ServiceClass,
+    Tenant,
 )
 from gateway.reservations import Reservations
 from gateway.resumption import Resumption
@@ -165,13 +166,19 @@ class Origin:
             yield call
 
     @contextlib.asynccontextmanager
-    async def resume(self, call_id: str, owner: str) -> AsyncIterator[OpenCall]:
+    async def resume(self, call_id: str, tenant: Tenant) -> AsyncIterator[OpenCall]:
         """Go on with a call, from its beginning; whoever read it is interrupted.
 
-        Raises NotFound if its owner has none such that can go on, Unavailable.
+        Raises NotFound if the tenant has none such that can go on, OverQuota, Unavailable.
         """
         self._check_open()
-        call = await self._resumption.call(call_id, owner)
+        call = await self._resumption.call(call_id, tenant.name)
+        if not self._reservations.has(call):
+            try:
+                await self._reservations.reserve(call, tenant)
+            except BaseException:
+                self._resumption.end(call)
+                raise
         self._go_on(call)
         async with self._connected(call, 0):
             yield call
