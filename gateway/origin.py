@@ -425,9 +425,14 @@ class Origin:
                 self._put_back(live, "silent")
         asked = {live.ticket.id: live.ticket.attempt for live in self._live.values() if live.known}
         unknown = await self._store.audit(self.gateway, list(asked.items()), self._config.life_s)
+        heard_since_s = _now_s() - self._config.audit_s
         for ticket in unknown:
             found = self._live.get(ticket)
-            if found is not None and found.ticket.attempt == asked[ticket]:
+            if found is None or found.ticket.attempt != asked[ticket]:
+                continue
+            # A row that is heard runs: in an engine that outlived the store, or what it drew is still on its way
+            # from a driver that came late and was superseded.
+            if found.heard_s is None or found.heard_s < heard_since_s:
                 self._put_back(found, "unknown to the store")
         if self._is_steady():
             orphans = await self._store.reap(1000)
