@@ -74,8 +74,8 @@ async def churn(stack: local.Stack, num_gateways: int, requests: int, clients: i
         await stack.start_gateway([*servers, *flags, "--log-level", "error"])
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     processes = {f"gateway-{number}": stack.pid(f"gateway-{number}") for number in range(num_gateways)}
-    processes |= {name: stack.pid(name) for name in ("triton", "valkey")}
-    processes |= {model: stack.stub_pid(model) for model in stack.models}
+    processes |= {name: stack.pid(name) for name in (*stack.tritons, "valkey")}
+    processes |= {f"engine of {triton}": stack.stub_pid(triton) for triton in stack.tritons}
     did: Counter[str] = Counter()
     begun_s = time.monotonic()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:

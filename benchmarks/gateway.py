@@ -252,7 +252,7 @@ async def stand_in(step_us: int) -> AsyncIterator[Server]:
                 "gateway": gateway.pid,
                 "valkey": stack.pid("valkey"),
                 "triton": stack.pid("triton"),
-                "stub": stack.stub_pid("llm"),
+                "stub": stack.stub_pid("triton"),
             }
             async with _client(key) as session:
                 yield Server(session, await _until_ready(session, port, "ready"), pids)

@@ -114,7 +114,7 @@ async def follow(out: Path | None) -> None:
             _gateway(stack, folder) as url,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session,
         ):
-            group.add(stack.stub_pid("llm"))
+            group.add(stack.stub_pid("triton"))
             async with _hog(group) as hog:
                 answers, samples = Answers(), list[Sample]()
                 tasks = [asyncio.create_task(_client(session, url, at, answers)) for at in range(CLIENTS)]

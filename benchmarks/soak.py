@@ -49,7 +49,7 @@ async def storms(cancels: int, kills: int) -> str:
         template = standin.template(Path(folder) / "llm")
         async with local.Stack(model="standin", template=template, redis_url="none", threads=STEP_US) as stack:
             backend = TritonBackend(stack.triton_address, "llm")
-            before = stack.pid("triton"), stack.stub_pid("llm")
+            before = stack.pid("triton"), stack.stub_pid("triton")
             shm_mib, begun_s = shared_mib(), time.perf_counter()
             await storm.cancels(backend, 1, cancels)
             cancelled_s = time.perf_counter()
@@ -58,7 +58,7 @@ async def storms(cancels: int, kills: int) -> str:
             session = await backend.attach(Attach(2 + kills, "after"))
             await session.aclose()
             await backend.aclose()
-            is_same = (stack.pid("triton"), stack.stub_pid("llm")) == before and stack.is_running("triton")
+            is_same = (stack.pid("triton"), stack.stub_pid("triton")) == before and stack.is_running("triton")
             return (
                 f"{cancels} rows cancelled in {cancelled_s - begun_s:.1f} s, {kills} sessions broken off in "
                 f"{killed_s - cancelled_s:.1f} s: Triton and the model's process "

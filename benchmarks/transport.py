@@ -52,7 +52,7 @@ async def drain(session: TritonSession, count: int) -> None:
 async def flat_out(backend: TritonBackend, stack: local.Stack, events: int) -> list[str]:
     session = await backend.attach(Attach(1, "bench"))
     await session.send(Batch(1, 1, rows(0, events)))
-    pids = {"gateway": os.getpid(), "triton": stack.pid("triton"), "stub": stack.stub_pid("llm")}
+    pids = {"gateway": os.getpid(), "triton": stack.pid("triton"), "stub": stack.stub_pid("triton")}
     await drain(session, WARM_UP)
     before, shm, rss = (
         {name: cpu_s(pid) for name, pid in pids.items()},

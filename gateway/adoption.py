@@ -91,13 +91,13 @@ class Adoption:
         await replay.catch_up(adopted.log)
         if replay.is_closed:
             return None
-        recording = Recording(self._recorder, call_id, owner, begun_s, adopted.epoch)
+        recording = Recording(self._recorder, call_id, owner, begun_s, adopted.epoch, adopted.former_epoch)
         recording.content, recording.log = adopted.content, bytearray(adopted.log[: replay.size])
         # What could not be read is written over.
         recording.is_kept, recording.written = replay.size == len(adopted.log), replay.size
         call.record(recording)
         call.replay(replay.deltas)
-        call.has_tokens = bool(replay.size)
+        call.choices, call.has_tokens = replay.choices, bool(replay.size)
         for choice, deaths, ticket in zip(replay.choices, replay.deaths, recipe.tickets, strict=True):
             if not choice.is_finished:
                 ticket = msgspec.structs.replace(

@@ -108,6 +108,7 @@ class OpenCall:
         self.prompt_tokens = prompt_tokens
         self.prompt_texts = prompt_texts
         self.service_class = request.service_class
+        self.choices: list[Choice] = []
         self.live: dict[str, Live] = {}
         """Its tickets that have not ended."""
         self.promise: Promise | None = None
@@ -156,6 +157,7 @@ class OpenCall:
         self.created, self.recipe = before.created, before.recipe
         self.promise, self.has_tokens = before.promise, before.has_tokens
         self.allowance, before.successor = before.allowance, self
+        self.choices = before.choices
         self.live, before.live = before.live, {}
         for live in self.live.values():
             live.call = self

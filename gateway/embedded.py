@@ -80,8 +80,9 @@ def render_backend(folder: Path) -> None:
         (folder / file.name).symlink_to(file)
 
 
-def triton_env() -> dict[str, str]:
-    """Ours, without ENGINE_*: here each replica's settings stand in its config.
+def triton_env(gpu: int | None = None) -> dict[str, str]:
+    """Ours, without ENGINE_*: here each replica's settings stand in its config.  `gpu`: the one of those that we
+    see which the server and its model's process are to see.  Raises StartFailed if there is none such.
 
     The stub embeds libpython, isolated from PYTHONHOME and PYTHONPATH.  It must find the running
     interpreter's library, not an older one of the system, hence LD_LIBRARY_PATH begins with our LIBDIR; and
@@ -95,19 +96,30 @@ def triton_env() -> dict[str, str]:
     # Torch asks for huge pages: weights stream a tenth faster, and new memory costs one fault where it cost 512.
     env.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     env["PATH"] = _prepend(str(Path(sys.executable).parent), env.get("PATH"))
+    if gpu is not None:
+        env["CUDA_VISIBLE_DEVICES"] = _gpu(gpu, env.get("CUDA_VISIBLE_DEVICES"))
     return env
+
+
+def _gpu(number: int, visible: str | None) -> str:
+    if visible is None:
+        return str(number)
+    names = visible.split(",")
+    if number >= len(names):
+        raise StartFailed(f"CUDA_VISIBLE_DEVICES={visible} has no GPU for engine {number}")
+    return names[number]
 
 
 def _prepend(*paths: str | None) -> str:
     return os.pathsep.join(path for path in paths if path)
 
 
-def triton_argv(port: int, folder: Path, shm_prefix: str) -> list[str]:
+def triton_argv(port: int, repository: Path, backends: Path, shm_prefix: str) -> list[str]:
     """gRPC on loopback and nothing else; models come and go by explicit control."""
     return [
         str(_tritonserver() / "bin" / "tritonserver"),
-        f"--model-repository={folder / 'models'}",
-        f"--backend-directory={folder / 'backends'}",
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         # Else each load starts the model's process twice, the first time only to ask it for a config.
         "--disable-auto-complete-config",

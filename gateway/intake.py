@@ -89,6 +89,7 @@ class Intake:
         logprobs = request.sampling.logprobs is not None
         detokenizer = self._tokenizer.detokenizer()
         choice = Choice(number, detokenizer, request.stop, request.min_tokens, logprobs)
+        call.choices.append(choice)
         call.live[ticket.id] = Live(call, choice, ticket, work, None if request.ignore_eos else features)
 
 

@@ -2,29 +2,31 @@
 
     async with local.Stack(model="...", replicas=2, say=print) as stack:
         stack.redis_url         "redis://127.0.0.1:41234"
-        stack.triton_address    "127.0.0.1:41235"
-        stack.models            ["llm-0", "llm-1"], or ["llm"] for one replica
+        stack.triton_address    "127.0.0.1:41235,127.0.0.1:41236"
+        stack.tritons           ["triton-0", "triton-1"], or ["triton"] for one replica
         await stack.start_gateway(["--port", "8000", ...])      a Child: name, pid, log, is_running
-        await stack.wait(restarts=["triton"])                   raises ChildDied as soon as another child dies
+        await stack.wait(restarts=stack.tritons)                raises ChildDied as soon as another child dies
 
 Entering returns when every model can run; it raises ChildDied, StartFailed, FolderInUse or BackendLost.
-Leaving, however, ends everything within a bounded time.  Triton is worth a restart: a model's process that is
-killed takes it along in one case of ten (it held a lock in shared memory).
+Leaving, however, ends everything within a bounded time.  Each replica has a Triton of its own, since an engine's
+process that dies takes its server along (`ends_server` in the model's config), which is then to be started again.
 
-`stack.kill(name, signal)`, `stack.pid(name)`, `stack.stub_pid(model)`, `stack.is_running(name)` and `await
+`stack.kill(name, signal)`, `stack.pid(name)`, `stack.stub_pid(name)`, `stack.is_running(name)` and `await
 stack.restart(name)` are for tests that break things; names are `valkey`, `triton`, `gateway-0` and so on.
 `supervise(main())` runs a coroutine so that SIGINT and SIGTERM leave the `async with` in order.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from gateway import embedded
 from gateway.embedded import HOST, StartFailed
@@ -37,7 +39,17 @@ START_TIMEOUT_S = 30.0
 POLL_S = 0.02
 GRACE_S = {"gateway": 20.0, "triton": 10.0, "valkey": 2.0}
 """Between SIGTERM and SIGKILL."""
-MIN_LIFE_S = 10.0
+MAX_DEATHS = 5
+"""A child that is to be started again and has died so often within DEATHS_S is given up."""
+DEATHS_S = 60.0
+
+
+class _Server(NamedTuple):
+    """One replica's Triton."""
+
+    model: str
+    address: str
+    shm_prefix: str
 
 
 class Stack:
@@ -61,18 +73,19 @@ class Stack:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         """`redis_url` and `triton`: already running, so not started.  `run_dir`: kept; by default a fresh
-        folder that is removed.  `device` "cuda" with several replicas gives each its own GPU.  Settings left
+        folder that is removed.  `device` "cuda" with several replicas shows each a GPU of its own.  Settings left
         None take the engine's defaults.  `step_records`: folder for a file of each replica's.  `template`: what
         a replica's folder is copied from.  `say` hears the progress."""
         self.redis_url = redis_url or ""
         self.triton_address = triton or ""
-        self.models = ["llm"] if replicas == 1 else [f"llm-{index}" for index in range(replicas)]
+        self.tritons = ["triton"] if replicas == 1 else [f"triton-{index}" for index in range(replicas)]
+        self._servers: dict[str, _Server] = {}
         self._folder = RunFolder(run_dir)
         self._children: dict[str, Child] = {}
-        self._device = device
         self._parameters = {
             "model": model,
             "name": name or model,
+            "device": device,
             "dtype": dtype,
             "kv_budget_bytes": kv_budget_bytes,
             "threads": threads,
@@ -93,7 +106,7 @@ class Stack:
             if not self.redis_url:
                 await self._start_valkey()
             if not self.triton_address:
-                await self._start_triton()
+                await self._start_tritons()
         except BaseException:
             await self._stop()
             raise
@@ -108,15 +121,23 @@ class Stack:
         return await self._start(name, [sys.executable, "-m", "gateway", "gateway", *args], env or os.environ)
 
     async def wait(self, restarts: Collection[str] = ()) -> None:
-        """Raises ChildDied when a child dies.  One named in `restarts` is started again, unless it had run
-        for less than MIN_LIFE_S."""
+        """Raises ChildDied when a child dies.  One named in `restarts` is started again, unless it dies again and
+        again."""
+        await _first(*(self._keep(child, name in restarts) for name, child in self._children.items()))
+
+    async def _keep(self, child: Child, restarts: bool) -> NoReturn:
+        deaths_s: deque[float] = deque(maxlen=MAX_DEATHS)
         while True:
-            started = time.monotonic()
-            death: ChildDied = await _first(*(child.died() for child in self._children.values()))
-            if death.name not in restarts or time.monotonic() - started < MIN_LIFE_S:
+            death = await child.died()
+            deaths_s.append(time.monotonic())
+            if not restarts or (len(deaths_s) == MAX_DEATHS and deaths_s[-1] - deaths_s[0] < DEATHS_S):
                 raise death
             self._say(f"{death}\nstarting it again")
-            await self.restart(death.name)
+            try:
+                await self.restart(child.name)
+            except (ChildDied, StartFailed, BackendLost) as error:
+                self._say(str(error))
+                await child.stop(0)
 
     def is_running(self, name: str) -> bool:
         return self._children[name].is_running
@@ -124,9 +145,9 @@ class Stack:
     def pid(self, name: str) -> int:
         return self._children[name].pid
 
-    def stub_pid(self, model: str) -> int:
-        """The process of the model's engine, a child of Triton."""
-        script = str(self.run_dir / "models" / model / "1" / "model.py")
+    def stub_pid(self, triton: str) -> int:
+        """The process of the engine, a child of that Triton."""
+        script = str(self._repository(triton) / self._servers[triton].model / "1" / "model.py")
         return next(pid for pid in marked(self.run_dir) if script in command_line(pid))
 
     def kill(self, name: str, number: signal.Signals) -> None:
@@ -136,13 +157,13 @@ class Stack:
         """Start a child again, at its old address, whether or not it still runs."""
         child = self._children[name]
         await child.stop(0)
-        if name == "triton":
-            clear_shared_memory(self.run_dir)
+        if name in self._servers:
+            clear_shared_memory(self._servers[name].shm_prefix)
         await child.start()
         if name == "valkey":
             await self._until(child, self._valkey_answers)
-        elif name == "triton":
-            await self._load_models(child)
+        elif name in self._servers:
+            await self._load_model(child)
 
     async def _start_valkey(self) -> None:
         self._valkey_port = free_port()
@@ -154,33 +175,42 @@ class Stack:
     async def _valkey_answers(self) -> bool:
         return await _pong(self._valkey_port)
 
-    async def _start_triton(self) -> None:
+    async def _start_tritons(self) -> None:
         embedded.render_backend(self.run_dir / "backends" / "python")
         if self._step_records:
             self._step_records.mkdir(parents=True, exist_ok=True)
-        for index, name in enumerate(self.models):
-            device = f"cuda:{index}" if self._device == "cuda" and len(self.models) > 1 else self._device
-            records = self._step_records and self._step_records.absolute() / f"{name}.steps"
-            parameters = self._parameters | {"device": device, "step_records": records}
-            embedded.render_model(self._template, name, parameters, self.run_dir / "models")
-        port = free_port()
-        self.triton_address = f"{HOST}:{port}"
-        argv = embedded.triton_argv(port, self.run_dir, self._folder.shm_prefix)
-        await self._load_models(await self._start("triton", argv, embedded.triton_env()))
+        # All at once, or two might be given one port.
+        ports = free_ports(len(self.tritons))
+        self.triton_address = ",".join(f"{HOST}:{port}" for port in ports)
+        started = [await self._start_triton(index, port) for index, port in enumerate(ports)]
+        await _all(map(self._load_model, started))
 
-    async def _load_models(self, triton: Child) -> None:
-        backends = [TritonBackend(self.triton_address, model) for model in self.models]
+    async def _start_triton(self, index: int, port: int) -> Child:
+        name = self.tritons[index]
+        model, shm_prefix = name.replace("triton", "llm"), f"{self._folder.shm_prefix}{index}-"
+        self._servers[name] = _Server(model, f"{HOST}:{port}", shm_prefix)
+        records = self._step_records and self._step_records.absolute() / f"{model}.steps"
+        parameters = self._parameters | {"step_records": records}
+        embedded.render_model(self._template, model, parameters, self._repository(name))
+        argv = embedded.triton_argv(port, self._repository(name), self.run_dir / "backends", shm_prefix)
+        has_own_gpu = self._parameters["device"] == "cuda" and len(self.tritons) > 1
+        env = embedded.triton_env(index if has_own_gpu else None)
+        return await self._start(name, argv, env)
+
+    def _repository(self, triton: str) -> Path:
+        return self.run_dir / "models" / triton
+
+    async def _load_model(self, triton: Child) -> None:
+        model, address, _ = self._servers[triton.name]
+        backend = TritonBackend(address, model)
         try:
-            await self._until(triton, backends[0].server_live)
-            self._say(f"triton answers at {self.triton_address}; loading {', '.join(self.models)}")
-            await self._unless_dead(triton, _all(self._load(backend) for backend in backends))
+            await self._until(triton, backend.server_live)
+            self._say(f"{triton.name} answers at {address}; loading {model}")
+            started = time.monotonic()
+            await self._unless_dead(triton, backend.load())
+            self._say(f"{backend.replica} is ready after {time.monotonic() - started:.1f} s")
         finally:
-            await _all(backend.aclose() for backend in backends)
-
-    async def _load(self, backend: TritonBackend) -> None:
-        started = time.monotonic()
-        await backend.load()
-        self._say(f"{backend.replica} is ready after {time.monotonic() - started:.1f} s")
+            await backend.aclose()
 
     async def _start(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Child:
         child = self._children[name] = Child(
@@ -242,9 +272,17 @@ async def _until_signalled(main: Coroutine[Any, Any, None]) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    [port] = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """All different."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((HOST, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 async def _pong(port: int) -> bool:

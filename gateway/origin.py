@@ -43,6 +43,7 @@ from gateway.request import (
     Outcome,
     Request,
     ServiceClass,
+    Tenant,
 )
 from gateway.reservations import Reservations
 from gateway.resumption import Resumption
@@ -162,13 +163,19 @@ class Origin:
             yield call
 
     @contextlib.asynccontextmanager
-    async def resume(self, call_id: str, owner: str) -> AsyncIterator[OpenCall]:
+    async def resume(self, call_id: str, tenant: Tenant) -> AsyncIterator[OpenCall]:
         """Go on with a call, from its beginning; whoever read it is interrupted.
 
-        Raises NotFound if its owner has none such that can go on, Unavailable.
+        Raises NotFound if the tenant has none such that can go on, OverQuota, Unavailable.
         """
         self._check_open()
-        call = await self._resumption.call(call_id, owner)
+        call = await self._resumption.call(call_id, tenant.name)
+        if not self._reservations.has(call):
+            try:
+                await self._reservations.reserve(call, tenant)
+            except BaseException:
+                self._resumption.end(call)
+                raise
         self._go_on(call)
         async with self._connected(call, 0):
             yield call
@@ -402,9 +409,14 @@ class Origin:
                 self._put_back(live, "silent")
         asked = {live.ticket.id: live.ticket.attempt for live in self._live.values() if live.known}
         unknown = await self._store.audit(self.gateway, list(asked.items()), self._config.life_s)
+        heard_since_s = _now_s() - self._config.audit_s
         for ticket in unknown:
             found = self._live.get(ticket)
-            if found is not None and found.ticket.attempt == asked[ticket]:
+            if found is None or found.ticket.attempt != asked[ticket]:
+                continue
+            # A row that is heard runs: in an engine that outlived the store, or what it drew is still on its way
+            # from a driver that came late and was superseded.
+            if found.heard_s is None or found.heard_s < heard_since_s:
                 self._put_back(found, "unknown to the store")
         if self._is_steady():
             orphans = await self._store.reap(1000)

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.quota import Allowance, Quota
-from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Ticket
+from gateway.request import Backlog, Delta, Queue, Request, ServiceClass, Tenant, Ticket
 from triton_backend.contract import Attach, Attached, Batch, Cancel, Detach, Event, Evict
 
 MAX_SAMPLES = 8192
@@ -99,6 +99,8 @@ class Written(StrEnum):
 class Adopted(msgspec.Struct, frozen=True):
     epoch: int
     """The adopter's."""
+    former_epoch: int
+    """The last origin's."""
     age_s: float
     content: bytes
     log: bytes
@@ -247,9 +249,12 @@ class Tenants(Protocol):
     count for the minute.  Verbs are atomic for one tenant and raise StoreLost as the Store's do.
     """
 
-    async def reserve(self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float) -> Granted | Denied:
+    async def reserve(
+        self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float, former: str = ""
+    ) -> Granted | Denied:
         """Take one request, one stream and these tokens (no more than the quota's), all or none.  Not
-        idempotent: an id is used once."""
+        idempotent: an id is used once.  If the reservation `former` has not ended, it goes on under this id
+        instead, with what it has taken."""
 
     async def prolong(self, tenant: str, ids: Sequence[str], ttl_s: float) -> None:
         """These are still streams, whatever the store knew of them."""
@@ -391,10 +396,10 @@ class Calls(Protocol):
         TooManyRequests, Unavailable.
         """
 
-    def resume(self, call_id: str, owner: str) -> AbstractAsyncContextManager[Call]:
+    def resume(self, call_id: str, tenant: Tenant) -> AbstractAsyncContextManager[Call]:
         """Go on with a call, from its beginning; whoever read it is interrupted.
 
-        Entering raises NotFound if its owner has none such that can go on, Unavailable.
+        Entering raises NotFound if the tenant has none such that can go on, OverQuota, Unavailable.
         """
 
     async def ready(self) -> list[str]:

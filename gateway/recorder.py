@@ -43,12 +43,22 @@ class Config(msgspec.Struct, frozen=True):
 class Recording:
     """One call's record and log, and how much of them the store has."""
 
-    def __init__(self, recorder: "Recorder", call_id: str, owner: str, begun_s: float, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        recorder: "Recorder",
+        call_id: str,
+        owner: str,
+        begun_s: float,
+        epoch: int = 0,
+        former_epoch: int | None = None,
+    ) -> None:
+        """`former_epoch`: of the origin from which the call was adopted."""
         self.call_id = call_id
         self.owner = owner
         self.begun_s = begun_s
         """On the event loop's clock."""
         self.epoch = epoch
+        self.former_epoch = former_epoch
         self.content = b""
         """Empty until there is something to keep."""
         self.log = bytearray()

@@ -7,7 +7,7 @@ the audit finds what is missing.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -23,7 +23,9 @@ log = structlog.get_logger()
 MAX_TOKENS = 100_000
 """Tokens kept for one gateway while the store does not answer; without them, their tickets are put back."""
 _PER_READ = 32
-"""Letters between which nothing else gets its turn."""
+"""Letters of one read."""
+_AT_ONCE = 256
+"""Tokens of a letter between which others get their turn: after an outage a letter has thousands."""
 _WAIT_S = 0.5
 _RETRY_S = 0.1
 
@@ -47,6 +49,14 @@ class Letter(msgspec.Struct, omit_defaults=True):
         self.claimed += later.claimed
         self.cancelled += later.cancelled
         self.wakes |= later.wakes
+
+    def parts(self) -> Iterator["Letter"]:
+        """The same in letters of at most _AT_ONCE tokens: claims before them, all else after them."""
+        drawn, claimed = self.drawn[:-_AT_ONCE], self.claimed
+        for start in range(0, len(drawn), _AT_ONCE):
+            yield Letter(self.sender, drawn[start : start + _AT_ONCE], claimed=claimed)
+            claimed = []
+        yield msgspec.structs.replace(self, drawn=self.drawn[-_AT_ONCE:], claimed=claimed)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -129,7 +139,9 @@ class Relay:
                 except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
                     log.warning("relay.unreadable", error=str(error))
                 else:
-                    deliver(letter)
+                    for part in letter.parts():
+                        deliver(part)
+                        await asyncio.sleep(0)
             if letters:
                 after, _ = letters[-1]
                 # A store that answers at once must not keep everything else from its turn.

@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 
 class _Reservation(NamedTuple):
+    id: str
     tenant: str
     prompt_tokens: int
     choices: Sequence[Choice]
@@ -49,41 +50,45 @@ class Reservations:
         """Tenant -> call -> tokens used, or None if it never ran: what the store must still be told."""
         self._news = asyncio.Event()
 
+    def has(self, call: OpenCall) -> bool:
+        return call.id in self._open
+
     @property
     def is_settled(self) -> bool:
         """The store knows of every ending."""
         return not self._ended
 
     async def reserve(self, call: OpenCall, tenant: Tenant) -> None:
-        """For a call whose tickets are known and not queued.  Raises OverQuota and, if the store does not answer,
+        """For a call whose tickets are known and not queued.  One that was adopted goes on with what its last
+        origin had reserved, unless that has ended.  Raises OverQuota and, if the store does not answer,
         Unavailable.  Only if it returns must `settle` or `refund` follow."""
-        if tenant.quota == UNLIMITED:
+        if tenant.quota == UNLIMITED or not call.live:
             return
         prompt_tokens = sum(call.prompt_tokens)
         tokens = _expected_tokens(call, tenant, prompt_tokens)
+        id, former = _ids(call)
         try:
-            answer = await self._tenants.reserve(tenant.name, call.id, tokens, tenant.quota, TTL_S)
+            answer = await self._tenants.reserve(tenant.name, id, tokens, tenant.quota, TTL_S, former)
         except BaseException as error:
             # It may have happened all the same.
-            self._end(tenant.name, call.id, None)
+            self._end(tenant.name, id, None)
             if isinstance(error, StoreLost):
                 raise Unavailable("The quota cannot be checked.", retry_after_s=2.0) from error
             raise
         if isinstance(answer, Denied):
             raise _refusal(answer, tenant)
-        choices = [live.choice for live in call.live.values()]
-        self._open[call.id] = _Reservation(tenant.name, prompt_tokens, choices)
+        self._open[call.id] = _Reservation(id, tenant.name, prompt_tokens, call.choices)
         call.allowance = answer.allowance
 
     def refund(self, call: OpenCall) -> None:
         """The call was not let in."""
         if (reservation := self._open.pop(call.id, None)) is not None:
-            self._end(reservation.tenant, call.id, None)
+            self._end(reservation.tenant, reservation.id, None)
 
     def settle(self, call: OpenCall) -> None:
         """The call has ended, however."""
         if (reservation := self._open.pop(call.id, None)) is not None:
-            self._end(reservation.tenant, call.id, reservation.used_tokens)
+            self._end(reservation.tenant, reservation.id, reservation.used_tokens)
 
     def _end(self, tenant: str, id: str, tokens: int | None) -> None:
         self._ended[tenant][id] = tokens
@@ -119,13 +124,20 @@ class Reservations:
 
     async def prolong(self) -> None:
         """Raises StoreLost."""
-        streams: defaultdict[str, list[str]] = defaultdict(list)
-        for id, reservation in self._open.items():
-            streams[reservation.tenant].append(id)
-        for tenant, ids in streams.items():
+        for tenant in {reservation.tenant for reservation in self._open.values()}:
             # Some may have ended while others were told of.
-            if live := [id for id in ids if id in self._open]:
+            if live := [reservation.id for reservation in self._open.values() if reservation.tenant == tenant]:
                 await self._tenants.prolong(tenant, live, TTL_S)
+
+
+def _ids(call: OpenCall) -> tuple[str, str]:
+    """The reservation's, and that of the origin before or "".  Each has its own: what a former one says of an
+    ending is not of what goes on."""
+    recording = call.recording
+    if recording is None or recording.former_epoch is None:
+        return call.id, ""
+    former = recording.former_epoch
+    return f"{call.id}:{recording.epoch}", f"{call.id}:{former}" if former else call.id
 
 
 def _expected_tokens(call: OpenCall, tenant: Tenant, prompt_tokens: int) -> int:

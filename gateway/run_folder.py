@@ -98,14 +98,14 @@ def _clear(folder: Path) -> None:
     deadline = time.monotonic() + DEATH_TIMEOUT_S
     while marked(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
-    clear_shared_memory(folder)
+    clear_shared_memory(shm_prefix(folder))
     for rendered in ("models", "backends"):
         shutil.rmtree(folder / rendered, ignore_errors=True)
 
 
-def clear_shared_memory(folder: Path) -> None:
+def clear_shared_memory(prefix: str) -> None:
     """What a Triton that was killed could not."""
-    for region in SHARED_MEMORY.glob(f"{shm_prefix(folder)}*"):
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink()
 
 

@@ -162,7 +162,7 @@ class Front:
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         exchange.call_id = call_id
-        async with self._calls.resume(call_id, exchange.tenant.name) as call:
+        async with self._calls.resume(call_id, exchange.tenant) as call:
             exchange.call = call
             return await self._stream(request, exchange, call, sent)
 

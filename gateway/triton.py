@@ -15,6 +15,7 @@ from triton_backend.contract import CONTRACT_VERSION, Attach
 
 RELOAD_TIMEOUT_S = 600.0
 """Large checkpoints load for minutes."""
+STARTER_S = 1.0
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -113,17 +114,28 @@ class TritonBackend:
     async def revive(self) -> None:
         """Restart the engine unless it answers; also if it does, but lets nobody attach: its thread hangs or is
         dead.  Without a server there is nothing to restart, and what somebody else is starting comes by itself."""
-        if await self._may_load() and (self._failed_attaches > 1 or not await self.ready()):
+        if not await self._may_load() or (self._failed_attaches <= 1 and await self.ready()):
+            return
+        # Again: to load what somebody has begun to load meanwhile would end both processes.
+        if await self._may_load():
             self._failed_attaches = 0
             await self.reload(RELOAD_TIMEOUT_S)
 
-    async def _may_load(self, timeout_s: float = 2.0) -> bool:
-        """A server answers, and nobody is starting the model."""
+    async def _may_load(self) -> bool:
+        """A server answers, and nobody is starting the model, nor about to, having started the server."""
+        states = await self._states()
+        if states == {""}:
+            await asyncio.sleep(STARTER_S)
+            states = await self._states()
+        return bool(states) and "LOADING" not in states
+
+    async def _states(self, timeout_s: float = 2.0) -> set[str]:
+        """Of the model's versions; "" if it was never loaded.  No answer: none."""
         try:
             index = await self._stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError:
-            return False
-        return not any(model.name == self._model and model.state == "LOADING" for model in index.models)
+            return set()
+        return {model.state for model in index.models if model.name == self._model}
 
     async def _control(self, call: Any) -> None:
         try:

@@ -67,7 +67,7 @@ async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
             await stack.start_gateway(given)
         children = [await stack.start_gateway([*given, "--own-port", str(port)]) for port in settings.own_ports]
         # One of several gateways may die; the others serve on.
-        restarts = ["triton", *(child.name for child in children)]
+        restarts = [*stack.tritons, *(child.name for child in children)]
         await asyncio.gather(stack.wait(restarts), _announce(settings, started_s))
 
 

@@ -519,6 +519,7 @@ class StoreContract:
         assert adopted.age_s == pytest.approx(7.0, abs=2.0)
         again = await adopt(store)
         assert again.epoch > adopted.epoch
+        assert (adopted.former_epoch, again.former_epoch) == (0, adopted.epoch)
         assert again.log == adopted.log
 
     async def test_only_its_owner_adopts_a_call_and_others_do_not_disturb_it(self, store: Store) -> None:

@@ -23,8 +23,9 @@ async def reserve(
     tenant: str = "acme",
     id: str | None = None,
     ttl_s: float = TTL_S,
+    former: str = "",
 ) -> Granted | Denied:
-    return await tenants.reserve(tenant, id or f"call-{next(_ids)}", tokens, quota, ttl_s)
+    return await tenants.reserve(tenant, id or f"call-{next(_ids)}", tokens, quota, ttl_s, former)
 
 
 async def used(tenants: Tenants, tenant: str = "acme") -> tuple[int, int]:
@@ -137,6 +138,33 @@ class TenantsContract:
         assert bound(await reserve(tenants, Quota(max_streams=3))) == "streams", "a, forgotten and c"
         await tenants.settle("acme", {"a": 1, "forgotten": 3, "c": 1})
         assert await used(tenants) == (3, 7)
+
+    async def test_a_reservation_goes_on_under_another_id(self, tenants: Tenants) -> None:
+        quota = Quota(1, 10, 1)
+        await reserve(tenants, quota, tokens=10, id="a")
+        answer = await reserve(tenants, quota, tokens=9, id="b", former="a")
+        assert isinstance(answer, Granted)
+        assert answer.allowance.requests and answer.allowance.requests.remaining == 0
+        await tenants.settle("acme", {"a": None})
+        assert await used(tenants) == (1, 10), "a is nobody's"
+        assert bound(await reserve(tenants, Quota(max_streams=1))) == "streams", "b is"
+        await tenants.settle("acme", {"b": 4})
+        assert await used(tenants) == (1, 4)
+
+    async def test_one_that_has_ended_does_not_go_on(self, tenants: Tenants, tick: Tick) -> None:
+        quota = Quota(max_streams=1)
+        await reserve(tenants, quota, tokens=10, id="settled")
+        await tenants.settle("acme", {"settled": 4})
+        await reserve(tenants, quota, tokens=10, id="over", ttl_s=LEASE_S)
+
+        async def goes_on_without() -> bool:
+            return isinstance(await reserve(tenants, quota, tokens=7, id="a", former="settled"), Granted)
+
+        assert not await goes_on_without()
+        await eventually(goes_on_without, tick)
+        await tenants.settle("acme", {"a": 7})
+        await reserve(tenants, quota, tokens=1, id="b", former="over")
+        assert await used(tenants) == (4, 22), "each took its own"
 
     async def test_a_race_goes_over_no_bound(self, tenants: Tenants) -> None:
         for quota, granted in ((Quota(7), 7), (Quota(None, 70), 7), (Quota(None, None, 7), 7)):

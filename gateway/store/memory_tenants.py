@@ -32,10 +32,18 @@ class MemoryTenants:
         self._records: dict[str, bytes] = {}
         self._version = 0
 
-    async def reserve(self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float) -> Granted | Denied:
+    async def reserve(
+        self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float, former: str = ""
+    ) -> Granted | Denied:
         now_s, state = self._clock(), self._of[tenant]
         second = int(now_s)
         state.forget_dead(now_s)
+        if former in state.held:
+            state.held[id], state.streams[id] = state.held.pop(former), now_s + ttl_s
+            state.streams.pop(former, None)
+            return minute.answer(
+                "", now_s, state.requests.look(second, 0, None), state.tokens.look(second, 0, None), quota
+            )
         requests = state.requests.look(second, 1, quota.requests_per_minute)
         used = state.tokens.look(second, tokens, quota.tokens_per_minute)
         if requests.full or used.full:

@@ -48,9 +48,9 @@ class Records:
         if kept is None or kept.owner != owner:
             return None
         now_s = self._clock()
-        kept.epoch = max(kept.epoch + 1, int(now_s * 1e6))
+        former, kept.epoch = kept.epoch, max(kept.epoch + 1, int(now_s * 1e6))
         kept.expiry_s = now_s + ttl_s
-        return Adopted(kept.epoch, max(0.0, now_s - kept.begun_s), kept.content, bytes(kept.log))
+        return Adopted(kept.epoch, former, max(0.0, now_s - kept.begun_s), kept.content, bytes(kept.log))
 
     def _find(self, call: str) -> _Kept | None:
         kept = self._kept.get(call)

@@ -29,9 +29,11 @@ class RedisTenants:
         sources |= {verb: source(verb) for verb in KEY_VERBS}
         self._scripts = Scripts(home, sources, ("keys", record_keys(), [0]), timeout_s, observe)
 
-    async def reserve(self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float) -> Granted | Denied:
+    async def reserve(
+        self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float, former: str = ""
+    ) -> Granted | Denied:
         bounds = (quota.requests_per_minute, quota.tokens_per_minute, quota.max_streams)
-        args = [id, tokens, ttl_s, *("" if bound is None else bound for bound in bounds)]
+        args = [id, tokens, ttl_s, *("" if bound is None else bound for bound in bounds), former]
         return await self._scripts.run("reserve", tenant_keys(tenant), args, lambda reply: _reserved(reply, quota))
 
     async def prolong(self, tenant: str, ids: Sequence[str], ttl_s: float) -> None:

@@ -181,10 +181,10 @@ def written(count: int) -> Callable[[Sequence[bytes]], list[Written]]:
 def adopted(reply: Sequence[Any] | None) -> Adopted | None:
     if reply is None:
         return None
-    epoch, age_s, content, log = reply
+    epoch, former_epoch, age_s, content, log = reply
     if not (isinstance(content, bytes) and isinstance(log, bytes)):
         raise TypeError("a record is bytes")
-    return Adopted(int(epoch), max(0.0, float(age_s)), content, log)
+    return Adopted(int(epoch), int(former_epoch), max(0.0, float(age_s)), content, log)
 
 
 def samples(reply: Sequence[tuple[bytes, Sequence[bytes]]]) -> list[tuple[str, bytes]]:

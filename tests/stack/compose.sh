@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds and starts compose.yaml, asks for a streamed answer, leaves one, starts more gateways, kills the one that
-# drives the engine in the middle of another's stream, scales down and up under requests, and takes everything down.
+# drives the engine in the middle of another's stream, and then the engine's process, scales down and up under requests,
+# and takes everything down.
 # Needs Docker.
 #
 #   tests/stack/compose.sh          without a GPU
@@ -80,6 +81,14 @@ driver() {  # the gateway that drives the engine: the only one that knows its ro
   done
 }
 
+kill_engine() {  # kill_engine CONTAINER: the engine's process there
+  docker exec "$1" python3 -c '
+import os, pathlib, signal
+for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    if (folder / "cmdline").read_bytes().split(b"\0")[0].endswith(b"/triton_python_backend_stub"):
+        os.kill(int(folder.name), signal.SIGKILL)'
+}
+
 "${compose[@]}" up --build --detach
 wait_for 300 is_ready
 curl -fsS "$url/ready"; echo
@@ -126,6 +135,17 @@ wait "$stream"
 text "$work/disturbed" | cmp - "$work/expected"
 echo "compose: the driver was killed after $before events of another gateway's stream, which came through the same" \
   "($(wc -c <"$work/expected") bytes); now $(driver) drives"
+
+ask 1500 >"$work/disturbed" &
+stream=$!
+wait_for 30 test -s "$work/disturbed"
+triton=$("${compose[@]}" ps -q triton)
+begun=$(docker inspect --format '{{.State.StartedAt}}' "$triton")
+kill_engine "$triton"
+wait "$stream"
+text "$work/disturbed" | cmp - "$work/expected"
+[[ $(docker inspect --format '{{.State.StartedAt}}' "$triton") != "$begun" ]]
+echo "compose: the engine's process was killed in the middle of a stream, which came through the same; Triton was started again"
 
 scale 3
 requests() {  # requests WORKER: one after the other until told to stop, a line each

@@ -1,7 +1,8 @@
 """Clients that keep a number of streams open and note what comes, and when.
 
 Each asks one of a few questions, again and again.  Like a good client it comes back when it is told to, and goes
-to another gateway if one does not answer; whose gateway dies in the middle of a stream asks anew.
+to another gateway if one does not answer.  If its gateway dies in the middle of a stream, it reads on elsewhere or
+asks anew.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ from triton_backend.contract import Sampling
 QUESTIONS = 24
 WITH_LOGPROBS = 0.75
 """Of the streams.  Of the others only the text is known.  Every question is asked in both ways."""
+READ_ON = 0.5
+"""Of the streams, if their gateway dies."""
 HANG_S = 180.0
 """A stream that has not ended after so long hangs."""
 MAX_DEATHS = 2
@@ -68,7 +71,15 @@ class Stream:
         self.question = question
         self.has_logprobs = has_logprobs
         self.gateway = gateway
+        """Where it is read."""
         self.call_id = ""
+        self.last_id = ""
+        """Of its events, if it asked for ids."""
+        self.times_read_on = 0
+        self.is_unknown = False
+        """No gateway could go on with it."""
+        self.is_whole = self.is_refuted = False
+        """It came to its end, or to an error."""
         self.texts: list[str] = []
         """Of the chunks."""
         self.token_texts: list[str] = []
@@ -78,7 +89,7 @@ class Stream:
         self.failure = ""
         self.heard_s: list[float] = []
         """When anything with text came."""
-        self.begun_s = now_s()
+        self.begun_s = self.connected_s = now_s()
         self.end_s: float | None = None
         self.engine_deaths = engine_deaths
         """Of the site, when it began."""
@@ -94,14 +105,25 @@ class Stream:
     @property
     def is_cut(self) -> bool:
         """Its gateway was killed before it could end."""
-        return self.finish_reason is None and self.gateway.killed_s > self.begun_s
+        return self.finish_reason is None and self.gateway.killed_s > self.connected_s
+
+    @property
+    def can_go_on(self) -> bool:
+        """It broke off, and its client may ask for the rest."""
+        return bool(self.last_id) and not (self.is_whole or self.is_unknown or self.is_refuted)
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
 
-    def take(self, event: dict[str, Any]) -> None:
+    def came_to(self, gateway: Gateway) -> None:
+        self.gateway, self.connected_s, self.failure = gateway, now_s(), ""
+        self.times_read_on += 1
+
+    def take(self, event: dict[str, Any], event_id: str) -> None:
+        self.last_id = event_id or self.last_id
         if "error" in event:
+            self.is_refuted = True
             self.failure = str(event["error"])
             return
         self.usage = event["usage"] or self.usage
@@ -173,27 +195,56 @@ class Crowd:
             await self._ask(self._rng.choice(self._questions), self._rng.choice(gateways))
 
     async def _ask(self, question: Question, gateway: Gateway) -> None:
-        has_logprobs = self._rng.random() < WITH_LOGPROBS
+        has_logprobs, reads_on = self._rng.random() < WITH_LOGPROBS, self._rng.random() < READ_ON
         stream = Stream(question, has_logprobs, gateway, self._site.engine_deaths)
+        accept = "text/event-stream" if reads_on else "*/*"
         try:
             async with self._session.post(
-                f"{gateway.url}/v1/completions", json=question.body(has_logprobs)
+                f"{gateway.url}/v1/completions", json=question.body(has_logprobs), headers={"Accept": accept}
             ) as response:
                 if response.status != 200:
                     await self._refused(response)
                     return
                 self.streams.append(stream)
                 stream.call_id = response.headers["x-request-id"]
-                async for line in response.content:
-                    if line.startswith(b"data: {"):
-                        stream.take(msgspec.json.decode(line[6:]))
+                await _hear(stream, response)
         except (aiohttp.ClientError, TimeoutError) as error:
             stream.failure = repr(error)
             await asyncio.sleep(_RETRY_S)
-        finally:
-            stream.end_s = now_s()
+        while stream.can_go_on and now_s() - stream.begun_s < HANG_S:
+            await self._read_on(stream)
+        stream.end_s = now_s()
+
+    async def _read_on(self, stream: Stream) -> None:
+        """At any gateway, as far as that goes."""
+        gateway = self._rng.choice([gateway for gateway in self._site.gateways if gateway.is_open])
+        try:
+            async with self._session.get(
+                f"{gateway.url}/v1/streams/{stream.call_id}", headers={"Last-Event-ID": stream.last_id}
+            ) as response:
+                if response.status == 404:
+                    stream.is_unknown = True
+                elif response.status != 200:
+                    await self._refused(response)
+                else:
+                    stream.came_to(gateway)
+                    await _hear(stream, response)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            stream.failure = repr(error)
+            await asyncio.sleep(_RETRY_S)
 
     async def _refused(self, response: aiohttp.ClientResponse) -> None:
         given = response.headers.get("Retry-After")
         self.refusals.append(Refusal(now_s(), response.status, float(given) if given else None))
         await asyncio.sleep(min(float(given or 0), _MAX_RETRY_S))
+
+
+async def _hear(stream: Stream, response: aiohttp.ClientResponse) -> None:
+    event_id = ""
+    async for line in response.content:
+        if line.startswith(b"id: "):
+            event_id = line[4:].decode().strip()
+        elif line.startswith(b"data: {"):
+            stream.take(msgspec.json.decode(line[6:]), event_id)
+        elif line.startswith(b"data: [DONE]"):
+            stream.is_whole = True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import Any, NamedTuple
 
-from tests.stack.site import REPLICAS, Gateway, Site, now_s
+from tests.stack.site import Gateway, Site, now_s
 
 STOP_S = 10.0
 REVIVAL_S = 60.0
@@ -43,11 +43,12 @@ async def rolling_restart(site: Site, rng: random.Random) -> None:
 
 
 async def kill_triton(site: Site, rng: random.Random) -> None:
-    async with site.triton:
+    async with site.engine:
         site.engine_deaths += 1
-        site.signal("triton", SIGKILL)
+        triton = rng.choice(site.tritons)
+        site.signal(triton, SIGKILL)
         await asyncio.sleep(rng.uniform(0, 2))
-        await site.restart("triton")
+        await site.restart(triton)
 
 
 async def kill_stub(site: Site, rng: random.Random) -> None:
@@ -121,16 +122,13 @@ async def _drain(site: Site, gateway: Gateway) -> None:
 
 
 async def _break_stub(site: Site, rng: random.Random, number: Signals) -> None:
-    """The gateways find it and have it replaced."""
-    async with site.triton:
+    """It takes its server along, once the gateways have found one that hangs; `up` would start another."""
+    async with site.engine:
         site.engine_deaths += 1
-        model = rng.randrange(REPLICAS)
-        stub = site.stub_pid(model)
+        triton = rng.choice(site.tritons)
+        stub = site.stub_pid(triton)
         assert stub is not None
         os.kill(stub, number)
         async with asyncio.timeout(REVIVAL_S):
-            while site.stub_pid(model) in (stub, None):
-                await asyncio.sleep(0.1)
-                # It may take its server along (local.py), for which `up` starts another.
-                if not site.is_running("triton"):
-                    await site.restart("triton")
+            await site.gone(triton)
+        await site.restart(triton)

@@ -58,8 +58,9 @@ class Site:
         )
         self.gateways = [Gateway(f"gateway-{number}") for number in range(GATEWAYS)]
         self._untouched = set(self.gateways)
-        self.valkey, self.triton = asyncio.Lock(), asyncio.Lock()
-        """Held by whoever breaks it."""
+        self.tritons = self._stack.tritons
+        self.valkey, self.engine = asyncio.Lock(), asyncio.Lock()
+        """Held by whoever breaks it, or one of them."""
         self.engine_deaths = 0
 
     async def __aenter__(self) -> Self:
@@ -114,10 +115,10 @@ class Site:
     def signal(self, name: str, number: signal.Signals) -> None:
         self._stack.kill(name, number)
 
-    def stub_pid(self, model: int) -> int | None:
+    def stub_pid(self, triton: str) -> int | None:
         """None while there is none."""
         try:
-            return self._stack.stub_pid(self._stack.models[model])
+            return self._stack.stub_pid(triton)
         except StopIteration:
             return None
 
@@ -178,7 +179,6 @@ class Site:
             owned = len(await redis.keys("bs1:*:origin:*"))
             inboxes = len(await redis.keys("bs1:*:inbox:*"))
         metrics = ("running_rows", "waiting_rows", "kv_used_bytes", "streams", "live_calls")
-        stubs = [self._stack.stub_pid(model) for model in self._stack.models]
         regions = list(SHARED_MEMORY.glob(f"{shm_prefix(self._stack.run_dir)}*"))
         return {
             "tickets": tickets,
@@ -188,19 +188,24 @@ class Site:
             "inboxes": inboxes,
             **{name: await self.metric(f"bucketserve_{name}") for name in metrics},
             **{f"files of {name}": _files(self._stack.pid(name)) for name in self._processes},
-            **{f"files of {model}": _files(pid) for model, pid in zip(self._stack.models, stubs, strict=True)},
+            **{f"files of {name}'s engine": _files(self._stack.stub_pid(name)) for name in self.tritons},
+            **{f"threads of {name}": _threads(self._stack.pid(name)) for name in self.tritons},
             "shared memory regions": len(regions),
             "shared memory bytes": sum(region.stat().st_size for region in regions),
         }
 
     @property
     def _processes(self) -> list[str]:
-        return ["valkey", "triton", *(gateway.name for gateway in self.gateways)]
+        return ["valkey", *self.tritons, *(gateway.name for gateway in self.gateways)]
 
 
 def _files(pid: int) -> int:
     """Open files and sockets."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 def now_s() -> float:

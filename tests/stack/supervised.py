@@ -13,8 +13,8 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         template = standin.template(Path(folder) / "llm")
         async with local.Stack(model="standin", replicas=2, template=template) as stack:
-            pids = {name: stack.pid(name) for name in ("valkey", "triton")}
-            pids |= {model: stack.stub_pid(model) for model in stack.models}
+            pids = {name: stack.pid(name) for name in ("valkey", *stack.tritons)}
+            pids |= {f"engine of {triton}": stack.stub_pid(triton) for triton in stack.tritons}
             sys.stdout.write(json.dumps({"run": str(stack.run_dir), "pids": pids}) + "\n")
             sys.stdout.flush()
             await stack.wait()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from gateway.embedded import SHM_BYTES
 from tests.stack import client
 from tests.stack.crowd import Crowd, Stream
 from tests.stack.faults import ALL, FAULTS, Fault
@@ -31,7 +30,7 @@ SETTLE_S = 60.0
 SPARE_FILES = GATEWAYS * 16
 """Connections that the gateways' pools may keep."""
 WIDTH = 40
-HEAD = f"{'fault':{WIDTH}} streams   cut  lost  duplicated  wrong  refused  own pause  foreign"
+HEAD = f"{'fault':{WIDTH}} streams  read on   cut  lost  duplicated  wrong  refused  own pause  foreign"
 CALM_S = 2.0
 """How long a fault's consequences are looked at after it is over."""
 
@@ -92,6 +91,8 @@ class Report:
         finally:
             judge.close()
         print(f"{len(verdicts)} streams, {judge.num_tokens} tokens, {judge.num_ties} ties")
+        unknown = sum(stream.is_unknown for stream in verdicts)
+        print(f"{sum(stream.times_read_on > 0 for stream in verdicts)} read on elsewhere, {unknown} could not")
         assert judge.num_ties <= judge.num_tokens / 10_000
         return verdicts
 
@@ -102,8 +103,10 @@ class Report:
         for strike in self.strikes:
             counts = Counter(verdicts[stream] for stream in strike.met)
             refused = sum(strike.begun_s <= refusal.at_s <= strike.end_s for refusal in self.crowd.refusals)
+            read_on = sum(stream.times_read_on > 0 for stream in strike.met)
             lines.append(
-                f"{strike.name:{WIDTH}}{len(strike.met):8}{counts[Verdict.CUT]:6}{counts[Verdict.LOST]:6}"
+                f"{strike.name:{WIDTH}}{len(strike.met):8}{read_on:9}"
+                f"{counts[Verdict.CUT]:6}{counts[Verdict.LOST]:6}"
                 f"{counts[Verdict.DUPLICATED]:12}{counts[Verdict.WRONG]:7}{refused:9}"
                 f"{strike.pause_s(is_foreign=False):11.2f}{strike.pause_s(is_foreign=True):11.2f}"
             )
@@ -124,15 +127,13 @@ async def break_all(
 async def settled(site: Site, idle: Mapping[str, float]) -> dict[str, float]:
     """What has not come back to its idle figure in time."""
     deadline_s = now_s() + SETTLE_S
-    while (grown := _grown(await site.figures(), idle, site.engine_deaths)) and now_s() < deadline_s:
+    while (grown := _grown(await site.figures(), idle)) and now_s() < deadline_s:
         await asyncio.sleep(1.0)
     return grown
 
 
-def _grown(figures: Mapping[str, float], idle: Mapping[str, float], deaths: int) -> dict[str, float]:
-    """`deaths`: of engines' processes.  Now and then Triton keeps the shared memory of one while it runs."""
-    spare = {"shared memory regions": deaths, "shared memory bytes": deaths * SHM_BYTES}
-    spare |= {name: SPARE_FILES for name in figures if name.startswith("files")}
+def _grown(figures: Mapping[str, float], idle: Mapping[str, float]) -> dict[str, float]:
+    spare = {name: SPARE_FILES for name in figures if name.startswith("files")}
     return {name: figure for name, figure in figures.items() if figure > idle[name] + spare.get(name, 0)}
 
 

@@ -1,10 +1,12 @@
 """Whatever ends a run, nothing of it is left: no process, no shared memory, no file."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.process import marked
-from gateway.run_folder import shm_prefix
+from gateway import local
+from gateway.process import ChildDied, marked
+from gateway.run_folder import SHARED_MEMORY, shm_prefix
+from gateway.triton import TritonBackend, replicas
+from tests.stack import standin
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -49,7 +54,9 @@ class Run:
 @pytest.fixture
 def run() -> Iterator[Run]:
     started = Run()
-    assert len(marked(started.folder)) == 4
+    assert len(marked(started.folder)) == 7, (
+        "Valkey; twice Triton, its engine's process and what ends it with that"
+    )
     yield started
     started.process.kill()
     started.process.communicate()
@@ -61,7 +68,7 @@ def test_told_to_stop(run: Run, number: signal.Signals) -> None:
     assert run.end() == (0, "")
 
 
-@pytest.mark.parametrize("name", ["valkey", "triton"])
+@pytest.mark.parametrize("name", ["valkey", "triton-0"])
 def test_a_child_is_killed(run: Run, name: str) -> None:
     os.kill(run.pids[name], signal.SIGKILL)
     status, errors = run.end()
@@ -75,13 +82,53 @@ def test_the_supervisor_is_killed(run: Run) -> None:
 
 
 def test_a_stopped_engine_does_not_outlive_the_supervisor(run: Run) -> None:
-    os.kill(run.pids["llm-1"], signal.SIGSTOP)
+    os.kill(run.pids["engine of triton-1"], signal.SIGSTOP)
     run.process.kill()
     assert run.end()[0] == -signal.SIGKILL
 
 
 def test_a_stopped_triton_does_not_hold_the_end_up(run: Run) -> None:
     with suppress(ProcessLookupError):
-        os.kill(run.pids["triton"], signal.SIGSTOP)
+        os.kill(run.pids["triton-1"], signal.SIGSTOP)
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == (0, "")
+
+
+@pytest.mark.asyncio
+async def test_what_dies_again_and_again_is_given_up() -> None:
+    said: list[str] = []
+    async with local.Stack(model="none", redis_url="none", triton="none:1", say=said.append) as stack:
+        await stack.start_gateway(["--port", "none"])
+        with pytest.raises(ChildDied, match="gateway-0 exited with status 2"):
+            await stack.wait(restarts=["gateway-0"])
+    assert len(said) == local.MAX_DEATHS - 1
+
+
+@pytest.mark.asyncio
+async def test_engines_whose_processes_die_are_back_each_by_itself() -> None:
+    """Also if both die at once, and without anything that was left of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        template = standin.template(Path(folder) / "llm")
+        async with local.Stack(model="standin", redis_url="none", replicas=2, template=template) as stack:
+            keeping = asyncio.create_task(stack.wait(restarts=stack.tritons))
+            before = [stack.stub_pid(triton) for triton in stack.tritons]
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            for address in stack.triton_address.split(","):
+                await back(address)
+            assert not keeping.done()
+            assert not {stack.stub_pid(triton) for triton in stack.tritons} & set(before)
+            assert len(list(SHARED_MEMORY.glob(f"{shm_prefix(stack.run_dir)}*"))) == 2
+            keeping.cancel()
+
+
+async def back(address: str) -> None:
+    """Returns when its engine answers."""
+    async with asyncio.timeout(GONE_S):
+        while not (models := await replicas(address)):
+            await asyncio.sleep(0.05)
+        backend = TritonBackend(address, models[0])
+        # The server that ends may still answer.
+        while not await backend.ready():
+            await asyncio.sleep(0.05)
+        await backend.aclose()

@@ -88,8 +88,9 @@ class Site:
     tenants: MemoryTenants
 
     async def ask(self, key: str = "", at: int = 0, path: str = TEXT, **fields: Any) -> Answer:
-        """A completion; `x_...` are headers."""
-        headers = {name.replace("_", "-"): fields.pop(name) for name in list(fields) if name.startswith("x_")}
+        """A completion; `x_...` and `last_event_id` are headers."""
+        given = [name for name in fields if name.startswith(("x_", "last_"))]
+        headers = {name.replace("_", "-"): fields.pop(name) for name in given}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         body = {"model": "fake", "prompt": "hi", "max_tokens": 2, "ignore_eos": True} | fields
@@ -99,8 +100,10 @@ class Site:
         ):
             return Answer(response.status, response.headers, await response.read())
 
-    async def get(self, path: str, key: str) -> Answer:
+    async def get(self, path: str, key: str, last_event_id: str = "") -> Answer:
         headers = {"Authorization": f"Bearer {key}"}
+        if last_event_id:
+            headers["Last-Event-ID"] = last_event_id
         async with (
             aiohttp.ClientSession() as session,
             session.get(self.urls[0] + path, headers=headers) as response,
@@ -108,8 +111,8 @@ class Site:
             return Answer(response.status, response.headers, await response.read())
 
     @contextlib.asynccontextmanager
-    async def streaming(self, key: str, at: int = 0) -> AsyncIterator[None]:
-        """While a long stream is open."""
+    async def streaming(self, key: str, at: int = 0) -> AsyncIterator[str]:
+        """While a long stream is open; its call."""
         body = {"model": "fake", "prompt": "hi", "max_tokens": 500, "ignore_eos": True, "stream": True}
         headers = {"Authorization": f"Bearer {key}"}
         async with (
@@ -118,7 +121,7 @@ class Site:
         ):
             assert response.status == 200
             await response.content.readuntil(b"\n\n")
-            yield
+            yield response.headers["x-request-id"]
 
     async def settled(self) -> None:
         """Nothing runs, and the store knows."""
@@ -127,8 +130,10 @@ class Site:
 
 
 class LostTenants(MemoryTenants):
-    async def reserve(self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float) -> Granted | Denied:
-        await super().reserve(tenant, id, tokens, quota, ttl_s)
+    async def reserve(
+        self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float, former: str = ""
+    ) -> Granted | Denied:
+        await super().reserve(tenant, id, tokens, quota, ttl_s, former)
         raise StoreLost("no answer in time")
 
 
@@ -430,5 +435,30 @@ def test_another_tenants_request_id_opens_nothing(tmp_path: Path) -> None:
         assert json.loads(first.body)["choices"] != json.loads(second.body)["choices"]
         answer = await site.ask("bs-modest", x_request_id=json.loads(first.body)["id"].removeprefix("cmpl-"))
         assert json.loads(answer.body)["id"] != json.loads(first.body)["id"]
+
+    visit(scenario, tmp_path)
+
+
+@pytest.mark.parametrize("thief", ["bs-modest", "bs-nowhere", "bs-wrong"])
+def test_another_tenants_stream_cannot_be_read_on(tmp_path: Path, thief: str) -> None:
+    """Whoever knows its id gets what there is at an id that nobody has, and its reader is not disturbed."""
+    unknown = "0" * 32
+
+    async def scenario(site: Site) -> None:
+        async with site.streaming(GOOD) as call_id:
+            attempts: list[Callable[[str], Awaitable[Answer]]] = [
+                lambda call: site.get(f"/v1/streams/{call}", thief),
+                lambda call: site.get(f"/v1/streams/cmpl-{call}", thief),
+                lambda call: site.get(f"/v1/streams/{call}", thief, last_event_id=f"{call}:1.1"),
+                lambda call: site.ask(thief, last_event_id=f"{call}:1.1"),
+                lambda call: site.ask(thief, last_event_id=f"{call}:1.1", user="good", x_tenant="good"),
+            ]
+            for attempt in attempts:
+                refused = await attempt(call_id)
+                assert refused.status == (401 if thief == "bs-wrong" else 404)
+                assert refused.error == (await attempt(unknown)).error
+            metrics = (await site.get("/metrics", "")).body.decode()
+            assert "\nbucketserve_resumed_calls_total{" not in metrics
+            assert "\nbucketserve_streams 1.0\n" in metrics
 
     visit(scenario, tmp_path)

@@ -117,11 +117,12 @@ def test_a_fresh_folder_goes_with_its_run() -> None:
 
 
 def test_a_rendered_model_has_its_settings_and_no_others(tmp_path: Path) -> None:
-    embedded.render_model(embedded.MODEL, "llm-1", {"device": "cuda:1", "threads": 2, "dtype": None}, tmp_path)
+    parameters = {"device": "cuda:1", "threads": 2, "dtype": None, "ends_server": "false"}
+    embedded.render_model(embedded.MODEL, "llm-1", parameters, tmp_path)
     raw = (tmp_path / "llm-1" / "config.pbtxt").read_text()
     config = text_format.Parse(raw, model_config_pb2.ModelConfig())
     given = {key: value.string_value for key, value in config.parameters.items() if value.string_value}
-    assert given == {"device": "cuda:1", "threads": "2"}
+    assert given == {"device": "cuda:1", "threads": "2", "ends_server": "false"}
     assert (config.name, config.model_transaction_policy.decoupled, config.max_batch_size) == ("", True, 0)
     assert (tmp_path / "llm-1" / "1" / "triton_backend" / "contract.py").exists()
 
@@ -133,6 +134,21 @@ def test_tritons_environment_has_no_engine_settings(monkeypatch: pytest.MonkeyPa
     assert "ENGINE_DEVICE" not in env
     assert env["LD_LIBRARY_PATH"].endswith("nvidia_pytriton.libs:/opt/mine")
     assert env["PATH"].startswith(str(Path(sys.executable).parent))
+
+
+@pytest.mark.parametrize(("visible", "seen"), [(None, "1"), ("4,GPU-5", "GPU-5")])
+def test_each_triton_may_see_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: str
+) -> None:
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert embedded.triton_env(gpu=1)["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_more_engines_than_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    with pytest.raises(embedded.StartFailed, match="has no GPU for engine 1"):
+        embedded.triton_env(gpu=1)
 
 
 async def fail() -> None:

@@ -104,6 +104,18 @@ def test_letters_written_while_one_is_on_its_way_go_together_and_in_order() -> N
     clock.run(scenario())
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 256, 257, 512, 1000])
+def test_a_long_letter_is_handed_over_in_parts(tokens: int) -> None:
+    drawn = [Drawn("call/0", 0, index, 7, None) for index in range(tokens)]
+    letter = Letter("g", drawn, [Departed("call/0", 0, End.STOP)], [("call/0", 0)], [("call/1", 0)], True)
+    parts = list(letter.parts())
+    assert all(len(part.drawn) <= 256 for part in parts)
+    assert [one for part in parts for one in part.drawn] == drawn
+    assert [part.claimed for part in parts] == [[("call/0", 0)], *([[]] * (len(parts) - 1))]
+    rest = [(part.departed, part.cancelled, part.wakes) for part in parts]
+    assert rest == [([], [], False)] * (len(parts) - 1) + [(letter.departed, letter.cancelled, True)]
+
+
 def test_what_a_lost_store_keeps_from_going_is_bounded() -> None:
     async def scenario() -> None:
         store = MemoryStore(clock=asyncio.get_running_loop().time)

@@ -6,17 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 import pytest
 
+from gateway.chooser import Chooser
 from gateway.errors import ApiError, OverQuota, StoreLost, TooManyRequests, Unavailable
 from gateway.ports import Denied, Granted, Limits
 from gateway.quota import Quota
-from gateway.request import Request, ServiceClass, Tenant
+from gateway.request import Request, Tenant, Ticket
 from gateway.reservations import TTL_S
+from gateway.roster import Roster
 from gateway.store.memory import MemoryStore
 from gateway.store.memory_tenants import MemoryTenants
 from tests.tenants_contract import used
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend
-from tests.unit.fakes.world import ORIGIN, World
+from tests.unit.fakes.world import DRIVER, ORIGIN, World
 from triton_backend.contract import Sampling
 
 ACME = Tenant("acme", quota=Quota(100, 1000, 10))
@@ -33,9 +35,11 @@ class FlakyTenants(MemoryTenants):
         self.slow_s = 0.0
         self.prolonged: list[list[str]] = []
 
-    async def reserve(self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float) -> Granted | Denied:
+    async def reserve(
+        self, tenant: str, id: str, tokens: int, quota: Quota, ttl_s: float, former: str = ""
+    ) -> Granted | Denied:
         if self.happens:
-            answer = await super().reserve(tenant, id, tokens, quota, ttl_s)
+            answer = await super().reserve(tenant, id, tokens, quota, ttl_s, former)
         await asyncio.sleep(self.slow_s)
         self._answer("reserve")
         return answer
@@ -256,30 +260,46 @@ def test_a_refusal_tells_when_there_is_room_and_there_is() -> None:
 # The fair share
 
 
-@pytest.mark.parametrize(("weight", "before"), [(1.0, 11), (2.0, 6), (0.5, 21)])
-def test_a_tenant_with_10_waits_for_few_of_another_with_10_000(weight: float, before: int) -> None:
-    """Of equal requests the tenth of the small tenant has at most 10 / weight + 1 of the large one before it."""
+async def queue_up(world: World, store: MemoryStore, tenant: Tenant, calls: int, each: int, prompt: int) -> None:
+    """So many calls of so many choices, past admission."""
+    now_s, intake = asyncio.get_running_loop().time, world.origin._intake
+    for number in range(calls):
+        request = msgspec.structs.replace(asking(tenant=tenant, num_choices=each), prompts=[[1] * prompt])
+        call = await intake.call(request, f"{tenant.name}{number}", now_s())
+        await store.put([live.entry for live in call.live.values()], Limits(10**6, 10**9, 10**12))
+
+
+@pytest.mark.parametrize(("weight", "large_prompt"), [(1.0, 10), (2.0, 160), (0.5, 40)])
+def test_a_tenant_with_10_waits_for_little_of_another_with_10_000(weight: float, large_prompt: int) -> None:
+    """Before the tenth of the small tenant starts, the large one, who came first, has been given at most the small
+    one's work over its weight and one request more, whatever their lengths and buckets."""
 
     async def main() -> None:
-        now_s = asyncio.get_running_loop().time
-        store = MemoryStore(clock=now_s)
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
         world = World(store, [FakeBackend("r")])
         async with world.running():
             await world.answer([1, 2, 3])
             world.backends[0].hang()
-            intake = world.origin._intake
-            limits = Limits(10**6, 10**9, 10**12)
-            for tenant, calls, each in ((Tenant("large"), 100, 100), (Tenant("small", weight=weight), 10, 1)):
-                for number in range(calls):
-                    request = asking(tenant=tenant, num_choices=each)
-                    call = await intake.call(request, f"{tenant.name}{number}", now_s())
-                    await store.put([live.entry for live in call.live.values()], limits)
-            waiting = await store.peek(
-                [(h.bin, ServiceClass.DEFAULT) for h in (await store.queue()).heads], 20_000
-            )
-            names = [ticket.tenant for ticket in waiting]
-            assert (names.count("large"), names.count("small")) == (10_000, 10)
-            last = len(names) - names[::-1].index("small")
-            assert last - 10 <= before
+            await queue_up(world, store, Tenant("large"), 100, 100, large_prompt)
+            await queue_up(world, store, Tenant("small", weight=weight), 10, 1, 40)
+            replica = world.fleet.replicas["r"]
+            one_by_one = msgspec.structs.replace(DRIVER.choice, max_batch_rows=1)
+            chooser = Chooser(store, Roster(), one_by_one, world.metrics)
+            epoch = await store.elect("another", "g", 1e9)
+            assert epoch is not None
+            given = {"large": 0.0, "small": 0.0}
+            started: list[Ticket] = []
+            while (tenants := [ticket.tenant for ticket in started]).count("small") < 10:
+                queue = await store.queue()
+                chosen, _ = await chooser.choose(queue, replica)
+                charge = chooser.charge(queue, chosen)
+                entries = await store.claim("another", epoch, [(t.id, t.attempt) for t in chosen], charge)
+                started += [entry.ticket for entry in entries]
+                await chooser.rebucket(queue, replica)
+            for ticket in started[: len(tenants) - tenants[::-1].index("small")]:
+                given[ticket.tenant] += ticket.seconds
+            largest_s = max((ticket.seconds for ticket in started if ticket.tenant == "large"), default=0.0)
+            assert (await store.queue()).tickets > 9_900
+            assert given["large"] <= given["small"] / weight + largest_s
 
     clock.run(main())

@@ -13,10 +13,12 @@ import pytest
 
 from gateway import recorder
 from gateway.call import OpenCall
-from gateway.errors import ApiError, BadRequest, Interrupted, NotFound, Unavailable
+from gateway.errors import ApiError, BadRequest, Interrupted, NotFound, OverQuota, Unavailable
+from gateway.quota import Quota
 from gateway.recorder import Mode
 from gateway.request import Request, Targets
 from gateway.store.memory import MemoryStore
+from tests.tenants_contract import used
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import STEP_S, score_at, token_at
 from tests.unit.fakes.reader import Reader
@@ -276,6 +278,68 @@ def test_another_key_an_unknown_stream_and_an_expired_one_are_the_same_404() -> 
                 await owner.resume(made.gateways["a"])
             told.add((refused.value.message, refused.value.code))
             assert len(told) == 1
+
+    play(scenario)
+
+
+def test_a_stream_that_is_adopted_counts_as_it_did() -> None:
+    """Its reservation goes with it: no second request, no second stream, and all tokens in the end."""
+
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            reader = Reader(request(), key="acme", quota=Quota(10, 1000, 1))
+            reading = asyncio.create_task(reader.ask(made.gateways["a"]))
+            await asyncio.sleep(10 * STEP_S)
+            await vanish(made, "a", reading)
+            resuming = asyncio.create_task(reader.resume(made.gateways["b"]))
+            await asyncio.sleep(10 * STEP_S)
+            with pytest.raises(OverQuota, match="1 requests at a time"):
+                await Reader(request(), 2, "acme", reader.tenant.quota).ask(made.gateways["b"])
+            await resuming
+            assert complete(reader)
+            await made.gateways["b"].origin.idle()
+            assert await used(made.tenants) == (1, 3 + TOKENS)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_stream_that_had_ended_is_gone_on_with_within_the_quota_only(name: str) -> None:
+    """A client that leaves has paid for what it got; who comes back for the rest asks for a request more."""
+
+    async def scenario() -> None:
+        quota = Quota(10, 1000, 1)
+        async with site(1, "a", "b") as made:
+            reader, other = Reader(request(), 1, "acme", quota), Reader(request(), 2, "acme", quota)
+            await reader.ask(made.gateways["a"], 5)
+            await asyncio.sleep(1.0)
+            _, paid = await used(made.tenants)
+            asking = asyncio.create_task(other.ask(made.gateways["a"]))
+            await asyncio.sleep(10 * STEP_S)
+            with pytest.raises(OverQuota, match="1 requests at a time"):
+                await reader.resume(made.gateways[name])
+            await asking
+            await made.gateways["a"].origin.idle()
+            await reader.resume(made.gateways[name])
+            assert complete(reader) and complete(other)
+            await made.gateways[name].origin.idle()
+            assert await used(made.tenants) == (3, paid + 2 * (3 + TOKENS))
+
+    play(scenario)
+
+
+def test_what_is_complete_is_read_on_without_a_quota() -> None:
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            reader = Reader(request(), key="acme", quota=Quota(requests_per_minute=1))
+            await reader.ask(made.gateways["a"], 5)
+            again = Reader(request(keeps_running=True), 2, "other", quota=Quota(requests_per_minute=1))
+            await again.ask(made.gateways["a"], 5)
+            await asyncio.sleep(60 * STEP_S)
+            await again.resume(made.gateways["b"])
+            assert complete(again)
+            with pytest.raises(OverQuota):
+                await reader.resume(made.gateways["b"])
 
     play(scenario)
 

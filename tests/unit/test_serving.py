@@ -252,6 +252,19 @@ def test_a_store_that_forgot_everything_is_filled_again() -> None:
     play(scenario)
 
 
+def test_rows_that_are_heard_of_outlive_the_store() -> None:
+    """They need not be run again: nothing is put back, over several audits and a new election."""
+
+    async def scenario(world: World) -> None:
+        running = [asyncio.create_task(world.answer([tokens], tokens, f"call{tokens}")) for tokens in (200, 400)]
+        await asyncio.sleep(0.5)
+        MemoryStore.__init__(world.store, clock=asyncio.get_running_loop().time)
+        assert await asyncio.gather(*running) == [expected([tokens], tokens) for tokens in (200, 400)]
+        assert b"put_backs_total{" not in world.metrics.render()
+
+    play(scenario)
+
+
 def test_a_choice_ends_at_its_stop_string_and_frees_its_row() -> None:
     async def scenario(world: World) -> None:
         answer = expected([9], 30)

@@ -26,6 +26,8 @@ class Engine:
         self.ack_s = ack_s
         self.life_s = life_s
         """After which it says nothing any more."""
+        self.states = ["READY"]
+        """Triton's words, one after the other."""
         self.num_attaches = self.num_loads = 0
         self.attached: list[int] = []
 
@@ -33,9 +35,11 @@ class Engine:
         return Line(self, requests)
 
     async def RepositoryIndex(self, request: Any, timeout: float) -> Any:  # noqa: ASYNC109, N802
-        return pb.RepositoryIndexResponse()
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        found = pb.RepositoryIndexResponse.ModelIndex(name="llm", version="1", state=state)
+        return pb.RepositoryIndexResponse(models=[found])
 
-    async def RepositoryModelUnload(self, request: Any) -> None:  # noqa: N802
+    async def RepositoryModelUnload(self, request: Any, timeout: float | None) -> None:  # noqa: ASYNC109, N802
         self.num_loads += 1
 
     async def RepositoryModelLoad(self, request: Any, timeout: float | None) -> None:  # noqa: ASYNC109, N802
@@ -127,6 +131,28 @@ def test_an_engine_that_acknowledges_nothing_is_lost(life_s: float, lost_s: floa
         return asyncio.get_running_loop().time() - begun_s
 
     assert clock.run(main()) <= lost_s + 1.0
+
+
+@pytest.mark.parametrize(
+    ("states", "loads"),
+    [
+        (["READY"], 1),
+        (["UNAVAILABLE"], 1),
+        (["LOADING"], 0),
+        (["", "LOADING"], 0),
+        (["READY", "LOADING"], 0),
+        (["", "READY"], 1),
+        (["", ""], 1),
+    ],
+)
+def test_a_silent_engine_is_replaced_unless_somebody_is_at_it(states: list[str], loads: int) -> None:
+    async def main() -> None:
+        engine = Engine(ack_s=1000.0)
+        engine.states = states
+        await (await backend_of(engine)).revive()
+        assert engine.num_loads == 2 * loads, "unloaded and loaded"
+
+    clock.run(main())
 
 
 @pytest.mark.parametrize("version", [CONTRACT_VERSION - 1, CONTRACT_VERSION, CONTRACT_VERSION + 1])

@@ -1,6 +1,6 @@
 -- Take a call over.
 -- ARGV: call, owner, time to live in milliseconds.
--- Returns {epoch, age_s, content, log}, or nil if the owner has no such record.
+-- Returns {epoch, the epoch before, age_s, content, log}, or nil if the owner has no such record.
 
 local record, log = RECORD .. ':' .. ARGV[1], LOG .. ':' .. ARGV[1]
 local last = epoch_of(record)
@@ -13,4 +13,5 @@ redis.call('HSET', record, 'epoch', epoch)
 redis.call('PEXPIRE', record, ARGV[3])
 redis.call('PEXPIRE', log, ARGV[3])
 local kept = redis.call('HMGET', record, 'begun', 'content')
-return {epoch, exact((now_us - (tonumber(kept[1] or nil) or now_us)) / 1e6), kept[2], redis.call('GET', log) or ''}
+local age_s = exact((now_us - (tonumber(kept[1] or nil) or now_us)) / 1e6)
+return {epoch, integer(last), age_s, kept[2], redis.call('GET', log) or ''}

@@ -1,5 +1,6 @@
--- Take one request, one stream and tokens of a tenant's quota, all or none.
--- ARGV: id, tokens, ttl_s, requests per minute, tokens per minute, streams; an empty bound is none.
+-- Take one request, one stream and tokens of a tenant's quota, all or none; or what another reservation has taken.
+-- ARGV: id, tokens, ttl_s, requests per minute, tokens per minute, streams, that other one's id or ''; an empty bound
+-- is none.
 -- Returns {what there is too much of or '', now_us, and of requests and of tokens each: used, the last second in
 -- which some were used (0: none), the second that must be a minute past to make room (0: there is room)}.
 
@@ -37,10 +38,17 @@ end
 
 local last_request, full_requests = look('requests', 1, tonumber(ARGV[4]))
 local last_token, full_tokens = look('tokens', tokens, tonumber(ARGV[5]))
-local max_streams = tonumber(ARGV[6])
+local max_streams, former = tonumber(ARGV[6]), ARGV[7]
 
-local denied = ''
-if full_requests > 0 or full_tokens > 0 then
+local denied, lives = '', tonumber(redis.call('ZSCORE', STREAMS, former) or 0) > now_us
+local held = lives and redis.call('HGET', HELD, former)
+if held then
+  redis.call('HSET', HELD, id, held)
+  prolong(id, ARGV[3])
+  redis.call('HDEL', HELD, former)
+  redis.call('ZREM', STREAMS, former)
+  full_requests, full_tokens = 0, 0
+elseif full_requests > 0 or full_tokens > 0 then
   denied = full_requests >= full_tokens and 'requests' or 'tokens'
 elseif max_streams and redis.call('ZCOUNT', STREAMS, '(' .. integer(now_us), '+inf') >= max_streams then
   denied = 'streams'

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from gateway.errors import ApiError, NotFound
 from gateway.quota import Allowance
-from gateway.request import Delta, FinishReason, Request, TokenLogprob
+from gateway.request import Delta, FinishReason, Request, Tenant, TokenLogprob
 
 Step = Sequence[Delta] | ApiError | Exception | asyncio.Event
 """Deltas of one wake-up, an error, or something to wait for."""
@@ -115,9 +115,9 @@ class ScriptedCalls:
             self.closed.set()
 
     @contextlib.asynccontextmanager
-    async def resume(self, call_id: str, owner: str) -> AsyncIterator[ScriptedCall]:
+    async def resume(self, call_id: str, tenant: Tenant) -> AsyncIterator[ScriptedCall]:
         """Any call that was opened, from its beginning."""
-        self.resumed_by.append(owner)
+        self.resumed_by.append(tenant.name)
         if call_id not in self.opened_ids:
             raise NotFound("no such stream")
         request = self.requests[self.opened_ids.index(call_id)]

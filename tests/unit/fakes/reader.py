@@ -7,15 +7,16 @@ from typing import Any
 import msgspec
 
 from gateway.openai import answer, position
+from gateway.quota import UNLIMITED, Quota
 from gateway.request import Request, Tenant
 from tests.unit.fakes.world import World
 
 
 class Reader:
-    def __init__(self, request: Request, number: int = 1, key: str = "") -> None:
+    def __init__(self, request: Request, number: int = 1, key: str = "", quota: Quota = UNLIMITED) -> None:
         """`number` makes the call's id."""
         self.call_id = f"{number:032x}"
-        self.key = key
+        self.tenant = Tenant(key, quota=quota)
         self.last_id: str | None = None
         self.texts: dict[int, str] = {}
         self.scores: dict[int, list[float]] = {}
@@ -24,7 +25,7 @@ class Reader:
         self.details: dict[int, Any] = {}
         self.usage: dict[str, int] | None = None
         self.is_done = False
-        self._request = msgspec.structs.replace(request, stream=True, include_usage=True, tenant=Tenant(key))
+        self._request = msgspec.structs.replace(request, stream=True, include_usage=True, tenant=self.tenant)
 
     async def ask(self, world: World, most_events: int = 10**9) -> None:
         """Leaves after so many events."""
@@ -33,7 +34,7 @@ class Reader:
     async def resume(self, world: World, most_events: int = 10**9) -> None:
         """From after the last event that was seen."""
         sent = None if self.last_id is None else position.of_event(self.last_id)[1]
-        await self._read(world.origin.resume(self.call_id, self.key), sent, most_events)
+        await self._read(world.origin.resume(self.call_id, self.tenant), sent, most_events)
 
     async def _read(self, opening: Any, sent: Any, most_events: int) -> None:
         async with opening as call:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from gateway import origin as origins
 from gateway.store.memory import MemoryStore
+from gateway.store.memory_tenants import MemoryTenants
 from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.line import Line
 from tests.unit.fakes.world import ORIGIN, World
@@ -16,13 +18,15 @@ class Site:
 
     def __init__(self, replicas: int, config: origins.Config) -> None:
         self.store = MemoryStore(clock=asyncio.get_running_loop().time)
+        self.tenants = MemoryTenants(clock=asyncio.get_running_loop().time)
         self.backends = [FakeBackend(f"r{number}") for number in range(replicas)]
         self.gateways: dict[str, World] = {}
         self._config = config
         self._stacks: dict[str, contextlib.AsyncExitStack] = {}
 
     async def join(self, name: str) -> World:
-        world = World(Line(self.store), self.backends, self._config, name=name)  # type: ignore[arg-type]
+        line: Any = Line(self.store)
+        world = World(line, self.backends, self._config, name=name, tenants=self.tenants)
         self._stacks[name] = contextlib.AsyncExitStack()
         self.gateways[name] = await self._stacks[name].enter_async_context(world.joined())
         return world
