@@ -5,7 +5,6 @@ together with the keyword arguments of the model call; one of them, `kv`, is wha
 No mask function is registered, so transformers builds no masks.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -83,43 +82,23 @@ class Probe:
         return query.new_zeros(rows, positions, heads, value.shape[3])
 
 
-@dataclass(slots=True)
-class PrefillPart:
-    """The rows `at` of a chunk, which lie in one group."""
-
-    at: slice
-    group: Group
-    slots: Tensor
-    width: int
-    """Positions of the chunk that the group's capacity has room for; beyond is padding in all its rows."""
-
-
 class PrefillKV:
-    """A chunk of prompts: the positions `start .. start + length` of each row, padded on the right.
+    """A chunk of one prompt: the positions from `start` on of the only row of `group`."""
 
-    Padding needs no mask: it comes after everything a row's own tokens may see.
-    """
-
-    def __init__(self, parts: list[PrefillPart], start: int) -> None:
-        self._parts = parts
+    def __init__(self, group: Group, start: int) -> None:
+        self._group = group
         self._start = start
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        for part in self._parts:
-            span = slice(self._start, self._start + part.width)
-            part.group.keys(layer)[part.slots, :, span] = key[part.at, :, : part.width]
-            part.group.values(layer)[part.slots, :, span] = value[part.at, :, : part.width]
+        keys, values = self._group.keys(layer), self._group.values(layer)
+        end = self._start + query.shape[2]
+        keys[:, :, self._start : end] = key
+        values[:, :, self._start : end] = value
         if self._start == 0:
             return self._attend(query, key, value, scores)
-        rows, heads, length, _ = query.shape
-        out = query.new_zeros(rows, length, heads, value.shape[3])
-        for part in self._parts:
-            seen = slice(self._first_seen(scores.window), self._start + part.width)
-            keys = part.group.keys(layer)[part.slots, :, seen]
-            values = part.group.values(layer)[part.slots, :, seen]
-            out[part.at, : part.width] = self._attend(query[part.at, :, : part.width], keys, values, scores)
-        return out
+        seen = slice(self._first_seen(scores.window), end)
+        return self._attend(query, keys[:, :, seen], values[:, :, seen], scores)
 
     def _first_seen(self, window: int | None) -> int:
         return max(0, self._start + 1 - window) if window else 0

@@ -50,7 +50,7 @@ class LayerShape(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a row lies; places sort by group, then slot."""
+    """Where a row lies."""
 
     capacity: int
     slot: int
@@ -117,11 +117,10 @@ class KVCache:
     def allocated_bytes(self) -> int:
         return self._bytes({capacity: group.num_slots for capacity, group in self._groups.items()})
 
-    def group(self, capacity: int) -> Group:
-        return self._groups[capacity]
-
-    def place(self, row: int) -> Place:
-        return self._places[row]
+    def alone(self, row: int) -> Group:
+        """The row's slot as a group of its own, in the same memory."""
+        capacity, slot = self._places[row]
+        return self._groups[capacity].part(slot, slot + 1)
 
     def arrange(self, rooms: Mapping[int, int], running: Iterable[int]) -> None:
         """Give each row its tokens of room, put the running ones in front, and forget all other rows.

@@ -1,4 +1,5 @@
-"""Attention by our kernels: one call a layer, for the rows of all groups, that writes keys and values too."""
+"""Attention by our kernels, which write keys and values too: one call a layer for all rows of the decode pool, and
+one for each chunk of a prompt."""
 
 import ctypes
 from collections.abc import Callable
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from triton_backend import native
-from triton_backend.attention import KV, DecodeKV, DecodePart, PrefillKV, PrefillPart, Scores
+from triton_backend.attention import KV, DecodeKV, DecodePart, PrefillKV, Scores
+from triton_backend.cache import Group
 from triton_backend.native import TYPES
 
 
@@ -20,7 +22,7 @@ def decode_view(dtype: torch.dtype, device: torch.device) -> Callable[[list[Deco
     return DecodeKV
 
 
-def prefill_view(dtype: torch.dtype, device: torch.device) -> Callable[[list[PrefillPart], int], KV]:
+def prefill_view(dtype: torch.dtype, device: torch.device) -> Callable[[Group, int], KV]:
     """The kernel's view of a chunk where it can be had, else torch's."""
     library = native.library() if device.type == "cpu" and dtype is torch.bfloat16 else None
     if library is not None and library.tiles_are_usable():
@@ -45,7 +47,7 @@ class _Heads(Structure):
 
 
 _HEADS = tuple((name, _Heads) for name in ("query", "key", "value", "out"))
-_SIZES = tuple((name, c_int64) for name in ("threads", "rows", "heads", "kv_heads", "key_dim", "value_dim"))
+_SIZES = tuple((name, c_int64) for name in ("threads", "heads", "kv_heads", "key_dim", "value_dim"))
 _SCORES = ("window", c_int64), ("scaling", c_double), ("softcap", c_double)
 
 
@@ -60,27 +62,18 @@ class _DecodeGroup(Structure):
 
 
 class _Step(Structure):
-    _fields_ = ("type", c_int64), *_SIZES, *_SCORES, ("groups", POINTER(_DecodeGroup)), *_HEADS
-
-
-class _PrefillGroup(Structure):
-    _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("slots", c_void_p),
-        ("rows", c_int64),
-        ("capacity", c_int64),
-        ("width", c_int64),
-    )
+    _fields_ = ("type", c_int64), ("rows", c_int64), *_SIZES, *_SCORES, ("groups", POINTER(_DecodeGroup)), *_HEADS
 
 
 class _Chunk(Structure):
     _fields_ = (
         *_SIZES,
+        ("capacity", c_int64),
         ("start", c_int64),
         ("length", c_int64),
         *_SCORES,
-        ("groups", POINTER(_PrefillGroup)),
+        ("keys", c_void_p),
+        ("values", c_void_p),
         *_HEADS,
     )
 
@@ -94,10 +87,10 @@ def _attend(
     scores: Scores,
 ) -> Tensor:
     query, key, value = (_with_whole_heads(tensor) for tensor in (query, key, value))
-    call.rows, call.heads, positions, call.key_dim = query.shape
+    rows, call.heads, positions, call.key_dim = query.shape
     call.kv_heads, call.value_dim = key.shape[1], value.shape[3]
     call.window, call.scaling, call.softcap = scores.window or 0, scores.scaling, scores.softcap or 0.0
-    out = query.new_empty(call.rows, positions, call.heads, call.value_dim)
+    out = query.new_empty(rows, positions, call.heads, call.value_dim)
     call.query, call.key, call.value = _Heads.of(query), _Heads.of(key), _Heads.of(value)
     call.out = _Heads.of(out.transpose(1, 2))
     kernel(byref(call))
@@ -124,24 +117,20 @@ class NativeDecodeKV:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         for group, part in zip(self._groups, self._parts, strict=True):
             group.keys, group.values = part.group.keys(layer).data_ptr(), part.group.values(layer).data_ptr()
-        self._step.type = TYPES[query.dtype]
+        self._step.type, self._step.rows = TYPES[query.dtype], query.shape[0]
         return _attend(self._kernel, self._step, query, key, value, scores)
 
 
 class NativePrefillKV:
-    """A chunk of prompts: the positions `start .. start + length` of each row, padded on the right."""
+    """A chunk of one prompt: the positions from `start` on of the only row of `group`."""
 
-    def __init__(self, library: ctypes.CDLL, parts: list[PrefillPart], start: int) -> None:
+    def __init__(self, library: ctypes.CDLL, group: Group, start: int) -> None:
         self._kernel = library.prefill_attention
-        self._parts = parts
-        self._groups = (_PrefillGroup * len(parts))()
-        for group, part in zip(self._groups, parts, strict=True):
-            group.rows, group.capacity, group.width = len(part.slots), part.group.capacity, part.width
-            group.slots = part.slots.data_ptr()
-        self._chunk = _Chunk(threads=torch.get_num_threads(), start=start, groups=self._groups)
+        self._group = group
+        self._chunk = _Chunk(threads=torch.get_num_threads(), capacity=group.capacity, start=start)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        for group, part in zip(self._groups, self._parts, strict=True):
-            group.keys, group.values = part.group.keys(layer).data_ptr(), part.group.values(layer).data_ptr()
-        self._chunk.length = query.shape[2]
-        return _attend(self._kernel, self._chunk, query, key, value, scores)
+        chunk = self._chunk
+        chunk.keys, chunk.values = self._group.keys(layer).data_ptr(), self._group.values(layer).data_ptr()
+        chunk.length = query.shape[2]
+        return _attend(self._kernel, chunk, query, key, value, scores)

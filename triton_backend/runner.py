@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from triton_backend.attention import (
     KV,
     DecodePart,
-    PrefillPart,
     Probe,
     StepKV,
     StepView,
@@ -225,7 +224,8 @@ class Runner:
             positions = torch.arange(start, start + len(chunk), device=ids.device)[None]
             is_done = row.prompt_tokens <= start + length
             drawing, drawn_at = ([row], [len(chunk) - 1]) if is_done else ([], [])
-            parts.append(_Part(ids, positions, self._prompt_view(row, start, len(chunk)), drawing, drawn_at))
+            kv = self._prefill_view(self._cache.alone(row.row), start)
+            parts.append(_Part(ids, positions, kv, drawing, drawn_at))
         return parts
 
     def _spans(self, rows: Iterable[Sequence]) -> list[_Span]:
@@ -245,12 +245,6 @@ class Runner:
         if logits.shape[1] != len(kept):  # The model's class knows no logits_to_keep.
             return logits[0, kept]
         return logits[0]
-
-    def _prompt_view(self, row: Sequence, start: int, length: int) -> KV:
-        capacity, slot = self._cache.place(row.row)
-        slots = torch.tensor([slot], device=self._model.device)
-        part = PrefillPart(slice(0, 1), self._cache.group(capacity), slots, length)
-        return self._prefill_view([part], start)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -26,10 +26,9 @@ def rooms(lengths: dict[int, int]) -> dict[int, int]:
 
 def slot(cache: KVCache, row: int) -> list[torch.Tensor]:
     """The row's own part of every tensor, [kv heads, capacity, dim] each."""
-    capacity, at = cache.place(row)
-    group = next(group for group in cache.groups if group.capacity == capacity)
-    assert group.rows[at] == row
-    return [tensor[at] for tensor in group.tensors]
+    group = cache.alone(row)
+    assert group.rows == [row]
+    return [tensor[0] for tensor in group.tensors]
 
 
 def write(cache: KVCache, row: int, position: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from triton_backend import native
-from triton_backend.attention import DecodeKV, DecodePart, PrefillKV, PrefillPart, Scores
+from triton_backend.attention import DecodeKV, DecodePart, PrefillKV, Scores
 from triton_backend.cache import Group
 from triton_backend.native_attention import NativeDecodeKV, NativePrefillKV, decode_view, prefill_view
 
@@ -95,7 +95,7 @@ def test_both_attend_and_write_alike(seed: int, dtype: torch.dtype) -> None:
 
 
 class Chunk:
-    """Prompts' rows in random slots of groups, and what a chunk brings for them."""
+    """A prompt's row in one of several slots, and what a chunk brings for it."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(seed)
@@ -107,36 +107,27 @@ class Chunk:
         self.start, length = rng.choice([0, 0, 1, 30, 200, 300]), rng.choice([1, 5, 16, 33, 100, 272])
         key_dim, value_dim = DIMS[seed % len(DIMS)]
         kv_heads, share = rng.choice([1, 2]), rng.choice([1, 2, 3])
-        self.groups, self.slots, self.widths = [], [], []
-        for room in sorted(rng.sample([1, 20, 64, 280], k=rng.randint(1, 2))):
-            num_slots = rng.randint(1, 4)
-            capacity = self.start + room
-            shapes = [(num_slots, kv_heads, capacity, dim) for dim in (key_dim, value_dim)]
-            self.groups.append(
-                Group(capacity, tensors=[numbers(*shape) for _ in range(LAYERS) for shape in shapes])
-            )
-            self.slots.append(sorted(rng.sample(range(num_slots), k=rng.randint(1, num_slots))))
-            self.widths.append(min(length, room))
-        rows = sum(map(len, self.slots))
-        self.query = numbers(rows, length, kv_heads * share, key_dim).transpose(1, 2)
-        joint = numbers(rows, length, kv_heads, key_dim + value_dim).transpose(1, 2)
+        num_slots, capacity = rng.randint(1, 4), self.start + length + rng.choice([0, 1, 40])
+        shapes = [(num_slots, kv_heads, capacity, dim) for dim in (key_dim, value_dim)]
+        self.group = Group(
+            capacity, list(range(num_slots)), tensors=[numbers(*shape) for _ in range(LAYERS) for shape in shapes]
+        )
+        self.slot = rng.randrange(num_slots)
+        self.query = numbers(1, length, kv_heads * share, key_dim).transpose(1, 2)
+        joint = numbers(1, length, kv_heads, key_dim + value_dim).transpose(1, 2)
         self.key, self.value = joint[..., :key_dim], joint[..., key_dim:]
         self.scores = Scores(
             rng.uniform(0.05, 0.5), rng.choice([None, 1, 7, 200]), rng.choice([None, None, rng.uniform(1, 50)])
         )
 
     def to_float32(self) -> "Chunk":
-        for group in self.groups:
-            group.tensors = [tensor.float() for tensor in group.tensors]
+        self.group.tensors = [tensor.float() for tensor in self.group.tensors]
         self.query, self.key, self.value = self.query.float(), self.key.float(), self.value.float()
         return self
 
-    def parts(self) -> list[PrefillPart]:
-        parts, start = [], 0
-        for group, slots, width in zip(self.groups, self.slots, self.widths, strict=True):
-            at = slice(start, start := start + len(slots))
-            parts.append(PrefillPart(at, group, torch.tensor(slots), width))
-        return parts
+    @property
+    def row(self) -> Group:
+        return self.group.part(self.slot, self.slot + 1)
 
 
 @pytest.mark.skipif(
@@ -144,20 +135,16 @@ class Chunk:
 )
 @pytest.mark.parametrize("seed", range(42))
 def test_chunks_attend_and_write_alike(seed: int) -> None:
-    """Beyond the room of a row its output is padding that nobody reads."""
     assert library is not None
     ours, theirs = Chunk(seed), Chunk(seed).to_float32()
-    view, reference = NativePrefillKV(library, ours.parts(), ours.start), PrefillKV(theirs.parts(), theirs.start)
+    view, reference = NativePrefillKV(library, ours.row, ours.start), PrefillKV(theirs.row, theirs.start)
     for layer in range(LAYERS):
         out = view.attend(layer, ours.query, ours.key, ours.value, ours.scores)
         expected = reference.attend(layer, theirs.query, theirs.key, theirs.value, theirs.scores)
         assert out.isfinite().all()
-        for part in ours.parts():
-            read = part.at, slice(0, part.width)
-            torch.testing.assert_close(out[read].float(), expected[read], rtol=2**-7, atol=2**-7)
-    for one, other in zip(ours.groups, theirs.groups, strict=True):
-        for written, wanted in zip(one.tensors, other.tensors, strict=True):
-            assert torch.equal(written.float(), wanted)
+        torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=2**-7)
+    for written, wanted in zip(ours.group.tensors, theirs.group.tensors, strict=True):
+        assert torch.equal(written.float(), wanted)
 
 
 def test_threads_change_nothing() -> None:

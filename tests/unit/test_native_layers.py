@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
-from tests.unit.tiny_models import CONFIGS, CONTEXT_TOKENS, fresh
+from tests.unit.tiny_models import CONFIGS, CONTEXT_TOKENS, Causal, fresh
 from triton_backend import native
-from triton_backend.attention import PrefillKV
 from triton_backend.loader import adopt
 from triton_backend.native_layers import TOLERANCES, replace_layers
 from triton_backend.native_linear import usable_library
@@ -39,7 +38,7 @@ def replaced(model: nn.Module) -> dict[str, int]:
 def logits(model: PreTrainedModel) -> Tensor:
     ids = torch.arange(40).view(2, 20)
     positions = torch.arange(20).expand_as(ids)
-    out = model(input_ids=ids, position_ids=positions, use_cache=False, kv=PrefillKV([], 0))
+    out = model(input_ids=ids, position_ids=positions, use_cache=False, kv=Causal())
     return torch.as_tensor(out.logits)
 
 

@@ -10,12 +10,10 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.peer import new_row
-from tests.unit.tiny_models import fresh, generate
-from triton_backend.attention import Scores
+from tests.unit.tiny_models import Causal, fresh, generate
 from triton_backend.contract import NewRow, Sampling
 from triton_backend.decoder import Decoder
 from triton_backend.graphs import SIZES, padded
-from triton_backend.paged_attention import attend
 from triton_backend.paged_runner import PagedRunner
 from triton_backend.sampling import Pick, sample
 from triton_backend.sequence import Sequence
@@ -166,14 +164,3 @@ SHAPES = [(1, 7), (3, 1), (1, 12), (5, 1), (2, 1)]
 def step_logits(decoder: Decoder, rows: int, positions: int) -> torch.Tensor:
     ids = torch.arange(rows * positions).reshape(rows, positions) * 5 % decoder.vocabulary
     return decoder.logits(ids, torch.arange(positions).expand(rows, -1), Causal())
-
-
-class Causal:
-    """Remembers nothing."""
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores
-    ) -> torch.Tensor:
-        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        at = torch.arange(query.shape[1])
-        return attend(query, key, value, (at[:, None] - at).expand(len(query), -1, -1), scores)

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     DeepseekV3Config,
     Gemma2Config,
@@ -17,6 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.models.auto import AutoModelForCausalLM
+
+from triton_backend.attention import Scores
+from triton_backend.paged_attention import attend
 
 VOCABULARY = 96
 CONTEXT_TOKENS = 256
@@ -113,3 +117,12 @@ def generate(name: str, prompt: list[int], num_tokens: int) -> list[int]:
     )
     generated: list[int] = out[0, len(prompt) :].tolist()
     return generated
+
+
+class Causal:
+    """Attention that remembers nothing."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        at = torch.arange(query.shape[1])
+        return attend(query, key, value, (at[:, None] - at).expand(len(query), -1, -1), scores)

@@ -18,7 +18,7 @@ struct group { /* Rows in the first slots of [slots, kv heads, capacity, dim]. *
 };
 
 struct step {
-    int64_t type, threads, rows, heads, kv_heads, key_dim, value_dim;
+    int64_t type, rows, threads, heads, kv_heads, key_dim, value_dim;
     int64_t window;          /* Positions seen, the newest included; 0: all. */
     double scaling, softcap; /* softcap 0: none. */
     const struct group *groups;

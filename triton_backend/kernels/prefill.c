@@ -1,4 +1,4 @@
-/* Attention of a chunk of prompts in bfloat16, on the processor's matrix units (Intel's AMX): it writes the chunk's keys
+/* Attention of a chunk of a prompt in bfloat16, on the processor's matrix units (Intel's AMX): it writes the chunk's keys
  * and values to where they belong (cache.py), and reads what is there of the tokens before.
  *
  * Scores and sums are float32, weights are rounded to bfloat16.  A tile is 16 lines of 64 bytes: of queries or weights,
@@ -11,19 +11,12 @@
 
 enum { QUERIES = 128 }; /* Positions for which keys and values are put into tiles once. */
 
-struct group { /* Rows in some slots of [slots, kv heads, capacity, dim]. */
-    char *keys, *values;
-    const int64_t *slots;
-    int64_t rows, capacity;
-    int64_t width; /* Positions of the chunk that there is room for; beyond is padding. */
-};
-
-struct chunk {
-    int64_t threads, rows, heads, kv_heads, key_dim, value_dim;
+struct chunk { /* Of one row. */
+    int64_t threads, heads, kv_heads, key_dim, value_dim, capacity;
     int64_t start, length;   /* Positions of the context. */
     int64_t window;          /* Positions seen, the query's own included; 0: all. */
     double scaling, softcap; /* softcap 0: none. */
-    const struct group *groups;
+    char *keys, *values;     /* [kv heads, capacity, dim] */
     struct heads query, key, value, out;
 };
 
@@ -157,46 +150,38 @@ static void lay(char *tiles, const char *values, int64_t count, int64_t dim)
         }
 }
 
-/* A row of the chunk, for the query heads that share a KV head. */
+/* What the query heads that share a KV head see. */
 struct part {
-    const struct group *group;
     char *keys, *values; /* [capacity, dim] */
-    int64_t row, kv_head;
+    int64_t kv_head;
 };
 
-static struct part part_of(const struct chunk *chunk, int64_t number)
+static struct part part_of(const struct chunk *chunk, int64_t kv_head)
 {
-    struct part part = {.group = chunk->groups, .row = number / chunk->kv_heads, .kv_head = number % chunk->kv_heads};
-    int64_t among = part.row;
-    for (; among >= part.group->rows; part.group++)
-        among -= part.group->rows;
-    const int64_t head = part.group->slots[among] * chunk->kv_heads + part.kv_head;
-    part.keys = part.group->keys + head * part.group->capacity * chunk->key_dim * 2;
-    part.values = part.group->values + head * part.group->capacity * chunk->value_dim * 2;
-    return part;
+    return (struct part){
+        .keys = chunk->keys + kv_head * chunk->capacity * chunk->key_dim * 2,
+        .values = chunk->values + kv_head * chunk->capacity * chunk->value_dim * 2,
+        .kv_head = kv_head,
+    };
 }
 
 static void keep(const struct chunk *chunk, struct part part)
 {
-    const int64_t share = chunk->heads / chunk->kv_heads;
-    for (int64_t at = 0; at < part.group->width; at++) {
+    for (int64_t at = 0; at < chunk->length; at++) {
         const int64_t position = chunk->start + at;
-        memcpy(part.keys + position * chunk->key_dim * 2, head_of(&chunk->key, part.row, part.kv_head, at),
+        memcpy(part.keys + position * chunk->key_dim * 2, head_of(&chunk->key, 0, part.kv_head, at),
                chunk->key_dim * 2);
-        memcpy(part.values + position * chunk->value_dim * 2, head_of(&chunk->value, part.row, part.kv_head, at),
+        memcpy(part.values + position * chunk->value_dim * 2, head_of(&chunk->value, 0, part.kv_head, at),
                chunk->value_dim * 2);
     }
-    for (int64_t at = part.group->width; at < chunk->length; at++)
-        for (int64_t head = 0; head < share; head++)
-            memset(head_of(&chunk->out, part.row, part.kv_head * share + head, at), 0, chunk->value_dim * 2);
 }
 
-/* Some positions of a row: `first` of the chunk and those after it. */
+/* Some positions: `first` of the chunk and those after it. */
 static void attend(const struct chunk *chunk, struct part part, int64_t first)
 {
     const int64_t share = chunk->heads / chunk->kv_heads;
     const int64_t steps = ceiling(chunk->key_dim, NUMBERS), columns = ceiling(chunk->value_dim, LANES);
-    const int64_t count = least(part.group->width - first, QUERIES), position = chunk->start + first;
+    const int64_t count = least(chunk->length - first, QUERIES), position = chunk->start + first;
     const int64_t end = position + count;
     const int64_t seen = chunk->window && chunk->window <= position ? position + 1 - chunk->window : 0;
 
@@ -214,7 +199,7 @@ static void attend(const struct chunk *chunk, struct part part, int64_t first)
         for (int64_t at = 0; at < QUERIES; at++) {
             open[head][at] = (struct open){-INFINITY, 0};
             if (at < count)
-                memcpy(queries[head][at], head_of(&chunk->query, part.row, part.kv_head * share + head, first + at),
+                memcpy(queries[head][at], head_of(&chunk->query, 0, part.kv_head * share + head, first + at),
                        chunk->key_dim * 2);
         }
 
@@ -249,7 +234,7 @@ static void attend(const struct chunk *chunk, struct part part, int64_t first)
 
     for (int64_t head = 0; head < share; head++)
         for (int64_t at = 0; at < count; at++) {
-            char *out = head_of(&chunk->out, part.row, part.kv_head * share + head, first + at);
+            char *out = head_of(&chunk->out, 0, part.kv_head * share + head, first + at);
             for (int64_t column = 0; column < columns; column++)
                 store_halves(out + column * LANES * 2,
                              ((floats *)sums[head][at])[column] / open[head][at].sum,
@@ -259,7 +244,7 @@ static void attend(const struct chunk *chunk, struct part part, int64_t first)
 
 void prefill_attention(const struct chunk *chunk)
 {
-    const int64_t parts = chunk->rows * chunk->kv_heads, blocks = ceiling(chunk->length, QUERIES);
+    const int64_t parts = chunk->kv_heads, blocks = ceiling(chunk->length, QUERIES);
 #pragma omp parallel num_threads(chunk->threads)
     {
 #pragma omp for
@@ -271,9 +256,7 @@ void prefill_attention(const struct chunk *chunk)
         for (int64_t number = 0; number < parts * blocks; number++) {
             /* The last positions see most, and go first. */
             const int64_t first = (blocks - 1 - number / parts) * QUERIES;
-            const struct part part = part_of(chunk, number % parts);
-            if (first < part.group->width)
-                attend(chunk, part, first);
+            attend(chunk, part_of(chunk, number % parts), first);
         }
         _tile_release();
     }
