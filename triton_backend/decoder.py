@@ -71,6 +71,7 @@ class Decoder:
         self.context_tokens = config_context(config, context_tokens)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
+        self._is_compiled = False
         self.shapes = self._probe()
         """What each layer keeps of a token."""
 
@@ -82,9 +83,11 @@ class Decoder:
     def logits(self, ids: Tensor, positions: Tensor, kv: KV, kept: Tensor | None = None) -> Tensor:
         """[rows, positions, vocabulary] for ids [rows, positions], or for the positions `kept` of each row."""
         options: dict[str, Tensor] = {} if kept is None else {"logits_to_keep": kept}
-        _kv.set(kv)
+        if self._is_compiled:
+            _kv.set(kv)
+            kv = _STEP
         logits: Tensor = self._model(
-            input_ids=ids, position_ids=positions, use_cache=False, kv=_STEP, **options
+            input_ids=ids, position_ids=positions, use_cache=False, kv=kv, **options
         ).logits
         if kept is not None and logits.shape[1] != len(kept):  # The model's class knows no logits_to_keep.
             return logits[:, kept]
@@ -98,6 +101,7 @@ class Decoder:
         one of these is compiled by itself.
         """
         join(self._model)
+        self._is_compiled = True
         config = torch._dynamo.config
         config.allow_unspec_int_on_nn_module = True
         config.recompile_limit = max(config.recompile_limit, _MAX_COMPILED)

@@ -10,25 +10,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from triton_backend.attention import (
-    KV,
-    DecodePart,
-    Probe,
-    StepKV,
-    StepView,
-    UnsupportedModel,
-)
-from triton_backend.cache import CacheLost, Group, KVCache, LayerShape, ladder_tokens
+from triton_backend.attention import KV, DecodePart, StepKV, StepView
+from triton_backend.cache import CacheLost, Group, KVCache, ladder_tokens
 from triton_backend.contract import NewRow
+from triton_backend.decoder import Decoder, pick
 from triton_backend.device import device_of
 from triton_backend.headroom import Headroom
-from triton_backend.loader import adopt, config_context
 from triton_backend.memory import Grouped
 from triton_backend.native_attention import decode_view, prefill_view
 from triton_backend.native_layers import replace_layers
 from triton_backend.packed import pack
 from triton_backend.plan import Prefill
-from triton_backend.sampling import Draws, Pick, draw
+from triton_backend.sampling import Draws, draw
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory, halves, is_shortage
 
@@ -73,22 +66,18 @@ class Runner:
 
         Raises UnsupportedModel.
         """
-        adopt(model)
-        pack(model)
-        config = model.config.get_text_config()
-        self._model = model
-        self.vocabulary = int(config.vocab_size)
-        self.context_tokens = config_context(config, context_tokens)
-        replace_layers(model, self.context_tokens)
-        self.dtype = str(model.dtype).removeprefix("torch.")
-        self.device = str(model.device)
+        self._decoder = decoder = Decoder(model, context_tokens)
+        self.vocabulary = decoder.vocabulary
+        self.context_tokens = decoder.context_tokens
+        self.dtype = str(decoder.dtype).removeprefix("torch.")
+        self.device = str(decoder.device)
         self.out_of_memory_total = 0
-        self._decode_view = decode_view(model.dtype, model.device)
-        self._prefill_view = prefill_view(model.dtype, model.device)
-        shapes = self._probe()
-        bytes_per_token = sum(shape.elements for shape in shapes) * model.dtype.itemsize
-        self.layout = Grouped(ladder_tokens(self.context_tokens), bytes_per_token)
-        self._cache = KVCache(shapes, self.layout, 0, model.dtype, model.device)
+        pack(model)
+        replace_layers(model, self.context_tokens)
+        self._decode_view = decode_view(decoder.dtype, decoder.device)
+        self._prefill_view = prefill_view(decoder.dtype, decoder.device)
+        self.layout = Grouped(ladder_tokens(self.context_tokens), decoder.bytes_per_token)
+        self._cache = KVCache(decoder.shapes, self.layout, 0, decoder.dtype, decoder.device)
         device = device_of(self.device)
         workspace_bytes = max(device.peak_bytes(step) for step in self._largest_steps(max_prefill_tokens))
         self._cache.clear()
@@ -96,7 +85,7 @@ class Runner:
         self._headroom = Headroom(
             device,
             workspace_bytes=workspace_bytes,
-            num_layers=len(shapes),
+            num_layers=len(decoder.shapes),
             most_bytes=kv_budget_bytes,
             clock=clock,
         )
@@ -203,15 +192,16 @@ class Runner:
             start += part.ids.numel()
         kv = StepKV([StepView(part.kv, *part.ids.shape) for part in parts])
         # A step that draws nothing keeps one position, for the model to have something.
-        logits = self._logits(ids[None], positions[None], kv, torch.tensor(drawn_at or [0], device=ids.device))
+        kept = torch.tensor(drawn_at or [0], device=ids.device)
+        logits = self._decoder.logits(ids[None], positions[None], kv, kept)[0]
         if not drawing:
             return [], Draws()
-        return drawing, draw(logits, [_pick(row) for row in drawing])
+        return drawing, draw(logits, [pick(row) for row in drawing])
 
     def _newest(self, spans: list[_Span]) -> _Part:
         rows = [row for span in spans for row in span.rows]
         positions = [row.held_tokens - 1 for row in rows]
-        inputs = torch.tensor([[row.tokens[-1] for row in rows], positions], device=self._model.device)
+        inputs = torch.tensor([[row.tokens[-1] for row in rows], positions], device=self._decoder.device)
         kv = self._decode_view(_decode_parts(spans, positions, inputs[1]))
         return _Part(inputs[0, :, None], inputs[1, :, None], kv, rows, list(range(len(rows))))
 
@@ -220,7 +210,7 @@ class Runner:
         parts = []
         for row in rows:
             chunk = row.new.prompt[start : start + length]
-            ids = torch.tensor([chunk], device=self._model.device)
+            ids = torch.tensor([chunk], device=self._decoder.device)
             positions = torch.arange(start, start + len(chunk), device=ids.device)[None]
             is_done = row.prompt_tokens <= start + length
             drawing, drawn_at = ([row], [len(chunk) - 1]) if is_done else ([], [])
@@ -237,15 +227,6 @@ class Runner:
             if group.num_running
         ]
 
-    def _logits(self, ids: Tensor, positions: Tensor, kv: KV, kept: Tensor) -> Tensor:
-        """[kept, vocabulary] for positions `kept` of `ids` [1, positions]."""
-        logits: Tensor = self._model(
-            input_ids=ids, position_ids=positions, use_cache=False, kv=kv, logits_to_keep=kept
-        ).logits
-        if logits.shape[1] != len(kept):  # The model's class knows no logits_to_keep.
-            return logits[0, kept]
-        return logits[0]
-
     @contextmanager
     def _counted(self) -> Iterator[None]:
         try:
@@ -255,16 +236,6 @@ class Runner:
                 raise
             self.out_of_memory_total += 1
             raise OutOfMemory(str(error)) from error
-
-    @torch.inference_mode()
-    def _probe(self) -> list[LayerShape]:
-        """What each layer keeps, from a dry run of one token."""
-        probe = Probe()
-        token = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
-        self._logits(token, token, probe, token[0])
-        if sorted(probe.shapes) != list(range(len(probe.shapes))) or not probe.shapes:
-            raise UnsupportedModel("not all its layers keep keys and values; choose a model with attention only")
-        return [probe.shapes[layer] for layer in range(len(probe.shapes))]
 
     def _largest_steps(self, max_prefill_tokens: int) -> Iterator[Callable[[], object]]:
         """Those of the most rows, whose logits are part of it, and of the most context."""
@@ -301,8 +272,3 @@ def _decode_parts(spans: list[_Span], positions: list[int], at: Tensor) -> list[
         span = slice(start, start := start + len(rows))
         parts.append(DecodePart(group, span, at[span], min(positions[span]), max(positions[span])))
     return parts
-
-
-def _pick(row: Sequence) -> Pick:
-    banned = row.new.stop_ids if row.index < row.new.min_tokens else []
-    return Pick(row.row, row.new.sampling, row.index, banned)
