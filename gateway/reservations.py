@@ -124,9 +124,12 @@ class Reservations:
 
     async def prolong(self) -> None:
         """Raises StoreLost."""
-        for tenant in {reservation.tenant for reservation in self._open.values()}:
+        calls: defaultdict[str, list[str]] = defaultdict(list)
+        for call_id, reservation in self._open.items():
+            calls[reservation.tenant].append(call_id)
+        for tenant, ids in calls.items():
             # Some may have ended while others were told of.
-            if live := [reservation.id for reservation in self._open.values() if reservation.tenant == tenant]:
+            if live := [self._open[id].id for id in ids if id in self._open]:
                 await self._tenants.prolong(tenant, live, TTL_S)
 
 
