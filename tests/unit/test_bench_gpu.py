@@ -1,7 +1,6 @@
 """The GPU benchmark's parts, on toy models on a CPU: they run, count right, and tell what they found."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,7 @@ from benchmarks.gpu.shapes import build, kv_bytes_per_token, matrix_weights, rea
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.paged_runner import PagedRunner
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def new_runner(kv_tokens: int) -> PagedRunner:

@@ -2,7 +2,6 @@
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,21 +13,15 @@ from triton_backend.cache import Group
 from triton_backend.native_attention import NativeDecodeKV, NativePrefillKV, decode_view, prefill_view
 
 library = native.library()
-pytestmark = pytest.mark.skipif(library is None, reason="no compiler here")
+pytestmark = [
+    pytest.mark.skipif(library is None, reason="no compiler here"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 LAYERS = 2
 DIMS = [(8, 8), (64, 64), (128, 128), (12, 6), (192, 128), (80, 80), (31, 33)]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 """That of float32's sums, and of one rounding to bfloat16."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    """Small steps: others would only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Case:

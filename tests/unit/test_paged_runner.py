@@ -1,7 +1,7 @@
 """What makes a step of the paged runner fit to run ahead on a GPU, as far as a CPU can tell.  What it computes is
 tested in test_runner."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +17,8 @@ from triton_backend.graphs import SIZES, padded
 from triton_backend.paged_runner import PagedRunner
 from triton_backend.sampling import Pick, sample
 from triton_backend.sequence import Sequence
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select"}
 """What makes the host wait for a GPU: it asks for a value, or for a shape that depends on values."""
@@ -38,15 +40,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in WAITING or by_mask:
             self.waiting.append(name)
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny matrices: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def new_runner(kv_tokens: int = 1000) -> PagedRunner:

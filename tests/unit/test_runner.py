@@ -36,17 +36,10 @@ from triton_backend.loader import load_model
 from triton_backend.paged_runner import PagedRunner
 from triton_backend.runner import Runner
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TIE = 1e-4
 """Two candidates whose reference logits are closer than this may both be drawn."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    """Tiny matrices: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 Kind = Callable[..., Runner | PagedRunner]
