@@ -15,7 +15,7 @@ from gateway import standing
 from gateway.errors import StoreLost
 from gateway.fleet import Fleet
 from gateway.policy import seats
-from gateway.ports import Assembly, Store
+from gateway.ports import NO_REPLICA, Assembly, Store
 
 LOOK_S = 0.25
 LIFE_S = 3.0
@@ -117,7 +117,9 @@ class Board:
 
     def _counts(self) -> tuple[int, dict[str, int]]:
         """How many this gateway drives, and each other that would."""
-        held = Counter(seat.gateway for seat in self._assembly.seats.values())
+        held = Counter(
+            seat.gateway for name, seat in self._assembly.seats.items() if not name.startswith(NO_REPLICA)
+        )
         others = {name: held[name] for name in self._assembly.gateways if name != self._gateway}
         return held[self._gateway], others
 

@@ -197,6 +197,7 @@ class Driver:
             await self._serve(session, replica, epoch)
         finally:
             self._leased = False
+            self._metrics.replica_left(self.replica)
             await session.aclose()
 
     async def _attach(self, epoch: int) -> Session:
@@ -206,7 +207,6 @@ class Driver:
         except BackendLost:
             self.failed_s = asyncio.get_running_loop().time()
             self._fleet.left(self.replica)
-            self._metrics.replica_left(self.replica)
             self._deliver(self._roster.lose())
             await self._revive()
             raise
@@ -253,7 +253,6 @@ class Driver:
             error = errors.exceptions[0]
         if isinstance(error, Outranked) or self._giving.is_set():
             self._roster.clear()
-            self._metrics.replica_left(self.replica)
         raise error
 
     async def _give(self) -> NoReturn:

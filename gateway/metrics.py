@@ -2,8 +2,8 @@
 
 Every label is bounded: classes, outcomes, reasons, routes and verbs are fixed, replicas are ours.  All
 figures are this gateway's own, and a sum over gateways is the fleet's; the exceptions,
-`bucketserve_shared_queue_*`, are what this gateway last read of the queue that all share.  `vllm:*` are the
-same figures under vLLM's names.
+`bucketserve_shared_queue_*`, are what this gateway last read of the queue that all share, and 0 while it drives
+no replica: of these take the largest.  `vllm:*` are the same figures under vLLM's names.
 """
 
 from bisect import bisect_left
@@ -181,6 +181,11 @@ class Metrics:
         self._gauges.pop(replica, None)
         for gauge in self._replica_gauges:
             gauge.remove_by_labels({"replica": replica})
+        if not self._gauges:
+            for depth in self._depth.values():
+                depth.set(0)
+            for figure in (self._queue_tokens, self._queue_bytes, self._buckets):
+                figure.set(0)
 
     def queue_seen(self, queue: Queue) -> None:
         depth = dict.fromkeys(ServiceClass, 0)

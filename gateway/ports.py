@@ -52,13 +52,17 @@ class Seat(msgspec.Struct, frozen=True):
     """Opaque to the store; empty before the first renewal."""
 
 
+NO_REPLICA = ":"
+"""What names begin with that are elected for, but are no replica's: work that one gateway does for all."""
+
+
 class Assembly(msgspec.Struct, frozen=True):
     """Who is there."""
 
     gateways: Mapping[str, bytes]
     """Those that would drive, each with its card (opaque to the store)."""
     seats: Mapping[str, Seat]
-    """The replicas that have a driver."""
+    """The replicas, and names with NO_REPLICA, that have a driver."""
 
 
 class Record(msgspec.Struct, frozen=True):

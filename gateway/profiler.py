@@ -18,7 +18,7 @@ from gateway.policy.features import Features
 from gateway.policy.history import Sample, Seen
 from gateway.policy.length import Mode, Predictor
 from gateway.policy.snapshot import MAX_TOKENS, BadSnapshot, Snapshot
-from gateway.ports import MAX_SAMPLES, Store
+from gateway.ports import MAX_SAMPLES, NO_REPLICA, Store
 from gateway.request import Profile, ServiceClass
 from gateway.training import train
 
@@ -32,7 +32,7 @@ MIN_NEW = 64
 """Fewer new answers change the model little."""
 MAX_PENDING = 256
 """Answers handed over at a time; of more, the latest."""
-_LEASE = ":profiler"
+_LEASE = f"{NO_REPLICA}profiler"
 """No replica's name: Triton's models have none with a colon."""
 _LEASE_S = 10.0
 _PAGE = 512

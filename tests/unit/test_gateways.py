@@ -49,10 +49,12 @@ async def all_exact_everywhere(site: Site, count: int = 40) -> None:
 def test_replicas_are_shared_out_evenly_and_all_requests_answered(replicas: int, gateways: int) -> None:
     async def scenario() -> None:
         async with site(replicas, *"abcd"[:gateways]) as made:
-            counts = sorted(len(led) for led in made.led().values())
+            led = made.led()
+            counts = sorted(map(len, led.values()))
             assert sum(counts) == replicas
             assert counts[-1] - counts[0] <= 1
             await all_exact_everywhere(made)
+            assert made.led() == led
 
     play(scenario)
 
@@ -156,6 +158,24 @@ def test_a_gateway_cut_off_from_the_store_for_10_s_goes_on_and_does_no_harm() ->
             made.gateways["a"].store.is_cut = True  # type: ignore[attr-defined]
             await asyncio.sleep(10)
             made.gateways["a"].store.is_cut = False  # type: ignore[attr-defined]
+            await running
+
+    play(scenario)
+
+
+def test_a_driver_that_another_is_faster_than_tells_nothing_of_its_replica_any_more() -> None:
+    async def scenario() -> None:
+        async with site(1, "slow", "fast") as made:
+            [backend], slow = made.backends, made.gateways["slow"]
+            assert made.led() == {"slow": ["r0"], "fast": []}
+            running = asyncio.create_task(all_exact_everywhere(made, count=10))
+            await asyncio.sleep(0.1)
+            slow.store.delays_s["elect"] = 5.0  # type: ignore[attr-defined]
+            backend.kill()
+            await backend.revive()
+            await asyncio.sleep(6.0)
+            assert made.led() == {"slow": [], "fast": ["r0"]}
+            assert not slow.told()
             await running
 
     play(scenario)

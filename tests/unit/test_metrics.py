@@ -186,6 +186,11 @@ def test_the_shared_queue(metrics: Metrics) -> None:
     assert page("bucketserve_shared_queue_buckets") == 3
     assert page("bucketserve_bucket_splits_total", reason="traffic") == 2
     assert page("bucketserve_bucket_merges_total", reason="sparse") == 1
+    # Who drives nothing looks no more: what was read last would stay for ever.
+    metrics.telemetry("r0", telemetry(), 0.9)
+    metrics.replica_left("r0")
+    page = Page(metrics)
+    assert {sample.value for sample in page.samples if sample.name.startswith("bucketserve_shared_queue_")} == {0}
 
 
 def test_the_front_the_batches_and_the_process(metrics: Metrics) -> None:

@@ -73,7 +73,8 @@ async def site(replicas: int, *names: str, config: origins.Config = ORIGIN) -> A
         async with asyncio.timeout(600):
             yield made
         await asyncio.sleep(15.0)
-        for world in made.gateways.values():
-            assert await world.is_idle()
+        for name, led in made.led().items():
+            assert await made.gateways[name].is_idle()
+            assert made.gateways[name].told() == set(led)
     finally:
         await made.aclose()

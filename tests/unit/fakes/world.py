@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -149,3 +150,7 @@ class World:
         )
         held = sum(replica.telemetry.pool_used_bytes for replica in self.fleet.replicas.values())
         return not (queue.tickets or queue.tokens or queue.bytes or rows or held or self.origin.num_live)
+
+    def told(self) -> set[str]:
+        """The replicas that its metrics are of."""
+        return set(re.findall(r'^bucketserve_running_rows{replica="(.*)"}', self.metrics.render().decode(), re.M))
