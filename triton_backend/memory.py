@@ -6,6 +6,7 @@ rounding rule.  Lengths are tokens, sizes are bytes.  Pure.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from typing import NamedTuple, Protocol
 
@@ -70,10 +71,15 @@ class Grouped(msgspec.Struct, frozen=True, tag="grouped"):
         return -(-tokens // top) * top
 
     def room_array(self, tokens: Tokens) -> Tokens:
+        ladder = _rungs(self.ladder_tokens)
         top = self.ladder_tokens[-1]
-        ladder = np.array((0, *self.ladder_tokens, 0))
-        at = np.where(tokens == 0, 0, 1 + np.searchsorted(ladder[1:-1], tokens))
-        return np.where(tokens > top, -(-tokens // top) * top, ladder[at])
+        room = ladder.take(ladder.searchsorted(tokens), mode="clip")
+        return room if tokens.max(initial=0) <= top else np.where(tokens > top, -(-tokens // top) * top, room)
+
+
+@cache
+def _rungs(ladder_tokens: tuple[int, ...]) -> Tokens:
+    return np.array((0, *ladder_tokens), np.int64)
 
 
 Layout = Paged | Grouped
@@ -120,7 +126,7 @@ class FuturePeak:
             room_at = np.concatenate((room_at[:at], (room,), room_at[at:]))
         new = FuturePeak.__new__(FuturePeak)
         new._layout = self._layout
-        new._held, new._left = np.append(self._held, held), np.append(self._left, left)
+        new._held, new._left = np.concatenate((self._held, (held,))), np.concatenate((self._left, (left,)))
         new._steps = steps
         new._room_at = room_at + self._layout.room_array(held + steps) * (steps <= left)
         return new

@@ -101,6 +101,7 @@ class ToTheEnd:
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
         peak = FuturePeak(room.layout, room.running)
         chosen: list[Ticket] = []
+        too_large: list[Row] = []
         longest, tpot_s = 0, room.tpot_s
         for ticket in tickets:
             if len(chosen) >= room.max_rows:
@@ -112,11 +113,17 @@ class ToTheEnd:
                 continue
             if not room.pace.keeps(min(tpot_s, ticket.tpot_s), num_rows):
                 continue
-            with_it = peak.joined(row_of(ticket))
+            row = row_of(ticket)
+            # The peak only rises: what is no smaller than one that did not fit does not fit either.
+            if any(row.held_tokens >= one.held_tokens and row.left_tokens >= one.left_tokens for one in too_large):
+                continue
+            with_it = peak.joined(row)
             if with_it.bytes <= (room.budget_bytes if num_rows > 1 else room.alone_bytes):
                 peak = with_it
                 longest, tpot_s = max(longest, ticket.prompt_tokens), min(tpot_s, ticket.tpot_s)
                 chosen.append(ticket)
+            else:
+                too_large.append(row)
         return chosen
 
 
