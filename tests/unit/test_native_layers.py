@@ -21,8 +21,8 @@ REPLACED = {
     "llama": {"NativeNorm": 2 * LAYERS + 1, "NativeGated": LAYERS, "NativeAttention": LAYERS},
     "qwen3": {"NativeNorm": 4 * LAYERS + 1, "NativeGated": LAYERS, "NativeAttention": LAYERS},
     "mistral": {"NativeNorm": 2 * LAYERS + 1, "NativeGated": LAYERS, "NativeAttention": LAYERS},
-    # Its gate is another function.
-    "gemma2": {"NativeNorm": 4 * LAYERS + 1, "NativeAttention": LAYERS},
+    # Its gate is another function, and it has a layer more.
+    "gemma2": {"NativeNorm": 4 * (LAYERS + 1) + 1, "NativeAttention": LAYERS + 1},
     # Its queries and keys are made otherwise; experts are one tensor.
     "deepseek_v3": {"NativeNorm": 3 * LAYERS + 1, "NativeGated": LAYERS},
     "gpt2": {},

@@ -67,12 +67,10 @@ def prompts(seed: int, lengths: list[int]) -> list[list[int]]:
 
 
 def assert_greedy(name: str, prompt: list[int], tokens: list[int]) -> None:
-    """The tokens are what `generate` makes of the prompt alone, but for ties, which are printed."""
-    if tokens == tiny_models.generate(name, prompt, len(tokens)):
-        return
+    """Each token is the reference's best after those before it, as `generate` would make them of the prompt alone;
+    ties may fall either way."""
     reference = tiny_models.logits(name, prompt + tokens)[len(prompt) - 1 : -1]
     gaps = reference.max(-1).values - reference.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-    print(f"{name}: {int((gaps > 0).sum())} ties in {len(tokens)} tokens")
     assert gaps.max() < TIE
 
 

@@ -45,7 +45,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**_SHAPE),
     "mistral": MistralConfig(**_SHAPE, sliding_window=12),
     "gemma2": Gemma2Config(
-        **_SHAPE,
+        **{**_SHAPE, "num_hidden_layers": 3},
         sliding_window=12,
         attn_logit_softcapping=5.0,
         final_logit_softcapping=20.0,
@@ -76,8 +76,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         eos_token_id=None,
     ),
 }
-"""Between them: grouped heads, windows shorter than the sequences, soft caps, learned positions, experts, and
-keys and values of different sizes.  Wide initial weights make attention matter and greedy text vary."""
+"""Between them: grouped heads, windows shorter than the sequences, soft caps, two kinds of layers of which one comes
+twice, learned positions, experts, and keys and values of different sizes.  Wide initial weights make attention matter and greedy text vary."""
 
 
 def fresh(name: str) -> PreTrainedModel:
