@@ -22,6 +22,8 @@ from tests.unit.fakes.world import DRIVER, ORIGIN, World
 from triton_backend.contract import Sampling
 
 ACME = Tenant("acme", quota=Quota(100, 1000, 10))
+BEGUN_S = 100.0
+"""Away from second 0 of a clock that begins there."""
 Scenario = Callable[[World, "FlakyTenants"], Awaitable[None]]
 
 
@@ -29,7 +31,7 @@ class FlakyTenants(MemoryTenants):
     """Loses the answers of the verbs in `lost`, after or before they happened."""
 
     def __init__(self) -> None:
-        super().__init__(asyncio.get_running_loop().time)
+        super().__init__(lambda: BEGUN_S + asyncio.get_running_loop().time())
         self.lost: set[str] = set()
         self.happens = True
         self.slow_s = 0.0
@@ -66,8 +68,6 @@ def play(scenario: Scenario, limits: Limits = ORIGIN.limits) -> None:
         config = msgspec.structs.replace(ORIGIN, limits=limits)
         world = World(store, [FakeBackend("r")], config, tenants=tenants)
         async with world.running():
-            # Away from second 0 of a clock that begins there.
-            await asyncio.sleep(100)
             await scenario(world, tenants)
             await world.origin.idle()
             await asyncio.sleep(1.0)
