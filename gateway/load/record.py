@@ -32,7 +32,8 @@ ENDINGS = tuple(Ending)
 _LIVE = len(ENDINGS)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# No repr: asyncio's runner asks for the repr of what it returns, and writing arrays out takes long.
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Records:
     """The requests that have ended, in the order of arrival."""
 
