@@ -76,8 +76,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         eos_token_id=None,
     ),
 }
-"""Between them: grouped heads, windows shorter than the sequences, soft caps, two kinds of layers of which one comes
-twice, learned positions, experts, and keys and values of different sizes.  Wide initial weights make attention matter and greedy text vary."""
+"""Between them: grouped heads, windows shorter than the sequences, soft caps, two kinds of layers of which one is
+there twice, learned positions, experts, and keys and values of different sizes.  Wide initial weights make
+attention matter and greedy text vary."""
 
 
 def fresh(name: str) -> PreTrainedModel:
