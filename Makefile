@@ -30,7 +30,7 @@ check: $(INSTALLED) ## The fast part: lint, format, types, floors, unit tests
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest --numprocesses auto --dist worksteal tests/unit
 
 stack: $(INSTALLED) # the slow part of `test`
 	$(BIN)/pytest tests/stack
