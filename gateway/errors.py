@@ -33,6 +33,14 @@ class BadRequest(ApiError):
     status, type = 400, "invalid_request_error"
 
 
+class PromptTooLong(Exception):
+    """It leaves no room for an answer."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(f"{num_tokens} tokens")
+        self.num_tokens = num_tokens
+
+
 class Unauthorized(ApiError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
 

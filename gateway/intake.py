@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.call import Live, OpenCall
 from gateway.choice import Choice
-from gateway.errors import BadRequest, Unavailable
+from gateway.errors import BadRequest, PromptTooLong, Unavailable
 from gateway.fleet import Fleet
 from gateway.policy import admission
 from gateway.policy.preset import Policy
@@ -33,10 +33,13 @@ class Intake:
 
     async def call(self, request: Request, call_id: str, arrival_s: float) -> OpenCall:
         """A call with its tickets, known to nobody yet.  Raises BadRequest, Unavailable."""
-        prompts = await self._encode(request)
         limit_tokens = self._fleet.longest_row_tokens
         if not limit_tokens:
             raise Unavailable("No model replica is ready.", retry_after_s=2.0)
+        try:
+            prompts = await self._encode(request, limit_tokens)
+        except PromptTooLong as error:
+            raise _too_long(request, error.num_tokens, limit_tokens) from None
         answers = [_answer_tokens(request, len(prompt), limit_tokens) for prompt in prompts]
         self._check(prompts)
         lengths = [len(prompt) for prompt in prompts]
@@ -49,12 +52,12 @@ class Intake:
         call.recipe = recipe
         return call
 
-    async def _encode(self, request: Request) -> list[list[int]]:
+    async def _encode(self, request: Request, limit_tokens: int) -> list[list[int]]:
         if request.is_chat:
-            prompts = [await self._tokenizer.encode_chat(request.messages)]
+            prompts = [await self._tokenizer.encode_chat(request.messages, limit_tokens)]
         else:
             texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
-            encoded = iter(await self._tokenizer.encode(texts) if texts else [])
+            encoded = iter(await self._tokenizer.encode(texts, limit_tokens) if texts else [])
             prompts = [next(encoded) if isinstance(p, str) else p for p in request.prompts]
         if not all(prompts):
             raise BadRequest("The prompt is empty.", param="messages" if request.is_chat else "prompt")
@@ -96,8 +99,12 @@ class Intake:
 def _answer_tokens(request: Request, prompt_tokens: int, limit_tokens: int) -> int:
     """How many tokens the answer may have.  Raises BadRequest."""
     answer = admission.answer_tokens(prompt_tokens, request.max_tokens, limit_tokens)
-    if not isinstance(answer, admission.TooLong):
-        return answer
+    if isinstance(answer, admission.TooLong):
+        raise _too_long(request, prompt_tokens, limit_tokens)
+    return answer
+
+
+def _too_long(request: Request, prompt_tokens: int, limit_tokens: int) -> BadRequest:
     if prompt_tokens >= limit_tokens:
         field = "messages" if request.is_chat else "prompt"
         asked = f"The prompt has {prompt_tokens} tokens"
@@ -105,4 +112,4 @@ def _answer_tokens(request: Request, prompt_tokens: int, limit_tokens: int) -> i
         field = request.max_tokens_field
         asked = f"The prompt has {prompt_tokens} tokens and {field} asks for {request.max_tokens}"
     message = f"{asked}; prompt and answer together may have {limit_tokens}."
-    raise BadRequest(message, param=field, code="context_length_exceeded")
+    return BadRequest(message, param=field, code="context_length_exceeded")

@@ -334,10 +334,12 @@ class Tokenizer(Protocol):
     def vocabulary(self) -> int:
         """Ids are 0 .. vocabulary - 1."""
 
-    async def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+    async def encode(self, texts: Sequence[str], limit_tokens: int) -> list[list[int]]:
+        """Raises PromptTooLong if one has as many tokens as `limit_tokens`, or more."""
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Raises BadRequest if the model has no chat template or the template refuses the turns."""
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:
+        """Raises PromptTooLong, and BadRequest if the model has no chat template or the template refuses the
+        turns."""
 
     def detokenizer(self) -> Detokenizer: ...
 

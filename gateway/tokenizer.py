@@ -1,8 +1,8 @@
 """The model's own tokenizer (Hugging Face), off the event loop.
 
 Encoding and templates run in a few threads: the tokenizers library frees the interpreter while it encodes a batch
-(not a single text), so a long prompt delays no one's tokens.  Decoding one token takes microseconds and happens
-in place.
+(not a single text), so a long prompt delays no one's tokens.  It does not while it makes a list of a million
+tokens, so none is made of a prompt that is too long.  Decoding one token takes microseconds and happens in place.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import jinja2
 import msgspec
 import tokenizers
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, PromptTooLong
 
 REPLACEMENT = "\ufffd"
 _MAX_HELD_TOKENS = 8
@@ -63,15 +63,16 @@ class HFTokenizer:
     def vocabulary(self) -> int:
         return self._vocabulary
 
-    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Raises BadRequest if the texts are too long to be worth encoding."""
+    async def encode(self, texts: Sequence[str], limit_tokens: int) -> list[list[int]]:
+        """Raises PromptTooLong, and BadRequest if the texts are too long to be worth encoding."""
         self._check_length(texts, "prompt")
-        return await self._off_loop(lambda: self._ids(texts, add_special_tokens=True))
+        return await self._off_loop(lambda: self._ids(texts, limit_tokens, add_special_tokens=True))
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Raises BadRequest if the model has no chat template, or the template refuses the turns."""
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:
+        """Raises PromptTooLong, and BadRequest if the texts are too long to be worth encoding, the model has no
+        chat template, or the template refuses the turns."""
         self._check_length([message["content"] for message in messages], "messages")
-        return await self._off_loop(lambda: self._encode_chat(messages))
+        return await self._off_loop(lambda: self._encode_chat(messages, limit_tokens))
 
     def detokenizer(self) -> "HFDetokenizer":
         return HFDetokenizer(self._rust, self._special)
@@ -97,7 +98,7 @@ class HFTokenizer:
     async def _off_loop(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def _encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:
         if not self._template_source:
             raise BadRequest("This model has no chat template: use /v1/completions.", param="messages")
         try:
@@ -107,10 +108,13 @@ class HFTokenizer:
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from error
         # The template writes the special tokens itself: a second beginning-of-text would change the answer.
-        return self._ids([text], add_special_tokens=False)[0]
+        return self._ids([text], limit_tokens, add_special_tokens=False)[0]
 
-    def _ids(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], limit_tokens: int, *, add_special_tokens: bool) -> list[list[int]]:
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        most_tokens = max(map(len, encodings))
+        if most_tokens >= limit_tokens:
+            raise PromptTooLong(most_tokens)
         return [encoding.ids for encoding in encodings]
 
     def _turns(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

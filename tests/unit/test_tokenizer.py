@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, PromptTooLong
 from gateway.settings import DEMO_MODEL
 from gateway.tokenizer import HFDetokenizer, HFTokenizer
 from tests.unit import tokenizers_made as made
 
 KINDS = {"byte level": made.byte_level(), "sentencepiece like": made.sentencepiece_like()}
+LIMIT_TOKENS = 1000
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -34,12 +35,12 @@ def tokenizer(folder: str) -> Iterator[HFTokenizer]:
 
 def chat(tokenizer: HFTokenizer, *turns: tuple[str, str]) -> list[int]:
     messages = [{"role": role, "content": content} for role, content in turns]
-    return asyncio.run(tokenizer.encode_chat(messages))
+    return asyncio.run(tokenizer.encode_chat(messages, LIMIT_TOKENS))
 
 
 def test_encoding_is_the_models_own(tokenizer: HFTokenizer, folder: str) -> None:
     reference = AutoTokenizer.from_pretrained(folder)
-    encoded = asyncio.run(tokenizer.encode(made.TEXTS[:3]))
+    encoded = asyncio.run(tokenizer.encode(made.TEXTS[:3], LIMIT_TOKENS))
     assert encoded == [reference(text).input_ids for text in made.TEXTS[:3]]
     assert encoded[0][0] == reference.bos_token_id
     assert tokenizer.vocabulary == len(reference)
@@ -72,11 +73,21 @@ def test_a_model_without_template_cannot_chat(tmp_path: Path) -> None:
 
 def test_texts_too_long_to_fit_are_refused_unread(tokenizer: HFTokenizer) -> None:
     with pytest.raises(BadRequest) as caught:
-        asyncio.run(tokenizer.encode(["x" * 600, "y" * 600]))
+        asyncio.run(tokenizer.encode(["x" * 600, "y" * 600], LIMIT_TOKENS))
     assert (caught.value.param, caught.value.code) == ("prompt", "context_length_exceeded")
     with pytest.raises(BadRequest) as caught:
         chat(tokenizer, ("user", "x" * 1001))
     assert caught.value.param == "messages"
+
+
+def test_prompts_too_long_for_an_answer_are_counted_and_refused(tokenizer: HFTokenizer) -> None:
+    short, long = asyncio.run(tokenizer.encode(["a", "a hello world"], LIMIT_TOKENS))
+    assert len(short) < len(long)
+    for limit_tokens in (len(long), len(short)):
+        with pytest.raises(PromptTooLong) as caught:
+            asyncio.run(tokenizer.encode(["a", "a hello world"], limit_tokens))
+        assert caught.value.num_tokens == len(long)
+    assert asyncio.run(tokenizer.encode(["a", "a hello world"], len(long) + 1)) == [short, long]
 
 
 def test_a_long_text_does_not_hold_up_the_loop() -> None:
@@ -93,7 +104,7 @@ def test_a_long_text_does_not_hold_up_the_loop() -> None:
 
     async def main() -> None:
         tokenizer = HFTokenizer(Slow(), [], max_chars=1000, threads=1)
-        encoding = asyncio.ensure_future(tokenizer.encode_chat([{"role": "user", "content": "x"}]))
+        encoding = asyncio.ensure_future(tokenizer.encode_chat([{"role": "user", "content": "x"}], LIMIT_TOKENS))
         await asyncio.sleep(0)
         loop_ran.set()
         assert await encoding
@@ -132,7 +143,7 @@ def test_a_model_with_a_slow_tokenizer_only_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokens_own_text_keeps_its_space(tokenizer: HFTokenizer) -> None:
-    (tokens,) = asyncio.run(tokenizer.encode(["a hello world"]))
+    (tokens,) = asyncio.run(tokenizer.encode(["a hello world"], LIMIT_TOKENS))
     assert "".join(map(tokenizer.token_text, tokens)).endswith("a hello world")
     assert tokenizer.token_text(tokens[0]) == "<s>"
     assert tokenizer.token_text(tokens[1]) == tokenizer.token_text(tokens[1])
@@ -213,7 +224,7 @@ def test_special_tokens_keep_the_space_after_them() -> None:
 @pytest.mark.asyncio
 async def test_others_go_on_while_a_long_text_is_encoded() -> None:
     tokenizer = HFTokenizer.load(DEMO_MODEL)
-    encoding = asyncio.create_task(tokenizer.encode(["a story of " * 20_000]))
+    encoding = asyncio.create_task(tokenizer.encode(["a story of " * 20_000], 10**6))
     turns = 0
     while not encoding.done():
         await asyncio.sleep(0)

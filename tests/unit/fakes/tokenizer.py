@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from gateway.errors import PromptTooLong
+
 
 class _Detokenizer:
     def step(self, token: int) -> str:
@@ -16,11 +18,13 @@ class CharTokenizer:
         self.eos_ids = [0]
         self.vocabulary = 1000
 
-    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    async def encode(self, texts: Sequence[str], limit_tokens: int) -> list[list[int]]:
+        if (most_tokens := max(map(len, texts))) >= limit_tokens:
+            raise PromptTooLong(most_tokens)
         return [[ord(char) for char in text] for text in texts]
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        return [ord(char) for message in messages for char in message["content"]]
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:
+        return (await self.encode(["".join(message["content"] for message in messages)], limit_tokens))[0]
 
     def detokenizer(self) -> _Detokenizer:
         return _Detokenizer()
