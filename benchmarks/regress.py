@@ -108,7 +108,7 @@ def _trial(name: str) -> Trial:
 
 
 def overloaded() -> Figures:
-    capacity = overload.capacity_of(*OVERLOAD)
+    capacity, _ = overload.capacities(*OVERLOAD)
     yield "overload: capacity, requests/s (more)", capacity
     for multiple in (1, 2):
         _, kept, goodput = overload.steady(*OVERLOAD, multiple * capacity, seed=1)

@@ -39,9 +39,12 @@ MIX_COLUMNS = (
 
 
 WARM_UP_REQUESTS = 20
-PATIENT = ("--classes-default-ttft-s", "60", "--http-keepalive-s", "600")
-"""At fixed concurrency nobody asks for a first token in time, and none is to be refused for it.  vLLM's client
-takes a comment that arrives alone for the head of what follows."""
+PATIENT = (
+    *("--classes-default-ttft-s", "60", "--classes-default-tpot-s", "60"),
+    *("--http-keepalive-s", "600"),
+)
+"""At fixed concurrency nobody asks for tokens in time: none is to be refused for it, and no prompt to wait for the
+pace of running rows.  vLLM's client takes a comment that arrives alone for the head of what follows."""
 Figures = dict[str, Any]
 
 

@@ -13,7 +13,7 @@ MAX_RETRY_S = 120.0
 MIN_RETRY_S = 1.0
 GRACE_S = 10.0
 """So long after its time a client may still return and find its place."""
-SPEED = 0.7
+SPEED = 0.5
 """Part of the rate of work at which the line advances; the rest goes to newcomers and to errors of the rate."""
 SPREAD = 0.1
 """Part of the wait over which returns are spread."""
