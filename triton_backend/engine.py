@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,17 @@ class EngineConfig:
 
 
 def load_runner(config: EngineConfig) -> Runner | PagedRunner:
-    """Raises loader.UnsupportedModel."""
+    """Raises loader.UnsupportedModel.
+
+    In a thread that ends then.  OpenMP keeps a team for each thread that has run something in parallel, as loading
+    does and the engine's thread will; with more threads than cores, all of them sleep after each loop, and a step
+    has a hundred (a sixth of a decode step of one row).
+    """
+    with ThreadPoolExecutor(1, "load") as passing:
+        return passing.submit(_load, config).result()
+
+
+def _load(config: EngineConfig) -> Runner | PagedRunner:
     kind = PagedRunner if config.device.startswith("cuda") else Runner
     return kind(
         load_model(config.model, config.device, config.dtype, config.threads),

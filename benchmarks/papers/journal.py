@@ -13,7 +13,8 @@ import msgspec
 from benchmarks.papers.trials import Trial
 
 ROOT = Path(__file__).parents[2]
-CODE = ("benchmarks/papers", "gateway", "triton_backend")
+OURS = ("contenders.py", "search.py", "trials.py", "workloads.py")
+CODE = (*(f"benchmarks/papers/{name}" for name in OURS), "gateway/**/*.py", "triton_backend/**/*.py")
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ class Journal:
 
 def version(data: Iterable[Path] = ()) -> str:
     """Of all code that a trial runs, and of the files it reads."""
-    code = (path for folder in CODE for path in (ROOT / folder).rglob("*.py"))
+    code = (path for pattern in CODE for path in ROOT.glob(pattern))
     digest = sha256()
     for path in (*sorted(code), *sorted(data)):
         digest.update(sha256(path.read_bytes()).digest())
