@@ -52,14 +52,14 @@ def _targets(results: Results) -> str:
 
 
 def _target(results: Results, workload: str, target: Target) -> list[str]:
-    names = ("full", target.rival)
-    padded_trials, packed_trials = (
-        [of(results, workload, padding, name, target.figure) for name in names]
+    figure = target.figure
+    (ours, theirs), (ours_packed, theirs_packed) = (
+        [of(results, workload, padding, name, figure) for name in ("full", target.rival)]
         for padding in (Padding.PADDED, Padding.PACKED)
     )
-    padded, packed = compare(*padded_trials, target.figure), compare(*packed_trials, target.figure)
+    padded, packed = compare(ours, theirs, figure), compare(ours_packed, theirs_packed, figure)
     met = is_met(padded, target.wanted)
-    reasons = [why(target.figure, name, of_) for name, of_ in zip(names, padded_trials, strict=True)]
+    reasons = why(figure, "full", ours), why(figure, target.rival, theirs)
     return [
         *(workload, target.words, f"{target.wanted:g}", _times(padded), "met" if met else "**missed**"),
         *(_times(packed), without_padding(padded, packed), "" if met else "; ".join(reasons)),

@@ -19,10 +19,17 @@ from gateway.policy.preset import FULL
 from gateway.simulator.job import Padding
 
 
-def a_trial(setting: str, seed: int = 1, once: float = 1.0, load: float = 1.0, contender: str = "full") -> Trial:
+def a_trial(
+    setting: str,
+    seed: int = 1,
+    once: float = 1.0,
+    load: float = 1.0,
+    contender: str = "full",
+    padding: Padding = Padding.PADDED,
+) -> Trial:
     return Trial(
         workload="mixed-1024",
-        padding=Padding.PADDED,
+        padding=padding,
         contender=contender,
         setting=setting,
         seed=seed,
@@ -99,6 +106,27 @@ def test_a_target_is_met_from_its_figure_on() -> None:
 )
 def test_what_is_left_without_padding(padded: Figure | None, packed: Figure, words: str) -> None:
     assert targets.without_padding(padded, packed) == words
+
+
+def test_the_tables_have_every_contender_on_every_engine() -> None:
+    names = [contender.name for contender in CONTENDERS]
+    results = study.Results(
+        best={f"mixed-1024/{padding}/{name}": ("x", "x") for padding in Padding for name in names},
+        trials=[
+            a_trial("x", seed, once=2.0 if name == "full" else 1.0, contender=name, padding=padding)
+            for padding in Padding
+            for name in names
+            for seed in (1, 2)
+        ],
+        ablation=[a_trial("x", seed, contender=name) for name in ("full", "no buckets") for seed in (1, 2)],
+    )
+    text = tables.markdown(results, study.QUICK)
+    heads = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("### ")]
+    assert heads[:4] == ["Targets", "mixed-1024, padded", "mixed-1024, prompts", "mixed-1024, packed"]
+    rows = [line.split(" | ") for line in text.splitlines()]
+    assert sum(row[0].removeprefix("| ") in names for row in rows) == len(Padding) * len(names) + 1
+    found = next(row for row in rows if row[1:2] == ["throughput, full over uellm"])
+    assert found[3:5] == ["2.00 [2.00, 2.00]", "**missed**"]
 
 
 def test_a_missed_target_says_what_was_missed() -> None:
