@@ -22,6 +22,8 @@ from triton_backend.contract import End
 STOP_S = 10.0
 AFTER_S = 2.0
 WARM_S = 10.0
+LENGTHS = range(400, 800)
+"""Of the answers, so that few end while Valkey is stopped."""
 OPEN = 0.93
 """Of the streams that flow when Valkey is stopped."""
 REASONS = ("gap", "silent", "unknown to the store", "engine died", *End)
@@ -37,7 +39,7 @@ async def main() -> None:
     print("| | own | pause, s | foreign | first, half, last go on after, s | silent still | put back |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        async with Site(Path(folder)) as site, Crowd(site, options.streams, seed=1) as crowd:
+        async with Site(Path(folder)) as site, Crowd(site, options.streams, 1, LENGTHS) as crowd:
             await crowd.grown()
             await asyncio.sleep(WARM_S)
             for time in range(options.times + 1):
@@ -49,10 +51,11 @@ async def listen(site: Site, crowd: Crowd, size: int, is_frozen: bool) -> str:
     # Streams that began together end together.
     while len(crowd.flowing) < OPEN * size:
         await asyncio.sleep(0.1)
-    met, foreign_ids = crowd.flowing, await site.foreign()
+    before = await put_backs(site)
+    flowing, foreign_ids = crowd.flowing, await site.foreign()
+    met = [stream for stream in flowing if stream.is_flowing]
     foreign = [stream for stream in met if stream.call_id in foreign_ids]
     own = [stream for stream in met if stream.call_id not in foreign_ids]
-    before = await put_backs(site)
     begun_s = now_s()
     if is_frozen:
         site.signal("valkey", SIGSTOP)

@@ -69,7 +69,7 @@ def main() -> None:
             vllm.freeze()
             _print(f"\n| at once | {' | '.join(f'{name}: ours / vLLM' for name in FIGURES)} |", len(FIGURES) + 1)
             for count in concurrencies:
-                load = Load(options.peer, model, options.seed)
+                load = Load(options.peer, model, options.seed + count)
                 print(
                     _closed_row(
                         count, *in_turn(options.port, load.model, vllm, partial(load.closed, count), PATIENT)
@@ -77,8 +77,8 @@ def main() -> None:
                     flush=True,
                 )
             _print(f"\n| requests/s | server | {' | '.join(MIX_COLUMNS)} |", len(MIX_COLUMNS) + 2)
-            for rate in rates:
-                load = Load(options.peer, model, options.seed)
+            for number, rate in enumerate(rates, 1):
+                load = Load(options.peer, model, options.seed + 100 * number)
                 mine, theirs = in_turn(options.port, load.model, vllm, partial(load.mixed, rate))
                 print(_mix_row(rate, "ours", mine), _mix_row(rate, "vLLM", theirs), sep="\n", flush=True)
 
@@ -103,6 +103,7 @@ class Load(NamedTuple):
     peer: Path
     model: Path
     seed: int
+    """Another one for each load: vLLM would find prompts that it has had in its prefix cache."""
 
     def closed(self, concurrency: int, url: str) -> Figures:
         return servers.vllm_bench(self.peer, url, self.model, concurrency, REQUESTS[concurrency], self.seed)

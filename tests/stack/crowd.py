@@ -51,7 +51,7 @@ class Question(NamedTuple):
         }
 
 
-def questions(seed: int) -> list[Question]:
+def questions(seed: int, lengths: range) -> list[Question]:
     """Half of them greedy, half seeded samples."""
     rng = random.Random(seed)
     words = ["the fox", "a story", "long", "short", "about", "in one word", "and then", "it went home", "7"]
@@ -60,7 +60,7 @@ def questions(seed: int) -> list[Question]:
     for number in range(QUESTIONS):
         start, length = rng.randrange(100), rng.randrange(4, 60)
         sampling = Sampling(temperature=number % 2 * 0.7, seed=rng.randrange(2**40))
-        made.append(Question(tuple(ids[start : start + length]), rng.randrange(100, 200), sampling))
+        made.append(Question(tuple(ids[start : start + length]), rng.choice(lengths), sampling))
     return made
 
 
@@ -148,11 +148,12 @@ class Refusal(NamedTuple):
 
 
 class Crowd:
-    def __init__(self, site: Site, size: int, seed: int) -> None:
+    def __init__(self, site: Site, size: int, seed: int, lengths: range = range(100, 200)) -> None:
+        """`lengths` are those of the answers, in tokens."""
         self._site = site
         self._size = size
         self._rng = random.Random(seed)
-        self._questions = questions(seed)
+        self._questions = questions(seed, lengths)
         self._clients: list[asyncio.Task[None]] = []
         self._is_closing = False
         self.streams: list[Stream] = []
