@@ -28,7 +28,7 @@ from triton_backend.contract import (
     Telemetry,
 )
 from triton_backend.memory import Layout
-from triton_backend.plan import Plan, Prefill, plan_step, spare_tokens
+from triton_backend.plan import Plan, Prefill, plan_step, spare
 from triton_backend.record import Recorder, StepRecord, size
 from triton_backend.rows import Rows
 from triton_backend.sampling import NOT_FINITE, Draws, Reading
@@ -204,7 +204,7 @@ class Core:
         """Tell the planner how much of the waiting prompts may be run in the next step."""
         state, meter = self._rows.state, self._meter
         if state.batches and state.running:
-            state.spare_tokens = spare_tokens(state.running, self._clock(), meter.decode_s, meter.prefill)
+            state.spare = spare(state.running, self._clock(), meter.decode_s, meter.prefill)
 
     def _look_for_driver(self) -> None:
         self._reception.look()

@@ -10,10 +10,10 @@ A chunk takes what credit there is, and steps without one earn it back.
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import inf
+from typing import NamedTuple
 
 from triton_backend.prefill_pace import PrefillPace
-from triton_backend.sequence import TO_PREFILL, Sequence, Status
+from triton_backend.sequence import MAX_CREDIT, PACE, TO_PREFILL, Sequence, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class Plan:
 MIN_CHUNK_TOKENS = 128
 """A chunk that is due whatever the credit, and may be padding for the most part: a smaller one takes as long."""
 GOOD_CHUNK_TOKENS = 512
-"""Credit is saved up for a chunk of this size, or for what is left of the prompt."""
+"""Credit is saved up for a chunk of this size, or for what is left of the prompt; but for half of what the most
+credit pays for at most, as a device may be so slow that it never pays for a whole one."""
 MAX_DECODES = 8
 """Steps without a chunk while prompts wait, at most."""
 MAX_PADDING = 0.2
@@ -77,13 +78,24 @@ MAX_PADDING = 0.2
 pays for a long."""
 
 
-def spare_tokens(running: Iterable[Sequence], now_s: float, decode_s: float, pace: PrefillPace) -> int | None:
-    """Prompt tokens that may be run before the running rows must have their next token; None: any number.
+class Spare(NamedTuple):
+    """Prompt tokens that may be run before the running rows must have their next token."""
 
-    `decode_s` is what a step without prompts will take, and `pace` tells what they add to it.
-    """
-    due_s = min((row.due_s for row in running if row.new.tpot_s), default=inf)
-    return None if due_s == inf else pace.tokens_within(due_s - decode_s - now_s)
+    tokens: int
+    """Now."""
+    most_tokens: int
+    """When the rows have as much credit as they ever have."""
+
+
+def spare(running: Iterable[Sequence], now_s: float, decode_s: float, pace: PrefillPace) -> Spare | None:
+    """None: any number.  `decode_s` is what a step without prompts will take, and `pace` tells what they add."""
+    paced = [row for row in running if row.new.tpot_s]
+    if not paced:
+        return None
+    most_s = MAX_CREDIT * PACE * min(row.new.tpot_s for row in paced)
+    tokens = pace.tokens_within(min(row.due_s for row in paced) - decode_s - now_s)
+    most_tokens = pace.tokens_within(most_s - decode_s)
+    return None if tokens is None or most_tokens is None else Spare(tokens, most_tokens)
 
 
 @dataclass(slots=True)
@@ -97,7 +109,7 @@ class State:
     running: list[Sequence] = field(default_factory=list)
     num_decodes: int = 0
     """Steps since the last one with a chunk."""
-    spare_tokens: int | None = None
+    spare: Spare | None = None
     """See the function of this name; to be set before a step while prompts wait."""
     pads: bool = False
     """Whether the engine pads the prompts of a chunk to the longest of them, as simulated ones may: then only
@@ -123,10 +135,11 @@ def plan_step(state: State) -> Plan:
 
 def _chunk_tokens(state: State, first: Sequence) -> int:
     """How much may be run of the prompts while rows are running."""
-    if state.spare_tokens is None:
+    if state.spare is None:
         return state.max_prefill_tokens
-    if state.spare_tokens >= min(GOOD_CHUNK_TOKENS, first.unfilled_tokens):
-        return min(state.spare_tokens, state.max_prefill_tokens)
+    good_tokens = max(MIN_CHUNK_TOKENS, min(GOOD_CHUNK_TOKENS, state.spare.most_tokens // 2))
+    if state.spare.tokens >= min(good_tokens, first.unfilled_tokens):
+        return min(state.spare.tokens, state.max_prefill_tokens)
     return min(MIN_CHUNK_TOKENS, state.max_prefill_tokens) if state.num_decodes >= MAX_DECODES else 0
 
 

@@ -18,7 +18,7 @@ from gateway.simulator.meter import Meter, Tally
 from gateway.simulator.row import Row, row_of
 from triton_backend.contract import Batch, Cancel, Detach, End, Evict, NewRow, Step
 from triton_backend.memory import OverBudget
-from triton_backend.plan import Plan, Prefill, State, plan_step, spare_tokens
+from triton_backend.plan import Plan, Prefill, Spare, State, plan_step, spare
 from triton_backend.sequence import Sequence as Base
 from triton_backend.sequence import Status
 
@@ -307,7 +307,7 @@ class Engine:
             chunks = fill(self._state.batches, self._max_step_tokens - self._num_running, self._pads_prompts)
             return self._new_job(now_s, chunks, self._num_running)
         if self._state.batches and self._state.running:
-            self._state.spare_tokens = self._spare_tokens(now_s)
+            self._state.spare = self._spare(now_s)
         plan = self._plan_whole() if self._style is Style.WHOLE else plan_step(self._state)
         chunks = []
         if chunk := plan.prefill:
@@ -330,7 +330,7 @@ class Engine:
         batch = self._state.batches[0]
         return Plan(Prefill(batch, 0, max(row.prompt_tokens for row in batch)))
 
-    def _spare_tokens(self, now_s: float) -> int | None:
+    def _spare(self, now_s: float) -> Spare | None:
         """As the real engine reckons it, with due times brought up to date."""
         rows, meter = self._running, self._meter
         for row in rows:
@@ -338,7 +338,7 @@ class Engine:
             if drawn > row.paced:
                 row.pace(self._drawn_s, drawn - row.paced)
                 row.paced = drawn
-        return spare_tokens(rows, now_s, meter.decode_s, meter.prefill)
+        return spare(rows, now_s, meter.decode_s, meter.prefill)
 
     def _num_steps(self) -> int:
         """Decode steps in which nothing happens but tokens: until a row ends or memory could run short."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triton_backend.contract import NewRow
-from triton_backend.plan import Plan, Prefill, State, plan_step, spare_tokens
+from triton_backend.plan import Plan, Prefill, Spare, State, plan_step, spare
 from triton_backend.prefill_pace import PrefillPace
 from triton_backend.sequence import Sequence
 
@@ -175,12 +175,13 @@ def test_credit_is_the_time_until_the_first_row_needs_its_token() -> None:
     rows = [running(10.3), running(10.5, at=1)]
     # 10.3 less 50 ms of decoding and the time it is, at 1,000 tokens a second.
     pace = PrefillPace()
-    assert spare_tokens(rows, 10.0, 0.05, pace) is None
+    assert spare(rows, 10.0, 0.05, pace) is None
     pace.note(1000, 1.0)
-    assert spare_tokens(rows, 10.0, 0.05, pace) == 250
-    assert spare_tokens(rows, 10.4, 0.05, pace) == 0
-    assert spare_tokens([running(10.3, tpot_s=0.0)], 10.0, 0.05, pace) is None
-    assert spare_tokens([], 10.0, 0.05, pace) is None
+    # At most there would be 190 ms.
+    assert spare(rows, 10.0, 0.05, pace) == Spare(250, 140)
+    assert spare(rows, 10.4, 0.05, pace) == Spare(0, 140)
+    assert spare([running(10.3, tpot_s=0.0)], 10.0, 0.05, pace) is None
+    assert spare([], 10.0, 0.05, pace) is None
 
 
 def test_a_chunk_has_a_fixed_cost_once_chunks_of_several_sizes_have_told() -> None:
@@ -215,10 +216,23 @@ def test_chunks_whose_times_are_noise_grant_no_chunk_of_any_size() -> None:
 
 @pytest.mark.parametrize(
     ("spare", "num_decodes", "tokens"),
-    [(2000, 1, 1000), (600, 0, 500), (511, 1, 0), (0, 7, 0), (0, 8, 125), (None, 0, 1000)],
-    ids=["plenty", "after a chunk", "saved up", "none", "none for long", "no target"],
+    [
+        (Spare(2000, 2000), 1, 1000),
+        (Spare(600, 2000), 0, 500),
+        (Spare(511, 2000), 1, 0),
+        (Spare(250, 500), 1, 250),
+        (Spare(249, 500), 1, 0),
+        (Spare(0, 2000), 7, 0),
+        (Spare(0, 2000), 8, 125),
+        (Spare(0, 0), 1, 0),
+        (None, 0, 1000),
+    ],
+    ids=[
+        *("plenty", "after a chunk", "saved up", "half of the most", "less than half of it"),
+        *("none", "none for long", "never any", "no target"),
+    ],
 )
-def test_a_chunk_takes_the_credit_there_is(spare: int | None, num_decodes: int, tokens: int) -> None:
+def test_a_chunk_takes_the_credit_there_is(spare: Spare | None, num_decodes: int, tokens: int) -> None:
     state = State(1000, deque([rows(1000)]), [running(1.0)], num_decodes, spare)
     plan = plan_step(state)
     assert (plan.prefill.length if plan.prefill else 0) == tokens
@@ -226,11 +240,11 @@ def test_a_chunk_takes_the_credit_there_is(spare: int | None, num_decodes: int, 
 
 
 def test_a_short_prompt_needs_no_more_credit_than_it_is_long() -> None:
-    state = State(1000, deque([rows(80)]), [running(1.0)], 1, 80)
+    state = State(1000, deque([rows(80)]), [running(1.0)], 1, Spare(80, 2000))
     assert plan_step(state) == Plan(Prefill(state.batches[0], 0, 80), state.running)
     state.batches.append(rows(70, 75))
-    state.spare_tokens = 160
+    state.spare = Spare(160, 2000)
     two = [state.batches[0][0], state.batches[1][0]]
     assert plan_step(state) == Plan(Prefill(two, 0, 80), state.running), "as far as it reaches"
-    state.spare_tokens = 79
+    state.spare = Spare(79, 2000)
     assert plan_step(state) == Plan(None, state.running)
