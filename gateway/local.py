@@ -74,8 +74,9 @@ class Stack:
     ) -> None:
         """`redis_url` and `triton`: already running, so not started.  `run_dir`: kept; by default a fresh
         folder that is removed.  `device` "cuda" with several replicas shows each a GPU of its own.  Settings left
-        None take the engine's defaults.  `step_records`: folder for a file of each replica's.  `template`: what
-        a replica's folder is copied from.  `say` hears the progress."""
+        None take the engine's defaults, but several replicas divide the cores among them.  `step_records`: folder
+        for a file of each replica's.  `template`: what a replica's folder is copied from.  `say` hears the
+        progress."""
         self.redis_url = redis_url or ""
         self.triton_address = triton or ""
         self.tritons = ["triton"] if replicas == 1 else [f"triton-{index}" for index in range(replicas)]
@@ -88,7 +89,7 @@ class Stack:
             "device": device,
             "dtype": dtype,
             "kv_budget_bytes": kv_budget_bytes,
-            "threads": threads,
+            "threads": threads or _threads_each(replicas),
             "max_prefill_tokens": max_prefill_tokens,
             "context_tokens": context_tokens,
         }
@@ -306,6 +307,11 @@ async def _first(*works: Coroutine[Any, Any, Any]) -> Any:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _threads_each(replicas: int) -> int | None:
+    """The threads of one wait for each other awake: those of another on the same cores could not run meanwhile."""
+    return None if replicas == 1 else max(1, len(os.sched_getaffinity(0)) // replicas)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, object]]) -> None:
