@@ -104,7 +104,9 @@ class Board:
     async def look(self) -> None:
         """Raises StoreLost."""
         life_s = LIFE_S if self._is_willing else 0.0
-        self._assembly = await self._store.assemble(self._gateway, self._card(), life_s)
+        assembly = await self._store.assemble(self._gateway, self._card(), life_s)
+        seats = {name: seat for name, seat in assembly.seats.items() if not name.startswith(NO_REPLICA)}
+        self._assembly = Assembly(assembly.gateways, seats)
         self._note_free()
         self._note_standings()
         self._heard(card for name, card in self._assembly.gateways.items() if name != self._gateway)
@@ -117,9 +119,7 @@ class Board:
 
     def _counts(self) -> tuple[int, dict[str, int]]:
         """How many this gateway drives, and each other that would."""
-        held = Counter(
-            seat.gateway for name, seat in self._assembly.seats.items() if not name.startswith(NO_REPLICA)
-        )
+        held = Counter(seat.gateway for seat in self._assembly.seats.values())
         others = {name: held[name] for name in self._assembly.gateways if name != self._gateway}
         return held[self._gateway], others
 

@@ -33,14 +33,6 @@ class BadRequest(ApiError):
     status, type = 400, "invalid_request_error"
 
 
-class PromptTooLong(Exception):
-    """It leaves no room for an answer."""
-
-    def __init__(self, num_tokens: int) -> None:
-        super().__init__(f"{num_tokens} tokens")
-        self.num_tokens = num_tokens
-
-
 class Unauthorized(ApiError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
 
@@ -124,6 +116,14 @@ class Poisoned(ApiError):
     """The request was running each time its engine died."""
 
     code = "poisoned"
+
+
+class PromptTooLong(Exception):
+    """It leaves no room for an answer."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(f"{num_tokens} tokens")
+        self.num_tokens = num_tokens
 
 
 class QueueFull(Exception):

@@ -89,7 +89,7 @@ class Stack:
             "device": device,
             "dtype": dtype,
             "kv_budget_bytes": kv_budget_bytes,
-            "threads": threads or _threads_each(replicas),
+            "threads": threads or threads_each(replicas),
             "max_prefill_tokens": max_prefill_tokens,
             "context_tokens": context_tokens,
         }
@@ -309,8 +309,9 @@ async def _first(*works: Coroutine[Any, Any, Any]) -> Any:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _threads_each(replicas: int) -> int | None:
-    """The threads of one wait for each other awake: those of another on the same cores could not run meanwhile."""
+def threads_each(replicas: int) -> int | None:
+    """None: the engine's own choice.  The threads of one wait for each other awake: those of another on the same
+    cores could not run meanwhile."""
     return None if replicas == 1 else max(1, len(os.sched_getaffinity(0)) // replicas)
 
 

@@ -19,7 +19,7 @@ from prometheus_client.utils import floatToGoString
 
 from gateway.policy import batch
 from gateway.policy.length import Mode
-from gateway.request import FinishReason, Outcome, Queue, ServiceClass
+from gateway.request import FinishReason, Head, Outcome, Queue, ServiceClass
 from gateway.vllm_names import INTERVAL_BUCKETS, LATENCY_BUCKETS, TOKEN_BUCKETS, TTFT_BUCKETS, VllmNames
 from triton_backend.contract import Telemetry
 
@@ -182,20 +182,20 @@ class Metrics:
         for gauge in self._replica_gauges:
             gauge.remove_by_labels({"replica": replica})
         if not self._gauges:
-            for depth in self._depth.values():
-                depth.set(0)
-            for figure in (self._queue_tokens, self._queue_bytes, self._buckets):
-                figure.set(0)
+            self._show_queue([], tokens=0, size_bytes=0, buckets=0)
 
     def queue_seen(self, queue: Queue) -> None:
+        self._show_queue(queue.heads, queue.tokens, queue.bytes, len(queue.bounds))
+
+    def _show_queue(self, heads: Sequence[Head], tokens: int, size_bytes: int, buckets: int) -> None:
         depth = dict.fromkeys(ServiceClass, 0)
-        for head in queue.heads:
+        for head in heads:
             depth[head.service_class] += head.count
         for service_class, count in depth.items():
             self._depth[service_class].set(count)
-        self._queue_tokens.set(queue.tokens)
-        self._queue_bytes.set(queue.bytes)
-        self._buckets.set(len(queue.bounds))
+        self._queue_tokens.set(tokens)
+        self._queue_bytes.set(size_bytes)
+        self._buckets.set(buckets)
 
     def preempted(self, rows: int) -> None:
         """Flex rows were told to make room for a higher class."""

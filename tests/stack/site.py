@@ -17,7 +17,6 @@ from typing import Self
 import aiohttp
 
 from gateway import local
-from gateway.ports import INBOX_TTL_S
 from gateway.run_folder import SHARED_MEMORY, shm_prefix
 from gateway.settings import DEMO_MODEL
 from gateway.store.home import open_client
@@ -27,10 +26,6 @@ GATEWAYS = 3
 REPLICAS = 2
 READY_S = 60.0
 POLL_S = 0.1
-QUIET_S = 5.0
-"""An inbox is in use until nobody has written to it for so long; a gateway that has streams writes every step."""
-_NEVER = -1
-"""Redis: a key that does not expire."""
 GRACE_S = 120.0
 """Streams that were open at a gateway's SIGTERM end by themselves."""
 
@@ -182,9 +177,7 @@ class Site:
             leased = len(await redis.keys("bs1:*:leased:*"))
             queued = len(await redis.keys("bs1:*:set:*"))
             owned = len(await redis.keys("bs1:*:origin:*"))
-            # One that nobody writes to expires by itself.
-            left_ms = [await redis.pttl(key) for key in await redis.keys("bs1:*:inbox:*")]
-            inboxes = sum(left == _NEVER or left > 1000 * (INBOX_TTL_S - QUIET_S) for left in left_ms)
+            inboxes = len(await redis.keys("bs1:*:inbox:*"))
         metrics = ("running_rows", "waiting_rows", "kv_used_bytes", "streams", "live_calls")
         regions = list(SHARED_MEMORY.glob(f"{shm_prefix(self._stack.run_dir)}*"))
         return {
@@ -192,7 +185,7 @@ class Site:
             "leased": leased,
             "queued": queued,
             "owned": owned,
-            "inboxes in use": inboxes,
+            "inboxes": inboxes,
             **{name: await self.metric(f"bucketserve_{name}") for name in metrics},
             **{f"files of {name}": _files(self._stack.pid(name)) for name in self._processes},
             **{f"files of {name}'s engine": _files(self._stack.stub_pid(name)) for name in self.tritons},

@@ -26,6 +26,7 @@ TIGHT_BYTES = 150 * 2**20
 """A replica's share of the streams needs about as much."""
 OPEN = 200
 SETTLE_S = 60.0
+"""Longer than an inbox is kept that nobody writes to."""
 SPARE_FILES = GATEWAYS * 16
 """Connections that the gateways' pools may keep."""
 WIDTH = 40

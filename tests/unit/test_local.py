@@ -33,6 +33,12 @@ async def logged(child: Child, word: str) -> None:
         await asyncio.sleep(0.01)
 
 
+def test_replicas_of_one_machine_divide_its_cores() -> None:
+    assert local.threads_each(1) is None
+    assert local.threads_each(2) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert local.threads_each(10_000) == 1
+
+
 @pytest.mark.asyncio
 async def test_a_death_is_told_with_the_end_of_the_log(tmp_path: Path) -> None:
     failing = child(tmp_path, "print(*range(100), sep='\\n'); raise SystemExit(3)")

@@ -12,7 +12,7 @@ from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.line import Line
 from tests.unit.fakes.world import ORIGIN, World
 
-SETTLE_S = 15
+SETTLE_S = 15.0
 
 
 class Site:
@@ -82,10 +82,8 @@ async def site(replicas: int, *names: str, config: origins.Config = ORIGIN) -> A
         await asyncio.sleep(3.0)
         async with asyncio.timeout(600):
             yield made
-        for _ in range(SETTLE_S):
-            if await made.is_settled():
-                break
-            await asyncio.sleep(1.0)
-        assert await made.is_settled()
+        async with asyncio.timeout(SETTLE_S):
+            while not await made.is_settled():
+                await asyncio.sleep(1.0)
     finally:
         await made.aclose()
