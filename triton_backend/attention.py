@@ -5,6 +5,7 @@ together with the keyword arguments of the model call; one of them, `kv`, is wha
 No mask function is registered, so transformers builds no masks.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -178,21 +179,31 @@ class StepKV:
     def __init__(self, views: list[StepView]) -> None:
         self._views = views
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        outs, at = [], 0
+    @property
+    def num_positions(self) -> int:
+        """Without padding."""
+        return sum(rows * positions for _, rows, positions in self._views)
+
+    def split(self, *heads: Tensor) -> Iterator[tuple[KV, list[Tensor]]]:
+        """Each view, and its own [rows, heads, positions, dim] of heads [1, heads, all positions, dim]."""
+        at = 0
         for kv, rows, positions in self._views:
             span = slice(at, at := at + rows * positions)
-            own_query, own_key, own_value = (_rows_of(one[0, :, span], rows) for one in (query, key, value))
+            yield kv, [_rows_of(one[0, :, span], rows) for one in heads]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        outs = []
+        for kv, (own_query, own_key, own_value) in self.split(query, key, value):
             outs.append(kv.attend(layer, own_query, own_key, own_value, scores).flatten(0, 1))
-        if padding := query.shape[2] - at:
+        if padding := query.shape[2] - self.num_positions:
             outs.append(query.new_zeros(padding, query.shape[1], value.shape[3]))
         return (outs[0] if len(outs) == 1 else torch.cat(outs))[None]
 
 
 def _rows_of(positions: Tensor, rows: int) -> Tensor:
-    """[rows, heads, positions, dim] of [heads, all positions, dim]."""
+    """[rows, heads, positions, dim] of [heads, all positions, dim], where they lie."""
     heads, total, dim = positions.shape
-    return positions.reshape(heads, rows, total // rows, dim).transpose(0, 1)
+    return positions.view(heads, rows, total // rows, dim).transpose(0, 1)
 
 
 def _decode(part: DecodePart, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:

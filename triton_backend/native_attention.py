@@ -1,16 +1,16 @@
 """Attention by our kernels, which write keys and values too: one call a layer for all rows of the decode pool, and
-one for each chunk of a prompt."""
+one for each chunk of a prompt; or one for all layers (native_layers.py)."""
 
 import ctypes
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_double, c_int64, c_void_p
+from ctypes import POINTER, Array, Structure, addressof, byref, c_double, c_int64, c_void_p, pointer
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from triton_backend import native
-from triton_backend.attention import KV, DecodeKV, DecodePart, PrefillKV, Scores
+from triton_backend.attention import KV, DecodeKV, DecodePart, PrefillKV, Scores, StepKV
 from triton_backend.cache import Group
 from triton_backend.native import TYPES
 
@@ -46,15 +46,23 @@ class _Heads(Structure):
         return cls(tensor.data_ptr(), row * size, head * size, position * size)
 
 
+class ScoresBy(Structure):
+    """`Scores`, as kernels take them."""
+
+    _fields_ = ("window", c_int64), ("scaling", c_double), ("softcap", c_double)
+
+    @classmethod
+    def of(cls, scores: Scores) -> "ScoresBy":
+        return cls(scores.window or 0, scores.scaling, scores.softcap or 0.0)
+
+
+_SIZES = tuple((name, c_int64) for name in ("heads", "kv_heads", "key_dim", "value_dim"))
 _HEADS = tuple((name, _Heads) for name in ("query", "key", "value", "out"))
-_SIZES = tuple((name, c_int64) for name in ("threads", "heads", "kv_heads", "key_dim", "value_dim"))
-_SCORES = ("window", c_int64), ("scaling", c_double), ("softcap", c_double)
 
 
-class _DecodeGroup(Structure):
+class _Group(Structure):
     _fields_ = (
-        ("keys", c_void_p),
-        ("values", c_void_p),
+        ("tensors", c_void_p),
         ("positions", c_void_p),
         ("rows", c_int64),
         ("capacity", c_int64),
@@ -62,39 +70,30 @@ class _DecodeGroup(Structure):
 
 
 class _Step(Structure):
-    _fields_ = ("type", c_int64), ("rows", c_int64), *_SIZES, *_SCORES, ("groups", POINTER(_DecodeGroup)), *_HEADS
-
-
-class _Chunk(Structure):
     _fields_ = (
+        *((name, c_int64) for name in ("type", "threads", "layer", "rows")),
         *_SIZES,
-        ("capacity", c_int64),
-        ("start", c_int64),
-        ("length", c_int64),
-        *_SCORES,
-        ("keys", c_void_p),
-        ("values", c_void_p),
+        ("scores", ScoresBy),
+        ("groups", POINTER(_Group)),
         *_HEADS,
     )
 
 
-def _attend(
-    kernel: Callable[[object], object],
-    call: _Step | _Chunk,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scores: Scores,
-) -> Tensor:
-    query, key, value = (_with_whole_heads(tensor) for tensor in (query, key, value))
-    rows, call.heads, positions, call.key_dim = query.shape
-    call.kv_heads, call.value_dim = key.shape[1], value.shape[3]
-    call.window, call.scaling, call.softcap = scores.window or 0, scores.scaling, scores.softcap or 0.0
-    out = query.new_empty(rows, positions, call.heads, call.value_dim)
-    call.query, call.key, call.value = _Heads.of(query), _Heads.of(key), _Heads.of(value)
-    call.out = _Heads.of(out.transpose(1, 2))
-    kernel(byref(call))
-    return out
+class _Chunk(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("threads", "layer")),
+        *_SIZES,
+        *((name, c_int64) for name in ("capacity", "start", "length")),
+        ("scores", ScoresBy),
+        ("tensors", c_void_p),
+        *_HEADS,
+    )
+
+
+class Part(Structure):
+    """A step's rows that attend in one way: by one of these."""
+
+    _fields_ = ("step", POINTER(_Step)), ("chunk", POINTER(_Chunk))
 
 
 def _with_whole_heads(tensor: Tensor) -> Tensor:
@@ -102,35 +101,82 @@ def _with_whole_heads(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()
 
 
-class NativeDecodeKV:
+def _addresses(group: Group) -> Array[c_void_p]:
+    return (c_void_p * len(group.tensors))(*(tensor.data_ptr() for tensor in group.tensors))
+
+
+class NativeKV:
+    """Attends by a kernel."""
+
+    def __init__(self, kernel: Callable[[object], object], call: _Step | _Chunk, part: Part) -> None:
+        self.part = part
+        """The call."""
+        self._kernel = kernel
+        self._call = call
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        query, key, value = (_with_whole_heads(tensor) for tensor in (query, key, value))
+        rows, heads, positions, _ = query.shape
+        out = query.new_empty(rows, positions, heads, value.shape[3])
+        self.take(query, key, value, out.transpose(1, 2))
+        self._call.layer, self._call.scores = layer, ScoresBy.of(scores)
+        self._kernel(byref(self._call))
+        return out
+
+    def take(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """Where the call reads and writes: [rows, heads, positions, dim], a head's numbers next to each other."""
+        call = self._call
+        call.heads, call.key_dim = query.shape[1], query.shape[3]
+        call.kv_heads, call.value_dim = key.shape[1], value.shape[3]
+        call.query, call.key, call.value, call.out = map(_Heads.of, (query, key, value, out))
+
+
+class NativeDecodeKV(NativeKV):
     """The newest token of every row in the decode pool, rows in the order of their places."""
 
     def __init__(self, library: ctypes.CDLL, parts: list[DecodePart]) -> None:
-        self._kernel = library.decode_attention
         self._parts = parts
-        self._groups = (_DecodeGroup * len(parts))()
-        for group, part in zip(self._groups, parts, strict=True):
+        self._tensors = [_addresses(part.group) for part in parts]
+        groups = (_Group * len(parts))()
+        for group, part, tensors in zip(groups, parts, self._tensors, strict=True):
             group.rows, group.capacity = part.num_rows, part.group.capacity
-            group.positions = part.positions.data_ptr()
-        self._step = _Step(threads=torch.get_num_threads(), groups=self._groups)
+            group.positions, group.tensors = part.positions.data_ptr(), addressof(tensors)
+        self._step = _Step(threads=torch.get_num_threads(), groups=groups)
+        super().__init__(library.decode_attention, self._step, Part(step=pointer(self._step)))
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        for group, part in zip(self._groups, self._parts, strict=True):
-            group.keys, group.values = part.group.keys(layer).data_ptr(), part.group.values(layer).data_ptr()
+    def take(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         self._step.type, self._step.rows = TYPES[query.dtype], query.shape[0]
-        return _attend(self._kernel, self._step, query, key, value, scores)
+        super().take(query, key, value, out)
 
 
-class NativePrefillKV:
+class NativePrefillKV(NativeKV):
     """A chunk of one prompt: the positions from `start` on of the only row of `group`."""
 
     def __init__(self, library: ctypes.CDLL, group: Group, start: int) -> None:
-        self._kernel = library.prefill_attention
         self._group = group
-        self._chunk = _Chunk(threads=torch.get_num_threads(), capacity=group.capacity, start=start)
+        self._tensors = _addresses(group)
+        self._chunk = _Chunk(
+            threads=torch.get_num_threads(),
+            capacity=group.capacity,
+            start=start,
+            tensors=addressof(self._tensors),
+        )
+        super().__init__(library.prefill_attention, self._chunk, Part(chunk=pointer(self._chunk)))
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-        chunk = self._chunk
-        chunk.keys, chunk.values = self._group.keys(layer).data_ptr(), self._group.values(layer).data_ptr()
-        chunk.length = query.shape[2]
-        return _attend(self._kernel, chunk, query, key, value, scores)
+    def take(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        self._chunk.length = query.shape[2]
+        super().take(query, key, value, out)
+
+
+def native_parts(kv: KV, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> Array[Part] | None:
+    """The calls of a step, for whatever layers are to come, over [1, heads, positions, dim]; None where it attends
+    otherwise.  They live as long as `kv`."""
+    if not isinstance(kv, StepKV):
+        return None
+    parts = []
+    for view, (own_query, own_key, own_value, own_out) in kv.split(query, key, value, out):
+        if not isinstance(view, NativeKV):
+            return None
+        view.take(own_query, own_key, own_value, own_out)
+        parts.append(view.part)
+    return (Part * len(parts))(*parts)

@@ -21,7 +21,9 @@ def usable_library() -> CDLL | None:
     return library if library is not None and library.tiles_are_usable() else None
 
 
-class _Linear(Structure):
+class Linear(Structure):
+    """The kernel's arguments."""
+
     _fields_ = (
         ("rows", c_void_p),
         ("weight", c_void_p),
@@ -41,43 +43,49 @@ class NativeLinear:
 
     def __init__(self, library: CDLL, weight: Tensor, bias: Tensor | None) -> None:
         self._library = library
-        self._outputs, self._inputs = weight.shape
+        self.outputs, self.inputs = weight.shape
         self._weight = _panels(weight)
-        self._bias = None if bias is None else pad(bias, (0, -self._outputs % WIDTH))
+        self._bias = None if bias is None else pad(bias, (0, -self.outputs % WIDTH))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
-        return self._run(rows, self._outputs, is_gated=False)
+        return self._run(rows, is_gated=False)
 
     @property
     def can_gate(self) -> bool:
-        return self._outputs % (2 * WIDTH) == 0
+        return self.outputs % (2 * WIDTH) == 0
 
     def gated(self, rows: Tensor) -> Tensor:
         """[..., in] -> [..., out / 2]: silu of the first half of the outputs, times the second."""
         assert self.can_gate
-        return self._run(rows, self._outputs // 2, is_gated=True)
+        return self._run(rows, is_gated=True)
 
-    def _run(self, rows: Tensor, outputs: int, *, is_gated: bool) -> Tensor:
-        assert rows.dtype is torch.bfloat16 and rows.shape[-1] == self._inputs
-        rows = rows.contiguous()
-        num_rows = rows.numel() // self._inputs
-        out = rows.new_empty(*rows.shape[:-1], outputs)
-        tiles = rows.new_empty(num_rows + -num_rows % LINES, self._inputs + -self._inputs % WIDTH)
-        linear = _Linear(
-            rows=rows.data_ptr(),
+    def arguments(self, *, is_gated: bool) -> Linear:
+        """Those that are the same for all rows; the weight is this layer's, and stays as long as it."""
+        return Linear(
             weight=self._weight.data_ptr(),
             bias=None if self._bias is None else self._bias.data_ptr(),
-            out=out.data_ptr(),
-            tiles=tiles.data_ptr(),
-            num_rows=num_rows,
-            inputs=self._inputs,
-            outputs=outputs,
+            inputs=self.inputs,
+            outputs=self.outputs // 2 if is_gated else self.outputs,
             is_gated=is_gated,
-            threads=torch.get_num_threads(),
         )
-        self._library.linear(byref(linear))
+
+    def _run(self, rows: Tensor, *, is_gated: bool) -> Tensor:
+        assert rows.dtype is torch.bfloat16 and rows.shape[-1] == self.inputs
+        rows = rows.contiguous()
+        num_rows = rows.numel() // self.inputs
+        tiles = tiles_for(rows, num_rows, self.inputs)
+        call = self.arguments(is_gated=is_gated)
+        out = rows.new_empty(*rows.shape[:-1], call.outputs)
+        call.rows, call.out, call.tiles = rows.data_ptr(), out.data_ptr(), tiles.data_ptr()
+        call.num_rows, call.threads = num_rows, torch.get_num_threads()
+        self._library.linear(byref(call))
         return out
+
+
+def tiles_for(rows: Tensor, num_rows: int, inputs: int) -> Tensor:
+    """Where the kernel puts so many rows of so many inputs, or of fewer."""
+    return rows.new_empty(num_rows + -num_rows % LINES, inputs + -inputs % WIDTH)
 
 
 def _panels(weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton_backend.native import TYPES
 
 _ARGUMENTS = {
-    "rms_norm": (*[c_int64] * 5, c_void_p, c_int64, c_void_p, c_double, c_double, c_void_p),
+    "rms_norm": (*[c_int64] * 5, c_void_p, c_int64, c_void_p, c_double, c_double, c_void_p, c_int64),
     "silu_gate": (*[c_int64] * 4, c_void_p, c_int64, c_void_p, c_int64, c_void_p),
     "rotate": (*[c_int64] * 5, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
 }
@@ -21,13 +21,13 @@ class RowKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, arguments in _ARGUMENTS.items():
             getattr(library, name).argtypes = arguments
-        self._library = library
+        self.library = library
 
     def rms_norm(self, rows: Tensor, weight: Tensor, offset: float, epsilon: float) -> Tensor:
         """rows [..., dim] / sqrt(mean of their squares + epsilon) * (weight [dim] + offset)."""
         flat, dim = _flat(rows), rows.shape[-1]
         out = rows.new_empty(rows.shape)
-        self._library.rms_norm(
+        self.library.rms_norm(
             TYPES[rows.dtype],
             torch.get_num_threads(),
             flat.shape[0],
@@ -39,6 +39,7 @@ class RowKernels:
             offset,
             epsilon,
             out.data_ptr(),
+            flat.shape[1] * out.element_size(),
         )
         return out
 
@@ -46,7 +47,7 @@ class RowKernels:
         """gate [..., dim] * sigmoid(gate) * up."""
         gates, ups = _flat(gate), _flat(up)
         out = gate.new_empty(gate.shape)
-        self._library.silu_gate(
+        self.library.silu_gate(
             TYPES[gate.dtype],
             torch.get_num_threads(),
             *gates.shape,
@@ -63,7 +64,7 @@ class RowKernels:
         [rows, positions, numbers], are halves x and y; they become x cos - y sin and y cos + x sin."""
         rows, positions, num_heads, dim = heads.shape
         flat = heads.view(rows * positions, num_heads * dim)
-        self._library.rotate(
+        self.library.rotate(
             TYPES[heads.dtype],
             torch.get_num_threads(),
             flat.shape[0],

@@ -18,9 +18,9 @@ from triton_backend.device import device_of
 from triton_backend.headroom import Headroom
 from triton_backend.memory import Grouped
 from triton_backend.native_attention import decode_view, prefill_view
-from triton_backend.native_layers import replace_layers
 from triton_backend.packed import pack
 from triton_backend.plan import Prefill
+from triton_backend.replacement import replace_layers
 from triton_backend.sampling import Draws, draw
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory, halves, is_shortage

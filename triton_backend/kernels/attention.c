@@ -11,20 +11,6 @@ enum {
     AHEAD_BYTES = 2048, /* What comes so much later is asked for now. */
 };
 
-struct group { /* Rows in the first slots of [slots, kv heads, capacity, dim]. */
-    char *keys, *values;
-    const int64_t *positions; /* Where each row's newest key and value go; those before are there. */
-    int64_t rows, capacity;
-};
-
-struct step {
-    int64_t type, rows, threads, heads, kv_heads, key_dim, value_dim;
-    int64_t window;          /* Positions seen, the newest included; 0: all. */
-    double scaling, softcap; /* softcap 0: none. */
-    const struct group *groups;
-    struct heads query, key, value, out;
-};
-
 static int pairs_of(int64_t dim)
 {
     return (dim + PAIR - 1) / PAIR;
@@ -157,7 +143,7 @@ INLINE void attend_block(struct block block, int key_pairs, int value_pairs, int
     float scores[TILE][BLOCK] __attribute__((aligned(64)));
     score(scores, block.queries, key_pairs, block.keys, block.key_stride, block.count, num, type);
     for (int head = 0; head < num; head++) {
-        float factor = soften(scores[head], 0, block.count, &block.open[head], step->scaling, step->softcap);
+        float factor = soften(scores[head], 0, block.count, &block.open[head], step->scores);
         for (int at = 0; at < value_pairs; at++) {
             block.sums[head * value_pairs + at].a *= factor;
             block.sums[head * value_pairs + at].b *= factor;
@@ -217,9 +203,9 @@ static void attend_row(const struct step *step, const struct group *group, int64
     const int64_t wide_value_bytes = value_pairs * sizeof(pair) / sizeof(float) * size_of(type);
     const int share = step->heads / step->kv_heads;
     const int64_t newest = group->positions[slot];
-    const int64_t first = step->window && step->window <= newest ? newest + 1 - step->window : 0;
-    char *keys = group->keys + (slot * step->kv_heads + kv_head) * group->capacity * key_bytes;
-    char *values = group->values + (slot * step->kv_heads + kv_head) * group->capacity * value_bytes;
+    const int64_t window = step->scores.window, first = window && window <= newest ? newest + 1 - window : 0;
+    char *keys = group->tensors[2 * step->layer] + (slot * step->kv_heads + kv_head) * group->capacity * key_bytes;
+    char *values = group->tensors[2 * step->layer + 1] + (slot * step->kv_heads + kv_head) * group->capacity * value_bytes;
     memcpy(keys + newest * key_bytes, head_of(&step->key, row, kv_head, 0), key_bytes);
     memcpy(values + newest * value_bytes, head_of(&step->value, row, kv_head, 0), value_bytes);
 

@@ -11,7 +11,7 @@
  * With few rows the weights' way from memory is all that takes time.  So every thread fetches a panel while it works
  * on the one before; and it takes the next that nobody has, as cores that others use too differ in speed.
  */
-#include "tiles.h"
+#include "linear.h"
 
 #ifdef HAS_TILES
 
@@ -35,14 +35,6 @@ enum {
 typedef struct {
     floats of[2][2][LINES];
 } sums;
-
-struct linear {
-    const char *rows, *weight, *bias; /* Bias: of whole panels, or null. */
-    char *out, *tiles;                /* Tiles: of the rows, filled up to whole ones. */
-    int64_t num_rows, inputs, outputs;
-    int64_t is_gated; /* The gate's weight and bias, of whole panels, and after them those of the numbers. */
-    int64_t threads;
-};
 
 /* A line less of rows is a line less of work. */
 static struct registers registers_for(int64_t num_rows)

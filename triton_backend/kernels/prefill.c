@@ -11,15 +11,6 @@
 
 enum { QUERIES = 128 }; /* Positions for which keys and values are put into tiles once. */
 
-struct chunk { /* Of one row. */
-    int64_t threads, heads, kv_heads, key_dim, value_dim, capacity;
-    int64_t start, length;   /* Positions of the context. */
-    int64_t window;          /* Positions seen, the query's own included; 0: all. */
-    double scaling, softcap; /* softcap 0: none. */
-    char *keys, *values;     /* [kv heads, capacity, dim] */
-    struct heads query, key, value, out;
-};
-
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 static const struct registers WHOLE = {
@@ -159,8 +150,8 @@ struct part {
 static struct part part_of(const struct chunk *chunk, int64_t kv_head)
 {
     return (struct part){
-        .keys = chunk->keys + kv_head * chunk->capacity * chunk->key_dim * 2,
-        .values = chunk->values + kv_head * chunk->capacity * chunk->value_dim * 2,
+        .keys = chunk->tensors[2 * chunk->layer] + kv_head * chunk->capacity * chunk->key_dim * 2,
+        .values = chunk->tensors[2 * chunk->layer + 1] + kv_head * chunk->capacity * chunk->value_dim * 2,
         .kv_head = kv_head,
     };
 }
@@ -182,8 +173,8 @@ static void attend(const struct chunk *chunk, struct part part, int64_t first)
     const int64_t share = chunk->heads / chunk->kv_heads;
     const int64_t steps = ceiling(chunk->key_dim, NUMBERS), columns = ceiling(chunk->value_dim, LANES);
     const int64_t count = least(chunk->length - first, QUERIES), position = chunk->start + first;
-    const int64_t end = position + count;
-    const int64_t seen = chunk->window && chunk->window <= position ? position + 1 - chunk->window : 0;
+    const int64_t end = position + count, window = chunk->scores.window;
+    const int64_t seen = window && window <= position ? position + 1 - window : 0;
 
     char queries[share][QUERIES][steps * LINE_BYTES] __attribute__((aligned(64)));
     float sums[share][QUERIES][columns * LANES] __attribute__((aligned(64)));
@@ -215,13 +206,12 @@ static void attend(const struct chunk *chunk, struct part part, int64_t first)
                 multiply_all(scores[0], BLOCK, queries[head][at], steps * LINE_BYTES, keys, steps * TILE_BYTES, steps,
                              ceiling(limit, LANES), 0);
                 for (int64_t line = 0; line < LINES; line++) {
-                    const int64_t newest = position + at + line - from, oldest = newest + 1 - chunk->window;
-                    const int64_t last = least(newest + 1, limit), start = chunk->window && oldest > 0 ? oldest : 0;
+                    const int64_t newest = position + at + line - from, oldest = newest + 1 - window;
+                    const int64_t last = least(newest + 1, limit), start = window && oldest > 0 ? oldest : 0;
                     memset(weights[line], 0, ceiling(limit, NUMBERS) * LINE_BYTES);
                     if (start >= last)
                         continue;
-                    const float factor = soften(scores[line], start, last, &open[head][at + line], chunk->scaling,
-                                                chunk->softcap);
+                    const float factor = soften(scores[line], start, last, &open[head][at + line], chunk->scores);
                     for (int64_t column = 0; column < columns; column++)
                         ((floats *)sums[head][at + line])[column] *= factor;
                     for (int64_t key = 0; key < last; key += LANES)

@@ -3,7 +3,7 @@
  * Operators of a library do these in several passes, each of which costs a call, and for prompts memory.  Rows are
  * [tokens, numbers]; strides are in bytes.  Sums are float32, and each result is rounded once.
  */
-#include "vectors.h"
+#include "rows.h"
 
 enum { FEW = 1 << 14 }; /* With fewer numbers, waking other threads takes longer than doing it. */
 
@@ -25,15 +25,16 @@ INLINE void norm_row(const char *in, char *out, const char *weight, float offset
     }
 }
 
-/* out [tokens, heads, dim] = in / sqrt(mean(in^2) + epsilon) * (weight [dim] + offset); `in`'s heads are adjacent */
+/* out [tokens, heads, dim] = in / sqrt(mean(in^2) + epsilon) * (weight [dim] + offset); a token's heads are adjacent,
+ * and both may be one. */
 void rms_norm(int64_t type, int64_t threads, int64_t tokens, int64_t heads, int64_t dim, const char *in,
-              int64_t stride, const char *weight, double offset, double epsilon, char *out)
+              int64_t stride, const char *weight, double offset, double epsilon, char *out, int64_t out_stride)
 {
 #pragma omp parallel for num_threads(threads) if (tokens * heads * dim > FEW)
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t head = 0; head < heads; head++) {
             const char *from = in + token * stride + head * dim * size_of(type);
-            char *to = out + (token * heads + head) * dim * size_of(type);
+            char *to = out + token * out_stride + head * dim * size_of(type);
             if (type == BFLOAT16)
                 norm_row(from, to, weight, offset, epsilon, dim, BFLOAT16);
             else
@@ -64,6 +65,25 @@ void silu_gate(int64_t type, int64_t threads, int64_t tokens, int64_t dim, const
             gate_row(gates, ups, to, dim, BFLOAT16);
         else
             gate_row(gates, ups, to, dim, FLOAT32);
+    }
+}
+
+INLINE void add_some(const char *first, const char *second, char *out, int64_t count, enum type type)
+{
+    pair one = load_some(first, count, type), other = load_some(second, count, type);
+    store_some(out, (pair){one.a + other.a, one.b + other.b}, count, type);
+}
+
+/* out [count] = first + second */
+void add(int64_t type, int64_t threads, int64_t count, const char *first, const char *second, char *out)
+{
+#pragma omp parallel for num_threads(threads) if (count > FEW)
+    for (int64_t at = 0; at < count; at += PAIR) {
+        const int64_t from = at * size_of(type);
+        if (type == BFLOAT16)
+            add_some(first + from, second + from, out + from, count - at, BFLOAT16);
+        else
+            add_some(first + from, second + from, out + from, count - at, FLOAT32);
     }
 }
 

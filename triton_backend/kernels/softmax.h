@@ -1,22 +1,12 @@
-/* What kernels of attention share: where heads lie, and a softmax that runs along in blocks (arXiv:1805.02867). */
+/* A softmax that runs along in blocks (arXiv:1805.02867). */
 #ifndef SOFTMAX_H
 #define SOFTMAX_H
 
 #include <math.h>
 
-#include "vectors.h"
+#include "attention.h"
 
 enum { BLOCK = 256 }; /* Positions whose keys and values stay in the nearest cache. */
-
-struct heads { /* [rows, heads, positions, dim]; a head's numbers are adjacent, strides in bytes */
-    char *numbers;
-    int64_t row_stride, head_stride, position_stride;
-};
-
-INLINE char *head_of(const struct heads *heads, int64_t row, int64_t head, int64_t position)
-{
-    return heads->numbers + row * heads->row_stride + head * heads->head_stride + position * heads->position_stride;
-}
 
 /* What is known of a query head so far. */
 struct open {
@@ -25,8 +15,10 @@ struct open {
 
 /* scores [first .. end] become weights, and those around them, in the same vectors or before, as good as zero; returns
  * what the weights of blocks before have to be scaled by. */
-static float soften(float *scores, int first, int end, struct open *open, float scaling, float softcap)
+static float soften(float *scores, int first, int end, struct open *open, struct scores by)
 {
+    float scaling = by.scaling;
+    const float softcap = by.softcap;
     floats *lanes = (floats *)scores;
     const int vectors = (end + LANES - 1) / LANES;
     if (softcap) {

@@ -9,10 +9,14 @@ from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from tests.unit.tiny_models import CONFIGS, CONTEXT_TOKENS, Causal, fresh
 from triton_backend import native
+from triton_backend.contract import NewRow
 from triton_backend.loader import adopt
-from triton_backend.native_layers import TOLERANCES, replace_layers
 from triton_backend.native_linear import usable_library
 from triton_backend.packed import pack
+from triton_backend.plan import Prefill
+from triton_backend.replacement import TOLERANCES, replace_layers
+from triton_backend.runner import Runner
+from triton_backend.sequence import Sequence
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler here")
 
@@ -53,18 +57,83 @@ def test_a_model_says_what_it_said_before(name: str, dtype: torch.dtype) -> None
     assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[dtype] * before.abs().max()
 
 
-@pytest.mark.skipif(usable_library() is None, reason="no matrix units here")
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_a_gate_may_be_part_of_a_joint_product(name: str) -> None:
+matrix_units = pytest.mark.skipif(usable_library() is None, reason="no matrix units here")
+
+
+@matrix_units
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gemma2"])
+def test_layers_that_are_ours_may_become_blocks_and_blocks_one(name: str) -> None:
     model = fresh(name).to(torch.bfloat16)  # type: ignore[arg-type]
     adopt(model)
     before = logits(model)
     pack(model)
     replace_layers(model, CONTEXT_TOKENS)
-    kinds = Counter(type(layer).__name__ for layer in model.modules())
-    assert kinds["JointGated"] == REPLACED[name].get("NativeGated", 0)
-    assert "NativeGated" not in kinds
+    last_norm = {"NativeNorm": 1}
+    blocks = {"NativeStack": 1, "NativeBlock": LAYERS} | last_norm
+    assert replaced(model) == (REPLACED[name] if name == "gemma2" else blocks)
     assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[torch.bfloat16] * before.abs().max()
+
+
+@matrix_units
+def test_a_gate_may_be_part_of_a_joint_product() -> None:
+    """In a block that has other layers, too."""
+    model = fresh("deepseek_v3").to(torch.bfloat16)  # type: ignore[arg-type]
+    adopt(model)
+    before = logits(model)
+    pack(model)
+    replace_layers(model, CONTEXT_TOKENS)
+    kinds = Counter(type(layer).__name__ for layer in model.modules())
+    assert kinds["JointGated"] == 1  # The experts are too narrow.
+    assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[torch.bfloat16] * before.abs().max()
+
+
+def drawn(runner: Runner) -> list[object]:
+    """In a step that has a chunk of several prompts, rows of two groups that decode, and padding."""
+    lengths = [5, 40, 18, 3]
+    rows = [
+        Sequence(NewRow(at, "", 0, "", list(range(at, at + length)), index=0, max_tokens=9))
+        for at, length in enumerate(lengths)
+    ]
+    assert runner.kv_budget_bytes
+    rooms = {at: runner.layout.room_tokens(length + 9) for at, length in enumerate(lengths)}
+    runner.arrange(rooms, [])
+    running = rows[:2]
+    _, draws = runner.prefill(running, 0, 40)
+    for row, token in zip(running, draws.tokens, strict=True):
+        row.prefill(40)
+        row.draw(token, runner.context_tokens)
+    runner.arrange(rooms, [0, 1])
+    _, more_draws = runner.run(Prefill(rows[2:], 0, 18), running)
+    return [draws, more_draws]
+
+
+@matrix_units
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
+def test_one_call_computes_what_several_do_to_the_bit(name: str) -> None:
+    model = fresh(name).to(torch.bfloat16)  # type: ignore[arg-type]
+    runner = Runner(model, max_prefill_tokens=64)
+    assert replaced(model)["NativeStack"] == 1
+    by_one = drawn(runner)
+    (stack,) = model.get_submodule("model.layers").children()
+    model.get_submodule("model").layers = stack.blocks
+    assert replaced(model)["NativeStack"] == 0
+    assert drawn(runner) == by_one
+
+
+class Twice(nn.ModuleList):
+    def __getitem__(self, _: object) -> list[nn.Module]:  # type: ignore[override]
+        return [*self, *self]
+
+
+@matrix_units
+def test_blocks_that_do_not_just_follow_on_each_other_stay() -> None:
+    model = fresh("llama").to(torch.bfloat16)  # type: ignore[arg-type]
+    adopt(model)
+    inner = model.get_submodule("model")
+    inner.layers = Twice(model.get_submodule("model.layers").children())
+    pack(model)
+    replace_layers(model, CONTEXT_TOKENS)
+    assert replaced(model) == {"NativeNorm": 1, "NativeBlock": LAYERS}
 
 
 class Clipped(nn.Module):

@@ -1,0 +1,20 @@
+/* What linear.c computes. */
+#ifndef LINEAR_H
+#define LINEAR_H
+
+#include "tiles.h"
+
+#ifdef HAS_TILES
+
+struct linear {
+    const char *rows, *weight, *bias; /* Bias: of whole panels, or null. */
+    char *out, *tiles;                /* Tiles: of the rows, filled up to whole ones. */
+    int64_t num_rows, inputs, outputs;
+    int64_t is_gated; /* The gate's weight and bias, of whole panels, and after them those of the numbers. */
+    int64_t threads;
+};
+
+void linear(const struct linear *linear);
+
+#endif
+#endif
