@@ -58,6 +58,9 @@ _MAX_DEATHS = 3
 _DIED = "engine died"
 _ANY_ATTEMPT = 2**62
 _RETRY_S = 0.2
+_AFTERMATH_S = 5.0
+"""So long after the store did not answer, there may be claims whose answer was lost: drivers let the store forget
+them."""
 _IDLE_POLL_S = 0.05
 
 
@@ -392,13 +395,14 @@ class Origin:
         raise AssertionError("never ends")
 
     async def _audit_for_ever(self) -> NoReturn:
+        lost_s = -inf
         while True:
-            pause_s = self._config.audit_s
             try:
                 await self.audit()
             except StoreLost:
-                pause_s = min(pause_s, _RETRY_S)
-            await asyncio.sleep(pause_s)
+                lost_s = _now_s()
+            is_aftermath = _now_s() - lost_s < _AFTERMATH_S
+            await asyncio.sleep(min(self._config.audit_s, _RETRY_S) if is_aftermath else self._config.audit_s)
 
     async def audit(self) -> None:
         """Put back what the store has forgotten and what has been silent for too long.  Raises StoreLost."""
