@@ -5,6 +5,8 @@ attention are what our kernels take, and torch's operators by the profiler's sha
 is a step of the engine over a model that costs nothing.  The floor is reading weights, keys and values once at the
 speed at which memory is read just then, or for prompts the products at the speed of a large one.  `--transport`
 adds what the way to the gateway costs, through a real Triton.
+
+Where all blocks of the model are one call, their products are taken alone, and their attention block by block.
 """
 
 import argparse
@@ -12,19 +14,26 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
 
 from benchmarks import transport
 from benchmarks.speed import model as speed_model
 from triton_backend import native
 from triton_backend.contract import Attach, Batch, Event, NewRow, Sampling
-from triton_backend.engine import Engine, EngineConfig, load_runner
+from triton_backend.engine import CPU_CHUNK_TOKENS, Engine, EngineConfig
+from triton_backend.loader import load_model
 from triton_backend.memory import Layout
+from triton_backend.native_blocks import NativeBlock, NativeStack
 from triton_backend.plan import Prefill
 from triton_backend.runner import Runner
 from triton_backend.sampling import Draws, Pick, draw
@@ -72,8 +81,9 @@ def best_s(run: Callable[[], object]) -> float:
 class Bench:
     """The real runner, driven as the engine drives it."""
 
-    def __init__(self, runner: Runner, num_weights: int) -> None:
+    def __init__(self, runner: Runner, model: PreTrainedModel, num_weights: int) -> None:
         self._runner = runner
+        self._model = model
         self._num_weights = num_weights
 
     def row(self, kind: str, count: int) -> str:
@@ -95,8 +105,8 @@ class Bench:
                 row.draw(token, self._runner.context_tokens)
             self._runner.arrange(rooms, list(range(count)))
             step = lambda: self._runner.decode(rows)  # noqa: E731
-        model_ms = 1e3 * best_s(step)
-        linear, attention = _parts_ms(step, model_ms)
+        num_positions = count * (PROMPT_TOKENS if kind == "prefill" else 1)
+        model_ms, linear, attention = _parts_ms(step, _stacks(self._model), num_positions)
         sampling = 1e3 * self._sampling_s(count)
         planning = 1e3 * planning_s(count, self._runner.layout) if kind == "decode" else 0.0
         self._runner.arrange({}, [])
@@ -124,16 +134,71 @@ def _new(number: int, vocabulary: int, max_tokens: int) -> NewRow:
     return NewRow(number, f"call/{number}", 1, "origin", prompt, 0, max_tokens, sampling=sampling)
 
 
-def _parts_ms(step: Callable[[], object], model_ms: float) -> tuple[float, float]:
-    """Of linear layers and of attention in what a step takes."""
-    kernels_ms = _kernels_ms(step)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+class _Stack(NamedTuple):
+    """All blocks of a model, which are one call, and where they are."""
+
+    parent: nn.Module
+    name: str
+    layers: nn.Module
+    stack: NativeStack
+
+
+def _stacks(model: PreTrainedModel) -> list[_Stack]:
+    return [
+        _Stack(parent, name, layers, layer)
+        for parent in model.modules()
+        for name, layers in parent.named_children()
+        for layer in layers.children()
+        if isinstance(layers, nn.ModuleList) and isinstance(layer, NativeStack)
+    ]
+
+
+def _parts_ms(step: Callable[[], object], stacks: list[_Stack], num_positions: int) -> tuple[float, float, float]:
+    """A step, and what linear layers and attention take of it.  By turns, as a shared machine's speed changes."""
+    products = [call for stack in stacks for call in _products(stack.stack, num_positions)]
+    rounds: list[dict[str, float]] = []
+    for _ in range(REPEATS):
+        whole_ms, alone_ms = _spent_ms(step), _spent_ms(lambda: [call() for call in products])
+        with _opened(stacks):
+            kernels_ms = _kernels_ms(step)
+        rounds.append({"step": whole_ms, **kernels_ms, "linear": kernels_ms["linear"] + alone_ms})
+    best_ms = {name: min(spent[name] for spent in rounds) for name in rounds[0]}
+    model_ms = best_ms.pop("step")
+    with _opened(stacks), profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(3):
             step()
     times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
-    torch_ms = (model_ms - sum(kernels_ms.values())) / sum(times.values())
+    torch_ms = (model_ms - sum(best_ms.values())) / sum(times.values())
     linear, attention = (torch_ms * sum(times.get(name, 0.0) for name in names) for names in (LINEAR, ATTENTION))
-    return linear + kernels_ms["linear"], attention + kernels_ms["attention"]
+    return model_ms, linear + best_ms["linear"], attention + best_ms["attention"]
+
+
+def _spent_ms(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - started)
+
+
+@contextmanager
+def _opened(stacks: list[_Stack]) -> Iterator[None]:
+    """Blocks are called one by one, and their attention by itself."""
+    for parent, name, _, stack in stacks:
+        setattr(parent, name, stack.blocks)
+    try:
+        yield
+    finally:
+        for parent, name, layers, _ in stacks:
+            setattr(parent, name, layers)
+
+
+def _products(stack: NativeStack, num_positions: int) -> Iterator[Callable[[], object]]:
+    """Those of a step of so many rows, one after the other."""
+    for block in stack.blocks:
+        assert isinstance(block, NativeBlock)
+        layers, sizes = block.kernels.layers, block.kernels.sizes
+        calls: list[Callable[[Tensor], object]] = [layers.joint, layers.attended, layers.gated.gated, layers.down]
+        for call, (inputs, _) in zip(calls, sizes, strict=True):
+            yield partial(call, torch.randn(num_positions, inputs, dtype=torch.bfloat16))
 
 
 def _kernels_ms(step: Callable[[], object]) -> dict[str, float]:
@@ -147,7 +212,7 @@ def _kernels_ms(step: Callable[[], object]) -> dict[str, float]:
         def run(*arguments: object) -> object:
             started = time.perf_counter()
             out = kernel(*arguments)
-            spent[part] += 1e3 * (time.perf_counter() - started) / REPEATS
+            spent[part] += 1e3 * (time.perf_counter() - started)
             return out
 
         return run
@@ -155,8 +220,7 @@ def _kernels_ms(step: Callable[[], object]) -> dict[str, float]:
     kernels = {name: getattr(library, name) for name in KERNELS if hasattr(library, name)}
     for name, kernel in kernels.items():
         setattr(library, name, timed(KERNELS[name], kernel))
-    for _ in range(REPEATS):
-        step()
+    step()
     for name, kernel in kernels.items():
         setattr(library, name, kernel)
     return spent
@@ -214,13 +278,16 @@ def prepared(model: Path | None, threads: int | None) -> Bench:
         if model is None:
             model = Path(folder)
             speed_model.make(model)
-        config = EngineConfig(
-            model=str(model), name="profile", dtype="bfloat16", threads=threads, kv_budget_bytes=2**31
-        )
-        runner = load_runner(config)
-        assert isinstance(runner, Runner)  # The one for CPUs.
+        folder_of_model = str(model)
+
+        def load() -> tuple[PreTrainedModel, Runner]:
+            loaded = load_model(folder_of_model, "cpu", "bfloat16", threads)
+            return loaded, Runner(loaded, max_prefill_tokens=CPU_CHUNK_TOKENS, kv_budget_bytes=2**31)
+
+        with ThreadPoolExecutor(1) as passing:  # As the engine does.
+            loaded, runner = passing.submit(load).result()
         num_weights = (model / "model.safetensors").stat().st_size // 2
-    return Bench(runner, num_weights)
+    return Bench(runner, loaded, num_weights)
 
 
 def main() -> None:
