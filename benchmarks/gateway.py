@@ -1,10 +1,11 @@
 """What the gateway itself costs: `python -m benchmarks.gateway [--peer VENV]`.
 
 One gateway, a real Valkey and a real Triton, and an engine without a model that draws a token for every row in
-each step.  Prints the time to the first token at one client, processor time of each process per short request and
-per streamed token, how evenly tokens reach the client, and what a client with a body of 5 MB and one that does not
-read do to the others.  With `--peer` it then does the same with LiteLLM's proxy from that environment, before an
-OpenAI server without a model (benchmarks/upstream.py), at a load that it can carry.
+each step.  Prints the time to the first token at one client, beside that of a server that does nothing else;
+processor time of each process per short request and per streamed token; how evenly tokens reach the client; and
+what a client with a body of 5 MB and one that does not read do to the others.  With `--peer` it then does the same
+with LiteLLM's proxy from that environment, before an OpenAI server without a model (benchmarks/upstream.py), at a
+load that it can carry.
 """
 
 import argparse
@@ -82,8 +83,13 @@ async def main() -> None:
     parser.add_argument("--tokens", type=int, default=300, help="of each of them")
     parser.add_argument("--peer", type=Path, help="an environment with litellm[proxy]")
     options = parser.parse_args()
+    async with bare(0) as server:
+        bare_ms = await first_token(server)
     async with stand_in(0) as server:
-        print(f"first token, one client: {quantiles(await first_token(server))} (wanted P50 3 and P99 10)")
+        took_ms = await first_token(server)
+        p50, p99 = (np.quantile(took_ms, at) - np.quantile(bare_ms, at) for at in (0.5, 0.99))
+        print(f"first token, one client: {quantiles(took_ms)}; of a server without anything: {quantiles(bare_ms)}")
+        print(f"added: P50 {p50:.1f}, P99 {p99:.1f} ms (wanted 3 and 10)")
         await _print_short(server, 6000, 32)
     async with stand_in(STEP_US) as server:
         await _print_streams(server, options.streams, options.tokens)
