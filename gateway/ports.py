@@ -88,6 +88,7 @@ class LogWrite(msgspec.Struct, frozen=True):
     epoch: int
     offset: int
     data: bytes
+    prolongs: bool = True
 
 
 class Written(StrEnum):
@@ -195,8 +196,8 @@ class Store(Protocol):
         """Keep each record and log for `ttl_s` instead of what was there; one of a higher epoch stays (FENCED)."""
 
     async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
-        """Write to the logs of these records, each where it ends or before, and keep both for `ttl_s` from now,
-        also if there is nothing to write."""
+        """Write to the logs of these records, each where it ends or before.  Record and log are kept for `ttl_s`
+        from now if the write prolongs them, be it empty, or the log was."""
 
     async def adopt(self, call: str, owner: str, ttl_s: float) -> Adopted | None:
         """Take a call over: its record, its log, and the new epoch, max(last + 1, clock in microseconds).  None if

@@ -23,7 +23,8 @@ log = structlog.get_logger()
 
 WAIT_S = 0.02
 _RETRY_S = 0.2
-_MOMENT_S = 0.1
+_PROLONG_S = 1.0
+"""A record may end so much too early: a token costs the store two commands less."""
 
 
 class Mode(StrEnum):
@@ -66,8 +67,8 @@ class Recording:
         """The store has the record."""
         self.written = 0
         """Bytes of the log that the store has."""
-        self.written_s = -inf
-        """When it had them."""
+        self.prolonged_s = -inf
+        """When its time began to run anew."""
         self.is_closed = False
         """Nobody may go on from here."""
         self.ended_s = inf
@@ -91,7 +92,7 @@ class Recording:
 
     def wrote(self, size: int) -> None:
         """The store has the log up to there."""
-        self.written, self.written_s = size, _now_s()
+        self.written = size
         self.on_written(size)
 
     def close(self) -> None:
@@ -148,7 +149,7 @@ class Recorder:
         self._open.pop(recording, None)
         recording.ended_s = now_s = _now_s()
         recording.on_written = _nobody_waits
-        is_late = recording.is_kept and now_s - recording.written_s > _MOMENT_S
+        is_late = recording.is_kept and self._is_due(recording, now_s)
         if is_late or recording.written < len(recording.log):
             self.note(recording)
 
@@ -210,8 +211,9 @@ class Recorder:
             await self._log(kept)
 
     async def _keep(self, new: Sequence[Recording]) -> None:
+        now_s = _now_s()
         records = [
-            Record(one.call_id, one.epoch, one.owner, _now_s() - one.begun_s, one.content, bytes(one.log))
+            Record(one.call_id, one.epoch, one.owner, now_s - one.begun_s, one.content, bytes(one.log))
             for one in new
         ]
         for one, record, written in zip(new, records, await self._store.keep(records, self._ttl_s), strict=True):
@@ -219,14 +221,21 @@ class Recorder:
                 self._fence(one)
             else:
                 one.is_kept = True
+                one.prolonged_s = now_s
                 one.wrote(len(record.log))
         self._metrics.logged(sum(len(record.log) for record in records))
 
     async def _log(self, kept: Sequence[Recording]) -> None:
-        writes = [LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :])) for one in kept]
+        now_s = _now_s()
+        writes = [
+            LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :]), self._is_due(one, now_s))
+            for one in kept
+        ]
         for one, write, written in zip(kept, writes, await self._store.log(writes, self._ttl_s), strict=True):
             match written:
                 case Written.DONE:
+                    if write.prolongs:
+                        one.prolonged_s = now_s
                     one.wrote(write.offset + len(write.data))
                 case Written.MISSING:
                     one.is_kept = False
@@ -234,6 +243,10 @@ class Recorder:
                 case Written.FENCED:
                     self._fence(one)
         self._metrics.logged(sum(len(write.data) for write in writes))
+
+    def _is_due(self, recording: Recording, now_s: float) -> bool:
+        """To be prolonged."""
+        return now_s - recording.prolonged_s >= min(_PROLONG_S, self._ttl_s / 4)
 
     def _fence(self, recording: Recording) -> None:
         self.forget(recording)

@@ -563,14 +563,19 @@ class StoreContract:
         ]
         assert (await adopt(store)).log == b""
 
-    async def test_records_go_when_nobody_has_written_for_their_time(self, store: Store, tick: Tick) -> None:
-        await store.keep([record("a"), record("b")], LEASE_S)
+    async def test_records_go_when_nobody_has_prolonged_them_for_their_time(
+        self, store: Store, tick: Tick
+    ) -> None:
+        short = msgspec.structs.replace(record("a"), log=b"one")
+        await store.keep([short, record("b"), record("c")], LEASE_S)
         await store.log([LogWrite("b", 0, 0, b"x")], 60)
+        await store.log([LogWrite("c", 0, 0, b"x", prolongs=False)], 60)
 
         async def gone() -> bool:
-            return await store.log([LogWrite("a", 9, 0, b"")], LEASE_S) == [Written.MISSING]
+            return await store.log([LogWrite("a", 0, 3, b"two", prolongs=False)], 60) == [Written.MISSING]
 
         await eventually(gone, tick)
+        assert (await adopt(store, "c")).log == b"x", "a log that begins is kept as long as others"
         assert (await adopt(store, "b")).log == b"x"
         await store.log([LogWrite("b", 9, 0, b"")], 60)
         assert await store.adopt("a", "key", 60) is None

@@ -39,8 +39,9 @@ class Records:
             return Written.FENCED
         if kept is None or len(kept.log) < write.offset:
             return Written.MISSING
+        if write.prolongs or not kept.log:
+            kept.expiry_s = self._clock() + ttl_s
         kept.log[write.offset : write.offset + len(write.data)] = write.data
-        kept.expiry_s = self._clock() + ttl_s
         return Written.DONE
 
     def adopt(self, call: str, owner: str, ttl_s: float) -> Adopted | None:

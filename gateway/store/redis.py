@@ -153,7 +153,11 @@ class RedisStore:
     async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
         written = []
         for part in _parts(writes):
-            args = [arg for write in part for arg in (write.call, write.epoch, write.offset, write.data)]
+            args = [
+                arg
+                for write in part
+                for arg in (write.call, write.epoch, write.offset, write.data, int(write.prolongs))
+            ]
             written += await self._run("log", [_ms(ttl_s), *args], wire.written(len(part)))
         return written
 
