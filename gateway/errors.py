@@ -121,9 +121,9 @@ class Poisoned(ApiError):
 class PromptTooLong(Exception):
     """It leaves no room for an answer."""
 
-    def __init__(self, num_tokens: int) -> None:
-        super().__init__(f"{num_tokens} tokens")
-        self.num_tokens = num_tokens
+    def __init__(self, num_tokens: int, *, is_least: bool = False) -> None:
+        """`is_least`: nobody counted further."""
+        super().__init__(f"at least {num_tokens} tokens" if is_least else f"{num_tokens} tokens")
 
 
 class QueueFull(Exception):

@@ -39,7 +39,7 @@ class Intake:
         try:
             prompts = await self._encode(request, limit_tokens)
         except PromptTooLong as error:
-            raise _too_long(request, error.num_tokens, limit_tokens) from None
+            raise _prompt_too_long(request, str(error), limit_tokens) from None
         answers = [_answer_tokens(request, len(prompt), limit_tokens) for prompt in prompts]
         self._check(prompts)
         lengths = [len(prompt) for prompt in prompts]
@@ -105,11 +105,17 @@ def _answer_tokens(request: Request, prompt_tokens: int, limit_tokens: int) -> i
 
 
 def _too_long(request: Request, prompt_tokens: int, limit_tokens: int) -> BadRequest:
+    size = f"{prompt_tokens} tokens"
     if prompt_tokens >= limit_tokens:
-        field = "messages" if request.is_chat else "prompt"
-        asked = f"The prompt has {prompt_tokens} tokens"
-    else:
-        field = request.max_tokens_field
-        asked = f"The prompt has {prompt_tokens} tokens and {field} asks for {request.max_tokens}"
-    message = f"{asked}; prompt and answer together may have {limit_tokens}."
+        return _prompt_too_long(request, size, limit_tokens)
+    field = request.max_tokens_field
+    return _refusal(f"{size} and {field} asks for {request.max_tokens}", field, limit_tokens)
+
+
+def _prompt_too_long(request: Request, size: str, limit_tokens: int) -> BadRequest:
+    return _refusal(size, "messages" if request.is_chat else "prompt", limit_tokens)
+
+
+def _refusal(asked: str, field: str, limit_tokens: int) -> BadRequest:
+    message = f"The prompt has {asked}; prompt and answer together may have {limit_tokens}."
     return BadRequest(message, param=field, code="context_length_exceeded")

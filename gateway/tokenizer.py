@@ -20,6 +20,9 @@ REPLACEMENT = "\ufffd"
 _MAX_HELD_TOKENS = 8
 """A character has at most four bytes, so longer waits are in vain."""
 
+_PROBED_CHARS = 16
+"""Of a text, for each token that fits; texts have 2 to 6 characters a token."""
+
 _T = TypeVar("_T")
 
 
@@ -111,11 +114,24 @@ class HFTokenizer:
         return self._ids([text], limit_tokens, add_special_tokens=False)[0]
 
     def _ids(self, texts: Sequence[str], limit_tokens: int, *, add_special_tokens: bool) -> list[list[int]]:
+        self._probe(texts, limit_tokens)
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         most_tokens = max(map(len, encodings))
         if most_tokens >= limit_tokens:
             raise PromptTooLong(most_tokens)
         return [encoding.ids for encoding in encodings]
+
+    def _probe(self, texts: Sequence[str], limit_tokens: int) -> None:
+        """Refuse what is far too long by its beginning: a body of some MB would take seconds of a core.
+
+        Where a text is cut changes a few tokens at the cut, so one that has twice as many as fit is too long."""
+        probed_chars = _PROBED_CHARS * limit_tokens
+        beginnings = [text[:probed_chars] for text in texts if len(text) > 2 * probed_chars]
+        if beginnings:
+            encodings = self._rust.encode_batch_fast(beginnings, add_special_tokens=False)
+            most_tokens = max(map(len, encodings))
+            if most_tokens >= 2 * limit_tokens:
+                raise PromptTooLong(most_tokens, is_least=True)
 
     def _turns(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
         """`developer` is OpenAI's newer word for `system`; only some templates know it."""

@@ -86,8 +86,15 @@ def test_prompts_too_long_for_an_answer_are_counted_and_refused(tokenizer: HFTok
     for limit_tokens in (len(long), len(short)):
         with pytest.raises(PromptTooLong) as caught:
             asyncio.run(tokenizer.encode(["a", "a hello world"], limit_tokens))
-        assert caught.value.num_tokens == len(long)
+        assert str(caught.value) == f"{len(long)} tokens"
     assert asyncio.run(tokenizer.encode(["a", "a hello world"], len(long) + 1)) == [short, long]
+
+
+def test_prompts_far_too_long_are_counted_in_their_beginnings(tokenizer: HFTokenizer) -> None:
+    (whole,) = asyncio.run(tokenizer.encode(["é" * 900], 10**6))
+    with pytest.raises(PromptTooLong, match="at least ") as caught:
+        asyncio.run(tokenizer.encode(["a", "é" * 900], 8))
+    assert 16 <= int(str(caught.value).split()[2]) < len(whole) / 2
 
 
 def test_a_long_text_does_not_hold_up_the_loop() -> None:
