@@ -81,7 +81,9 @@ def _load(config: EngineConfig) -> Runner | PagedRunner:
 def _recorder(config: EngineConfig, runner: Executor) -> Recorder | None:
     if config.step_records is None:
         return None
-    return Recorder(Path(config.step_records), EngineRecord(runner.layout, runner.kv_budget_bytes))
+    return Recorder(
+        Path(config.step_records), EngineRecord(runner.layout, runner.kv_budget_bytes, config.chunk_tokens)
+    )
 
 
 _Control = Batch | Cancel | Evict | Detach

@@ -37,6 +37,8 @@ class Headroom:
         self.kv_bytes = 0
         """As last read."""
         self._is_less = False
+        self._usable_bytes = self._taken_bytes = 0
+        """As last read, and what others had taken of it since the look before."""
 
     def look(self, held_bytes: int) -> int:
         """KV bytes that may be held now, if `held_bytes` are."""
@@ -54,9 +56,16 @@ class Headroom:
 
     def _fitting(self, held_bytes: int) -> int:
         usable_bytes = self._device.usable_bytes(held_bytes, self._workspace_bytes)
+        usable_bytes -= self._trend_bytes(usable_bytes)
         beside_workspace = int(SHARE * usable_bytes) - self._workspace_bytes
         resizable = usable_bytes * self._num_layers // (self._num_layers + 1)
         return int(max(0, min(beside_workspace, resizable, self._most_bytes)))
+
+    def _trend_bytes(self, usable_bytes: int) -> int:
+        """What others will take until the next look, if they did so twice."""
+        before_bytes, taken_bytes = self._taken_bytes, max(0, self._usable_bytes - usable_bytes)
+        self._usable_bytes, self._taken_bytes = usable_bytes, taken_bytes
+        return min(before_bytes, taken_bytes)
 
     def _follow(self, fitting: int) -> None:
         if fitting < self.kv_bytes:

@@ -28,7 +28,10 @@ TYPES = {torch.bfloat16: 0, torch.float32: 1}
 SOURCES = Path(__file__).parent / "kernels"
 COMPILER = "gcc"
 """Others bring an OpenMP of their own, whose threads would fight with torch's."""
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared"),
+    "-Wl,-Bsymbolic",  # A kernel that calls another one means ours, whatever else in the process has its name.
+)
 
 
 class NotBuilt(Exception):

@@ -17,6 +17,8 @@ class EngineRecord(msgspec.Struct, frozen=True):
 
     layout: Layout
     kv_bytes: int
+    chunk_tokens: int | None = None
+    """Of prompts in one step, at most; None: it was not told."""
 
 
 class StepRecord(msgspec.Struct, frozen=True, array_like=True):

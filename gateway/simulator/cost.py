@@ -48,6 +48,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """Of a step that runs both; None: the larger of the two, as the weights are read once."""
     decode_group_s: float = 0.0
     """Of a decode step, for each group with running rows."""
+    chunk_tokens: int | None = None
+    """Of prompts in one step, at most; None: what the gateway sends."""
 
     @property
     def layout(self) -> Layout:

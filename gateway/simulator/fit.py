@@ -70,6 +70,7 @@ def fit(engine: EngineRecord, steps: Sequence[StepRecord], name: str) -> Fit:
         prefill_square_s=square_s,
         decode=DecodeCost(_known(decode_fixed_s, mixed_fixed_s), row_s, context_token_s),
         mixed_fixed_s=mixed_fixed_s,
+        chunk_tokens=engine.chunk_tokens,
         ladder_tokens=engine.layout.ladder_tokens if isinstance(engine.layout, Grouped) else (),
         decode_group_s=group_s,
     )

@@ -117,7 +117,8 @@ def _add_bounds(bounds: argparse._ArgumentGroup) -> None:
         "--max-prefill-tokens",
         metavar="TOKENS",
         type=count,
-        help=f"Of prompts in one step (default: {defaults.step_tokens}; with distserve 8192).",
+        help="Of prompts in one step (default: as the engine of --cost, else "
+        f"{defaults.step_tokens}; with distserve 8192).",
     )
     bounds.add_argument(
         "--retries",

@@ -67,9 +67,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int = _SETTINGS.scheduling.max_rows
     max_batch_rows: int = _SETTINGS.scheduling.max_batch_rows
     max_prefill_tokens: int | None = None
-    """None: the gateway's own setting, or 8,192 for DistServe's prefill replicas."""
+    """Of one step; None: as the cost's engine, else the gateway's own setting, or 8,192 for DistServe's prefill
+    replicas."""
     max_sent_tokens: int | None = None
-    """Of prompts sent to an engine and not yet run there; None: a step's, so that the queue can still reorder."""
+    """Of prompts sent to an engine and not yet run there; None: `max_prefill_tokens`, so that the queue can still
+    reorder, or the gateway's own setting."""
     safety_factor: float = _SETTINGS.scheduling.safety_factor
     max_queued: int = 10**9
     max_returns: int = 0
@@ -85,8 +87,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def step_tokens(self) -> int:
-        default = _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _SETTINGS.scheduling.max_prefill_tokens
-        return self.max_prefill_tokens or default
+        return self.max_prefill_tokens or self.cost.chunk_tokens or self._own_tokens
+
+    @property
+    def sent_tokens(self) -> int:
+        return self.max_sent_tokens or self.max_prefill_tokens or self._own_tokens
+
+    @property
+    def _own_tokens(self) -> int:
+        return _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _SETTINGS.scheduling.max_prefill_tokens
 
     @property
     def num_driven(self) -> int:
@@ -195,7 +204,7 @@ class _World:
                     policy=config.choices,
                     max_rows=config.max_rows,
                     max_batch_rows=config.max_batch_rows,
-                    max_prefill_tokens=config.max_sent_tokens or config.step_tokens,
+                    max_prefill_tokens=config.sent_tokens,
                     shares=_SHARES,
                 ),
             ),

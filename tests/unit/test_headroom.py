@@ -205,6 +205,13 @@ def test_it_shrinks_at_once_and_grows_when_that_is_worth_it() -> None:
     assert [rig.look(at) for at in (1000, 990, 1005, 1020)] == [930, 920, 920, 948]
 
 
+def test_who_takes_more_and_more_is_expected_to_go_on() -> None:
+    rig = Rig(1000)
+    assert [rig.look(at) for at in (1000, 990, 970, 940)] == [930, 920, 892, 855], "0, 0, 10 and 20 more"
+    assert Rig(1000).look(500) == 465
+    assert [rig.look(at) for at in (940, 400, 940)] == [874, 372, 874], "once is no trend"
+
+
 def test_it_looks_a_few_times_a_second() -> None:
     rig = Rig(1000)
     assert rig.look() == 930

@@ -88,8 +88,9 @@ def test_a_gate_may_be_part_of_a_joint_product() -> None:
 
 
 def drawn(runner: Runner) -> list[object]:
-    """In a step that has a chunk of several prompts, rows of two groups that decode, and padding."""
-    lengths = [5, 40, 18, 3]
+    """In steps that have the beginnings and the ends of several prompts, rows of two groups that decode, and
+    padding."""
+    lengths = [5, 40, 38, 23]
     rows = [
         Sequence(NewRow(at, "", 0, "", list(range(at, at + length)), index=0, max_tokens=9))
         for at, length in enumerate(lengths)
@@ -103,8 +104,14 @@ def drawn(runner: Runner) -> list[object]:
         row.prefill(40)
         row.draw(token, runner.context_tokens)
     runner.arrange(rooms, [0, 1])
-    _, more_draws = runner.run(Prefill(rows[2:], 0, 18), running)
-    return [draws, more_draws]
+    all_draws = [draws]
+    for start in (0, 20):
+        drawing, draws = runner.run(Prefill(rows[2:], start, 20), running)
+        all_draws.append(draws)
+        for row, token in zip(drawing, draws.tokens, strict=True):
+            if row in running:
+                row.draw(token, runner.context_tokens)
+    return list(all_draws)
 
 
 @matrix_units

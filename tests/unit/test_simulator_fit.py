@@ -11,6 +11,7 @@ from gateway.__main__ import main
 from gateway.simulator.cost import Cost, DecodeCost, load
 from gateway.simulator.fit import fit
 from gateway.simulator.observe import observe
+from gateway.simulator.run import Config
 from triton_backend.engine import EngineConfig
 from triton_backend.memory import Grouped, Paged
 from triton_backend.plan import Prefill
@@ -30,7 +31,7 @@ COST = Cost(
     ladder_tokens=LADDER_TOKENS,
     decode_group_s=6e-4,
 )
-ENGINE = EngineRecord(Grouped(LADDER_TOKENS, COST.kv_token_bytes), COST.kv_tokens * COST.kv_token_bytes)
+ENGINE = EngineRecord(Grouped(LADDER_TOKENS, COST.kv_token_bytes), COST.kv_tokens * COST.kv_token_bytes, 256)
 
 
 class TimedExecutor:
@@ -121,7 +122,11 @@ def test_records_are_read_as_the_command_line_asks(tmp_path: Path, capsys: pytes
     recorder.close()
     assert main(["fit", "--steps", str(file), "--out", str(out)], {}) == 0
     assert capsys.readouterr().out.startswith("170 steps\n")
-    assert load(str(out)).decode_group_s == pytest.approx(COST.decode_group_s, rel=1e-3)
+    fitted = load(str(out))
+    assert fitted.decode_group_s == pytest.approx(COST.decode_group_s, rel=1e-3)
+    config = Config(policy="full", cost=fitted)
+    assert (config.step_tokens, config.sent_tokens) == (256, 2048), "its engine's chunk, and the gateway's own"
+    assert Config(policy="full", cost=fitted, max_prefill_tokens=64).step_tokens == 64
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:50]))
     for given, complaint in ((file, "too few"), (tmp_path / "none", "No such file"), (out, "llm.steps")):
         assert main(["fit", "--steps", str(given), "--out", str(out)], {}) == 2

@@ -204,8 +204,9 @@ static void attend_row(const struct step *step, const struct group *group, int64
     const int share = step->heads / step->kv_heads;
     const int64_t newest = group->positions[slot];
     const int64_t window = step->scores.window, first = window && window <= newest ? newest + 1 - window : 0;
-    char *keys = group->tensors[2 * step->layer] + (slot * step->kv_heads + kv_head) * group->capacity * key_bytes;
-    char *values = group->tensors[2 * step->layer + 1] + (slot * step->kv_heads + kv_head) * group->capacity * value_bytes;
+    const int64_t before = (slot * step->kv_heads + kv_head) * group->capacity;
+    char *keys = group->tensors[2 * step->layer] + before * key_bytes;
+    char *values = group->tensors[2 * step->layer + 1] + before * value_bytes;
     memcpy(keys + newest * key_bytes, head_of(&step->key, row, kv_head, 0), key_bytes);
     memcpy(values + newest * value_bytes, head_of(&step->value, row, kv_head, 0), value_bytes);
 

@@ -15,7 +15,7 @@ INLINE char *head_of(const struct heads *heads, int64_t row, int64_t head, int64
 }
 
 struct scores { /* How a layer scores keys. */
-    int64_t window; /* Positions seen, the query's own included; 0: all. */
+    int64_t window;          /* Positions seen, the query's own included; 0: all. */
     double scaling, softcap; /* softcap 0: none. */
 };
 

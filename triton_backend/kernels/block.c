@@ -1,5 +1,5 @@
-/* A decoder's blocks: what each does to rows before attention and after it; or all of all of them by one call, as what
- * surrounds a call takes as long as a kernel that has few rows.
+/* A decoder's blocks: what each does to rows before attention and after it; or all that all of them do, by one call, as
+ * what surrounds a call takes as long as a kernel that has few rows.
  *
  * It is the other kernels, called one after the other; all numbers are bfloat16 and adjacent.
  */
