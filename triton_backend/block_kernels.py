@@ -111,18 +111,21 @@ class BlockKernels:
         rotated of a head]."""
         normed, tiles, _ = self.workspace(rows)
         joint = rows.new_empty(*rows.shape[:-1], self.layers.joint.outputs)
-        self.block.threads, self.block.rotated_dim = torch.get_num_threads(), cosines.shape[-1]
+        self.prepare(cosines.shape[-1])
         tensors = rows, cosines, sines, normed, tiles, joint
         self.library.before_attention(byref(self.block), *_given(*tensors))
         return joint
 
     def after_attention(self, rows: Tensor, attended: Tensor) -> Tensor:
-        """The block's output for its rows and what attention said to them [..., numbers]."""
+        """The block's output for the rows before attention and what that said to them [..., numbers]."""
         out = rows.clone()
-        self.block.threads = torch.get_num_threads()
         workspace = self.workspace(rows)  # It has to live while the kernel runs.
         self.library.after_attention(byref(self.block), *_given(out, attended, *workspace))
         return out
+
+    def prepare(self, rotated_dim: int) -> None:
+        """For calls from here on: so many numbers of a head are rotated, by as many threads as torch has now."""
+        self.block.threads, self.block.rotated_dim = torch.get_num_threads(), rotated_dim
 
     def workspace(self, rows: Tensor) -> Workspace:
         layers, num_rows = self.layers, _num(rows)
@@ -139,8 +142,8 @@ class StackKernels:
     """Of several blocks of the same sizes, one after the other."""
 
     def __init__(self, blocks: Sequence[BlockKernels]) -> None:
-        self._first = blocks[0]
-        self._blocks = (POINTER(_Block) * len(blocks))(*(pointer(one.block) for one in blocks))
+        self._blocks = blocks
+        self._pointers = (POINTER(_Block) * len(blocks))(*(pointer(one.block) for one in blocks))
 
     def run(
         self, rows: Tensor, cosines: Tensor, sines: Tensor, joint: Tensor, attended: Tensor, parts: Array[Part]
@@ -148,12 +151,12 @@ class StackKernels:
         """The last block's output for the first one's rows [..., hidden]; cosines and sines are [..., numbers
         rotated of a head].  The calls `parts` find queries, keys and values in `joint` [..., numbers] and say what
         they attend to in `attended` [..., numbers]."""
-        out = rows.clone()
+        out, first = rows.clone(), self._blocks[0]
         for block in self._blocks:
-            block.contents.threads, block.contents.rotated_dim = torch.get_num_threads(), cosines.shape[-1]
-        normed, tiles, gated = self._first.workspace(out)
+            block.prepare(cosines.shape[-1])
+        normed, tiles, gated = first.workspace(out)
         num_rows, *tensors = _given(out, cosines, sines, normed, tiles, joint, attended, gated)
-        self._first.library.run_blocks(self._blocks, len(self._blocks), parts, len(parts), num_rows, *tensors)
+        first.library.run_blocks(self._pointers, len(self._pointers), parts, len(parts), num_rows, *tensors)
         return out
 
 

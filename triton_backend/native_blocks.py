@@ -19,7 +19,26 @@ from triton_backend.packed import PackedLinear
 from triton_backend.row_kernels import RowKernels
 
 
-class NativeBlock(nn.Module):
+class _Given(nn.Module):
+    """Is called as transformers calls a block."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        kv: KV,
+        **_: Any,
+    ) -> Tensor:
+        refuse(attention_mask)
+        return self.run(hidden_states, *position_embeddings, kv)
+
+    def run(self, hidden: Tensor, cosines: Tensor, sines: Tensor, kv: KV) -> Tensor:
+        raise NotImplementedError
+
+
+class NativeBlock(_Given):
     """A block of a decoder: all but its attention by two calls."""
 
     PARTS = "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
@@ -58,20 +77,10 @@ class NativeBlock(nn.Module):
                 return [cls(kernels.library, layers, attention)]
         return []
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        position_embeddings: tuple[Tensor, Tensor],
-        kv: KV,
-        **_: Any,
-    ) -> Tensor:
-        refuse(attention_mask)
-        joint = self.kernels.before_attention(hidden_states, *position_embeddings)
-        query, key, value = self.heads_of(joint)
+    def run(self, hidden: Tensor, cosines: Tensor, sines: Tensor, kv: KV) -> Tensor:
+        query, key, value = self.heads_of(self.kernels.before_attention(hidden, cosines, sines))
         attended = kv.attend(self._layer, query, key, value, self._scores)
-        return self.kernels.after_attention(hidden_states, attended.contiguous())
+        return self.kernels.after_attention(hidden, attended.contiguous())
 
     def heads_of(self, joint: Tensor) -> list[Tensor]:
         """Queries, keys and values [rows, heads, positions, dim]."""
@@ -80,7 +89,7 @@ class NativeBlock(nn.Module):
         return [part.view(*part.shape[:-1], *shape).transpose(1, 2) for part, shape in shaped]
 
 
-class NativeStack(nn.Module):
+class NativeStack(_Given):
     """All blocks of a decoder, by one call where that can attend, too."""
 
     def __init__(self, blocks: Sequence[NativeBlock]) -> None:
@@ -95,26 +104,16 @@ class NativeStack(nn.Module):
         sizes = {(block.heads, block.kernels.sizes) for block in blocks}
         return [cls(blocks)] if len(blocks) == len(layers) and len(sizes) == 1 else []
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        position_embeddings: tuple[Tensor, Tensor],
-        kv: KV,
-        **_: Any,
-    ) -> Tensor:
-        refuse(attention_mask)
-        shape = hidden_states.shape[:-1]
-        joint = hidden_states.new_empty(*shape, sum(num * dim for num, dim in self._first.heads))
+    def run(self, hidden: Tensor, cosines: Tensor, sines: Tensor, kv: KV) -> Tensor:
+        shape = hidden.shape[:-1]
+        joint = hidden.new_empty(*shape, sum(num * dim for num, dim in self._first.heads))
         num_heads, value_dim = self._first.heads[0][0], self._first.heads[2][1]
         # Padding attends to nothing, and stays zero.
-        attended = hidden_states.new_zeros(*shape, num_heads, value_dim)
+        attended = hidden.new_zeros(*shape, num_heads, value_dim)
         query, key, value = self._first.heads_of(joint)
         parts = native_parts(kv, query, key, value, attended.transpose(1, 2))
         if parts is not None:
-            cosines, sines = position_embeddings
-            return self._kernels.run(hidden_states, cosines, sines, joint, attended, parts)
+            return self._kernels.run(hidden, cosines, sines, joint, attended, parts)
         for block in self.blocks:
-            hidden_states = block(hidden_states, position_embeddings=position_embeddings, kv=kv)
-        return hidden_states
+            hidden = block(hidden, position_embeddings=(cosines, sines), kv=kv)
+        return hidden

@@ -47,8 +47,7 @@ def _stack(model: PreTrainedModel, context_tokens: int) -> None:
             if isinstance(layers, nn.ModuleList) and (stacks := NativeStack.like(layers)):
                 before = _model_said(model, context_tokens)
                 setattr(parent, name, nn.ModuleList(stacks))
-                after = _model_said(model, context_tokens)
-                if len(before) != len(after) or not all(map(_is_close, before, after)):
+                if not _are_close(before, _model_said(model, context_tokens)):
                     setattr(parent, name, layers)
 
 
@@ -79,19 +78,20 @@ def _model_said(model: PreTrainedModel, context_tokens: int) -> list[object]:
 def _agree(layer: nn.Module, ours: nn.Module, call: Call) -> bool:
     generator = torch.Generator().manual_seed(0)
     strange = torch.randn(call.rows.shape, generator=generator) * 100 + 10
-    return all(
-        _is_close(one, other)
-        for rows in (call.rows, strange.to(call.rows.dtype))
-        for one, other in zip(_said(layer, rows, call), _said(ours, rows, call), strict=True)
-    )
+    tried = call.rows, strange.to(call.rows.dtype)
+    return all(_are_close(_said(layer, rows, call), _said(ours, rows, call)) for rows in tried)
 
 
 def _said(layer: nn.Module, rows: Tensor, call: Call) -> list[object]:
     watch = Watch()
     options = call.options | {"kv": watch} if "kv" in call.options else call.options
     out = layer(rows, **options)
-    said = list(out) if isinstance(out, tuple) else [None, out]  # One is not a tuple of one.
-    return [*said, *watch.said]
+    is_tuple = isinstance(out, tuple)
+    return [is_tuple, *(out if is_tuple else (out,)), *watch.said]
+
+
+def _are_close(said: list[object], others: list[object]) -> bool:
+    return len(said) == len(others) and all(map(_is_close, said, others))
 
 
 def _is_close(one: object, other: object) -> bool:

@@ -66,6 +66,8 @@ class Runner:
 
         Raises UnsupportedModel.
         """
+        self.model = model
+        """What it runs: some of its layers are replaced."""
         self._decoder = decoder = Decoder(model, context_tokens)
         self.vocabulary = decoder.vocabulary
         self.context_tokens = decoder.context_tokens

@@ -15,7 +15,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,8 +29,7 @@ from benchmarks import transport
 from benchmarks.speed import model as speed_model
 from triton_backend import native
 from triton_backend.contract import Attach, Batch, Event, NewRow, Sampling
-from triton_backend.engine import CPU_CHUNK_TOKENS, Engine, EngineConfig
-from triton_backend.loader import load_model
+from triton_backend.engine import Engine, EngineConfig, load_runner
 from triton_backend.memory import Layout
 from triton_backend.native_blocks import NativeBlock, NativeStack
 from triton_backend.plan import Prefill
@@ -70,20 +68,14 @@ def measured() -> Machine:
 
 
 def best_s(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return min(_spent_ms(run) for _ in range(REPEATS)) / 1e3
 
 
 class Bench:
     """The real runner, driven as the engine drives it."""
 
-    def __init__(self, runner: Runner, model: PreTrainedModel, num_weights: int) -> None:
+    def __init__(self, runner: Runner, num_weights: int) -> None:
         self._runner = runner
-        self._model = model
         self._num_weights = num_weights
 
     def row(self, kind: str, count: int) -> str:
@@ -106,7 +98,7 @@ class Bench:
             self._runner.arrange(rooms, list(range(count)))
             step = lambda: self._runner.decode(rows)  # noqa: E731
         num_positions = count * (PROMPT_TOKENS if kind == "prefill" else 1)
-        model_ms, linear, attention = _parts_ms(step, _stacks(self._model), num_positions)
+        model_ms, linear, attention = _parts_ms(step, _stacks(self._runner.model), num_positions)
         sampling = 1e3 * self._sampling_s(count)
         planning = 1e3 * planning_s(count, self._runner.layout) if kind == "decode" else 0.0
         self._runner.arrange({}, [])
@@ -278,16 +270,13 @@ def prepared(model: Path | None, threads: int | None) -> Bench:
         if model is None:
             model = Path(folder)
             speed_model.make(model)
-        folder_of_model = str(model)
-
-        def load() -> tuple[PreTrainedModel, Runner]:
-            loaded = load_model(folder_of_model, "cpu", "bfloat16", threads)
-            return loaded, Runner(loaded, max_prefill_tokens=CPU_CHUNK_TOKENS, kv_budget_bytes=2**31)
-
-        with ThreadPoolExecutor(1) as passing:  # As the engine does.
-            loaded, runner = passing.submit(load).result()
+        config = EngineConfig(
+            model=str(model), name="profile", dtype="bfloat16", threads=threads, kv_budget_bytes=2**31
+        )
+        runner = load_runner(config)
+        assert isinstance(runner, Runner)  # The one for CPUs.
         num_weights = (model / "model.safetensors").stat().st_size // 2
-    return Bench(runner, loaded, num_weights)
+    return Bench(runner, num_weights)
 
 
 def main() -> None:

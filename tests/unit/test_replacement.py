@@ -1,11 +1,15 @@
 """Layers are replaced where that changes nothing, and only there."""
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tests.unit.tiny_models import CONFIGS, CONTEXT_TOKENS, Causal, fresh
 from triton_backend import native
@@ -68,8 +72,7 @@ def test_layers_that_are_ours_may_become_blocks_and_blocks_one(name: str) -> Non
     before = logits(model)
     pack(model)
     replace_layers(model, CONTEXT_TOKENS)
-    last_norm = {"NativeNorm": 1}
-    blocks = {"NativeStack": 1, "NativeBlock": LAYERS} | last_norm
+    blocks = {"NativeStack": 1, "NativeBlock": LAYERS, "NativeNorm": 1}
     assert replaced(model) == (REPLACED[name] if name == "gemma2" else blocks)
     assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[torch.bfloat16] * before.abs().max()
 
@@ -104,14 +107,14 @@ def drawn(runner: Runner) -> list[object]:
         row.prefill(40)
         row.draw(token, runner.context_tokens)
     runner.arrange(rooms, [0, 1])
-    all_draws = [draws]
+    all_draws: list[object] = [draws]
     for start in (0, 20):
         drawing, draws = runner.run(Prefill(rows[2:], start, 20), running)
         all_draws.append(draws)
         for row, token in zip(drawing, draws.tokens, strict=True):
             if row in running:
                 row.draw(token, runner.context_tokens)
-    return list(all_draws)
+    return all_draws
 
 
 @matrix_units
@@ -141,6 +144,36 @@ def test_blocks_that_do_not_just_follow_on_each_other_stay() -> None:
     pack(model)
     replace_layers(model, CONTEXT_TOKENS)
     assert replaced(model) == {"NativeNorm": 1, "NativeBlock": LAYERS}
+
+
+class Tupled(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
+    """Says what it says in a tuple, as blocks of older models do."""
+
+    def forward(self, *given: Any, **options: Any) -> tuple[Tensor]:  # type: ignore[override]
+        return (super().forward(*given, **options),)
+
+
+class Unpacked(nn.ModuleList):
+    def __getitem__(self, _: object) -> list[Callable[..., Tensor]]:  # type: ignore[override]
+        return [partial(self._first_of, layer) for layer in self]
+
+    @staticmethod
+    def _first_of(layer: nn.Module, *given: Any, **options: Any) -> Tensor:
+        first: Tensor = layer(*given, **options)[0]
+        return first
+
+
+@matrix_units
+def test_a_block_that_says_a_tuple_stays() -> None:
+    model = fresh("llama").to(torch.bfloat16)  # type: ignore[arg-type]
+    adopt(model)
+    layers = list(model.get_submodule("model.layers").children())
+    for layer in layers:
+        layer.__class__ = Tupled
+    model.get_submodule("model").layers = Unpacked(layers)
+    pack(model)
+    replace_layers(model, CONTEXT_TOKENS)
+    assert replaced(model) == {"NativeNorm": 2 * LAYERS + 1, "NativeAttention": LAYERS}
 
 
 class Clipped(nn.Module):

@@ -66,11 +66,11 @@ void after_attention(const struct block *block, int64_t num_rows, char *rows, co
 {
     const int64_t hidden = block->attended.outputs, count = num_rows * hidden;
     multiply(block, &block->attended, num_rows, attended, tiles, normed);
-    add(BFLOAT16, block->threads, count, rows, normed, rows);
+    add(block->threads, count, rows, normed, rows);
     norm(block, &block->feed_forward_norm, num_rows, 1, hidden, rows, normed, hidden * 2);
     multiply(block, &block->gated, num_rows, normed, tiles, gated);
     multiply(block, &block->down, num_rows, gated, tiles, normed);
-    add(BFLOAT16, block->threads, count, rows, normed, rows);
+    add(block->threads, count, rows, normed, rows);
 }
 
 struct part { /* Some rows' attention: one of these. */

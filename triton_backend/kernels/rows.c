@@ -68,22 +68,14 @@ void silu_gate(int64_t type, int64_t threads, int64_t tokens, int64_t dim, const
     }
 }
 
-INLINE void add_some(const char *first, const char *second, char *out, int64_t count, enum type type)
-{
-    pair one = load_some(first, count, type), other = load_some(second, count, type);
-    store_some(out, (pair){one.a + other.a, one.b + other.b}, count, type);
-}
-
-/* out [count] = first + second */
-void add(int64_t type, int64_t threads, int64_t count, const char *first, const char *second, char *out)
+/* out [count] = first + second, in bfloat16 */
+void add(int64_t threads, int64_t count, const char *first, const char *second, char *out)
 {
 #pragma omp parallel for num_threads(threads) if (count > FEW)
     for (int64_t at = 0; at < count; at += PAIR) {
-        const int64_t from = at * size_of(type);
-        if (type == BFLOAT16)
-            add_some(first + from, second + from, out + from, count - at, BFLOAT16);
-        else
-            add_some(first + from, second + from, out + from, count - at, FLOAT32);
+        const int64_t from = at * size_of(BFLOAT16), left = count - at;
+        const pair one = load_some(first + from, left, BFLOAT16), other = load_some(second + from, left, BFLOAT16);
+        store_some(out + from, (pair){one.a + other.a, one.b + other.b}, left, BFLOAT16);
     }
 }
 
