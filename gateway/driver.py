@@ -316,11 +316,12 @@ class Driver:
                 num_unstarted = len(replica.unstarted)
                 replica.heard(event.telemetry, self._heard_s)
                 self._metrics.telemetry(self.replica, event.telemetry, replica.safety_factor)
-                if any(ended.reason is contract.End.REFUSED for ended in event.ended):
+                if event.ended and any(ended.reason is contract.End.REFUSED for ended in event.ended):
                     self._refused_free_bytes = _free_bytes(event.telemetry)
                 self._deliver(self._roster.step(event))
                 self._tell(replica)
-                self._evicting = {number for number in self._evicting if number in self._roster}
+                if self._evicting:
+                    self._evicting = {number for number in self._evicting if number in self._roster}
                 if self._is_short and (event.ended or len(replica.unstarted) < num_unstarted):
                     self._work.set()
         raise BackendLost("the session ended")
@@ -476,7 +477,8 @@ def wake_one(drivers: Sequence[Driver]) -> None:
     room, of all, since an urgent request may pass others in the engine."""
     best, fewest = None, inf
     for driver in drivers:
-        if driver.has_room and (rows := driver.num_rows) < fewest:
+        # As has_room and num_rows, without the calls: there may be many drivers, and every request asks.
+        if driver._leased and not driver._is_short and (rows := len(driver._roster)) < fewest:
             best, fewest = driver, rows
     if best is None:
         leading = (driver for driver in drivers if driver.leads)

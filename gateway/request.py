@@ -3,6 +3,7 @@
 Times are seconds, lengths tokens, sizes bytes.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from math import floor, inf
@@ -176,12 +177,13 @@ class Head(msgspec.Struct, frozen=True):
 SLOT_WIDTHS_S = ((16.0, 0.5), (128.0, 4.0), (inf, 32.0))
 """Slack up to which a ticket is counted in slots of a width: deadlines are told apart by a fraction of the slack,
 and slots stay few however far ahead they lie."""
+_SLOT_SLACKS_S = [most_s for most_s, _ in SLOT_WIDTHS_S]
 
 
 def slot_of(score: float, slack_s: float) -> int:
     """The deadline slot in which a ticket is counted: four times its number among those of its width, plus which
     width that is."""
-    level = next(at for at, (most_s, _) in enumerate(SLOT_WIDTHS_S) if slack_s <= most_s)
+    level = bisect_left(_SLOT_SLACKS_S, slack_s)
     return 4 * floor(score / SLOT_WIDTHS_S[level][1]) + level
 
 

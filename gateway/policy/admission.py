@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from gateway.request import ServiceClass, Slot, slot_bounds
 
 MIN_PATIENT_SHARE = 0.3
@@ -30,8 +32,7 @@ def answer_tokens(prompt_tokens: int, max_tokens: int | None, limit_tokens: int)
     return max_tokens or left
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A call, as admission sees it.  Times in seconds."""
 
     service_class: ServiceClass

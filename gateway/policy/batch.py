@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, NamedTuple, Protocol
 
+import msgspec
+
 from gateway.policy.length import left_tokens
 from gateway.policy.pace import UNKNOWN, Pace
 from gateway.request import Ticket
@@ -29,8 +31,7 @@ def tokens_before(unstarted: Iterable[Unstarted], rank: float) -> int:
     return sum(row.prompt_tokens for row in unstarted if row.rank <= rank)
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(msgspec.Struct, frozen=True):
     """What a replica has and may still take."""
 
     running: Sequence[Row]
@@ -99,7 +100,7 @@ class ToTheEnd:
     keeps_pace: ClassVar[bool] = True
 
     def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
-        peak = FuturePeak(room.layout, room.running)
+        ahead = _Ahead(room.layout, room.running)
         chosen: list[Ticket] = []
         too_large: list[Row] = []
         longest, tpot_s = 0, room.tpot_s
@@ -117,14 +118,41 @@ class ToTheEnd:
             # The peak only rises: what is no smaller than one that did not fit does not fit either.
             if any(row.held_tokens >= one.held_tokens and row.left_tokens >= one.left_tokens for one in too_large):
                 continue
-            with_it = peak.joined(row)
-            if with_it.bytes <= (room.budget_bytes if num_rows > 1 else room.alone_bytes):
-                peak = with_it
+            if ahead.joins(row, room.budget_bytes if num_rows > 1 else room.alone_bytes):
                 longest, tpot_s = max(longest, ticket.prompt_tokens), min(tpot_s, ticket.tpot_s)
                 chosen.append(ticket)
             else:
                 too_large.append(row)
         return chosen
+
+
+class _Ahead:
+    """Rows in an engine and those that join them: does their future peak stay within a budget?
+
+    Far below it there is a shorter answer: were all rows at their last step at once, they would still fit.
+    """
+
+    def __init__(self, layout: KVLayout, rows: Sequence[Row]) -> None:
+        self._layout = layout
+        self._rows = list(rows)
+        self._last_tokens = sum(layout.room_tokens(held + left) for held, left in rows)
+        """Room of all rows at their last steps: no less than the peak."""
+        self._peak: FuturePeak | None = None
+        """None: not needed so far."""
+
+    def joins(self, row: Row, budget_bytes: float) -> bool:
+        """Count the row in if it fits."""
+        last_tokens = self._last_tokens + self._layout.room_tokens(row.held_tokens + row.left_tokens)
+        if self._peak is not None or last_tokens * self._layout.bytes_per_token > budget_bytes:
+            if self._peak is None:
+                self._peak = FuturePeak(self._layout, self._rows)
+            with_it = self._peak.joined(row)
+            if with_it.bytes > budget_bytes:
+                return False
+            self._peak = with_it
+        self._rows.append(row)
+        self._last_tokens = last_tokens
+        return True
 
 
 @dataclass(frozen=True, slots=True)

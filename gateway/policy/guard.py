@@ -5,7 +5,8 @@ fits beside it starts, so that it starts itself when the rows of before have end
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+
+import msgspec
 
 from gateway.policy.batch import BatchRule, Room, row_of
 from gateway.request import Ticket
@@ -84,4 +85,5 @@ def _is_suspect(ticket: Ticket) -> bool:
 def _room_beside(room: Room, tickets: Sequence[Ticket]) -> Room:
     """The room there will be beside these alone."""
     tpot_s = min(ticket.tpot_s for ticket in tickets)
-    return replace(room, running=[row_of(ticket) for ticket in tickets], unstarted=(), tpot_s=tpot_s)
+    running = [row_of(ticket) for ticket in tickets]
+    return msgspec.structs.replace(room, running=running, unstarted=(), tpot_s=tpot_s)

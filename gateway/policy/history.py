@@ -6,7 +6,7 @@ estimate does).
 """
 
 import math
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from typing import Annotated
@@ -67,7 +67,7 @@ class LengthHistory:
 
     def observe(self, tokens: int, is_cut: bool = False) -> None:
         if len(self._arrived) == self._size:
-            self._sorted.remove(self._arrived.popleft())
+            del self._sorted[bisect_left(self._sorted, self._arrived.popleft())]
         seen = Seen(tokens, is_cut)
         self._arrived.append(seen)
         insort(self._sorted, seen)
@@ -76,7 +76,7 @@ class LengthHistory:
     def quantile(self, level: float) -> float:
         """The length that this part of the answers stays within, in tokens; inf if nobody knows."""
         self._refresh()
-        return float(self._whole[int(level * (len(self._whole) - 1))])
+        return float(self._whole.item(int(level * (len(self._whole) - 1))))
 
     def expected(self, max_tokens: int) -> float:
         """Mean length of an answer that is cut at `max_tokens`, in tokens."""

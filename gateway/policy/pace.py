@@ -4,14 +4,13 @@ A decode step takes `fixed_s + rows * per_row_s`, as measured.  What is left of 
 spends on prompts (triton_backend.plan).
 """
 
-from dataclasses import dataclass
+import msgspec
 
 DECODE_SHARE = 0.8
 """Part of the tightest time per token that decode steps may take; the rest is for chunks of prompts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True):
     """What was measured; all zero: nothing yet, and no bound."""
 
     fixed_s: float = 0.0

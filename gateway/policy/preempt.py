@@ -1,9 +1,10 @@
 """Making room: whom a ticket of a higher class may put back into the queue."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import inf
 from typing import NamedTuple
+
+import msgspec
 
 from gateway.policy.batch import BatchRule, Room, Unstarted
 from gateway.request import ServiceClass, Ticket
@@ -48,7 +49,7 @@ def victims(rule: BatchRule, ticket: Ticket, running: Sequence[Victim], room: Ro
 def _without(gone: Sequence[Victim], running: Sequence[Victim], room: Room) -> Room:
     numbers = {victim.number for victim in gone}
     left = [victim for victim in running if victim.number not in numbers]
-    return replace(
+    return msgspec.structs.replace(
         room,
         running=[victim.memory for victim in left],
         max_rows=room.max_rows + len(gone),

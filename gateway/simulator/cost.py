@@ -5,6 +5,7 @@ fixed time, a time per row, one per token of context, and one per group of rows 
 groups.  A step of both costs both, but for one fixed time.  All in seconds.
 """
 
+from math import sqrt
 from pathlib import Path
 
 import msgspec
@@ -75,6 +76,20 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
             + self.decode_group_s * groups
         )
         return steps * first_s + decode.context_token_s * rows * (steps * (steps - 1) // 2)
+
+    def decodes_within(self, seconds: float, rows: int, context_tokens: int, groups: int = 0) -> int:
+        """How many whole steps in a row take no longer."""
+        first_s = self.decode_s(rows, context_tokens, groups)
+        growth_s = self._decode(rows).context_token_s * rows
+        # n * first_s + growth_s * n * (n - 1) / 2 = seconds, solved for n without a difference of like numbers.
+        linear_s = first_s - growth_s / 2
+        steps = int(2 * seconds / (linear_s + sqrt(linear_s**2 + 2 * growth_s * seconds)))
+        # Rounding may be a step off either way.
+        while self.decode_s(rows, context_tokens, groups, steps + 1) <= seconds:
+            steps += 1
+        while steps and self.decode_s(rows, context_tokens, groups, steps) > seconds:
+            steps -= 1
+        return steps
 
     def mixed_s(self, tokens: int, squares: int, rows: int, context_tokens: int, groups: int = 0) -> float:
         """One step that runs both, or one of them."""

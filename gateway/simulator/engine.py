@@ -7,7 +7,6 @@ however many rows run.
 
 import asyncio
 import heapq
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import inf
 
@@ -104,7 +103,9 @@ class Engine:
         job = self._job
         if job is None or job.steps < 2:
             return
-        done = self._steps_in(self._loop.time() - job.started_s, job.steps - 1)
+        rows, context_tokens = self._decode_size()
+        passed_s = self._loop.time() - job.started_s
+        done = min(self.cost.decodes_within(passed_s, rows, context_tokens, self.memory.num_groups), job.steps - 1)
         if done:
             job.started_s += self._decode_s(done)
             job.steps -= done
@@ -359,10 +360,6 @@ class Engine:
     def _decode_s(self, steps: int) -> float:
         rows, context_tokens = self._decode_size()
         return self.cost.decode_s(rows, context_tokens, self.memory.num_groups, steps)
-
-    def _steps_in(self, seconds: float, limit: int) -> int:
-        """How many whole decode steps take no longer, up to a limit."""
-        return bisect_right(range(1, limit + 1), seconds, key=self._decode_s)
 
     def _advance(self, steps: int) -> None:
         self._context += steps * len(self._state.running)

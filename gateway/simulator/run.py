@@ -44,7 +44,7 @@ _SETTINGS = Settings()
 _SHARES = {name: class_.share for name, class_ in _SETTINGS.classes.targets().items()}
 _AIMS = {name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in _SETTINGS.classes.targets().items()}
 _FOREVER_S = 1e9
-_GC_OBJECTS = 50_000
+_GC_OBJECTS = 500_000
 """New objects between collections: nearly everything is freed by its count, and looking takes time."""
 _POLL_S = 30.0
 """Wake-ups reach every driver with room here, so that drivers hardly ever have to look by themselves."""

@@ -2,7 +2,6 @@
 
 import bisect
 import heapq
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -40,10 +39,8 @@ class Held:
 class Waiting:
     def __init__(self) -> None:
         self._sets: dict[Set, list[Rank]] = {}
-        self._slots: Counter[tuple[ServiceClass, int]] = Counter()
-        self._slot_tokens: Counter[tuple[ServiceClass, int]] = Counter()
-        # Microseconds, since sums of integers come back to zero exactly.
-        self._slot_us: Counter[tuple[ServiceClass, int]] = Counter()
+        self._slots: dict[tuple[ServiceClass, int], tuple[int, int, int]] = {}
+        """Tickets, tokens and microseconds, since sums of integers come back to zero exactly."""
         self.tickets = 0
         self.tokens = 0
         self.bytes = 0
@@ -87,16 +84,17 @@ class Waiting:
         return (id for _, _, id in heapq.merge(*(self._sets.get(name, []) for name in sets)))
 
     def slots(self) -> dict[tuple[ServiceClass, int], Slot]:
-        return {slot: Slot(self._slot_tokens[slot], self._slot_us[slot] / 1e6) for slot in self._slots}
+        return {slot: Slot(tokens, us / 1e6) for slot, (_, tokens, us) in self._slots.items()}
 
     def _account(self, ticket: Ticket, sign: int) -> None:
+        tokens, us = sign * ticket.prompt_tokens, sign * microseconds(ticket.seconds)
         self.tickets += sign
-        self.tokens += sign * ticket.prompt_tokens
+        self.tokens += tokens
         self.bytes += sign * ticket.size_bytes
-        self.us += sign * microseconds(ticket.seconds)
+        self.us += us
         slot = ticket.service_class, slot_of(ticket.score, ticket.slack_s)
-        self._slots[slot] += sign
-        self._slot_tokens[slot] += sign * ticket.prompt_tokens
-        self._slot_us[slot] += sign * microseconds(ticket.seconds)
-        if not self._slots[slot]:
-            del self._slots[slot], self._slot_tokens[slot], self._slot_us[slot]
+        in_slot, slot_tokens, slot_us = self._slots.get(slot, (0, 0, 0))
+        if in_slot + sign:
+            self._slots[slot] = in_slot + sign, slot_tokens + tokens, slot_us + us
+        else:
+            del self._slots[slot]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import msgspec
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.simulator import clock
 from gateway.simulator.cost import COSTS, Cost, DecodeCost
@@ -138,6 +140,16 @@ def test_a_chunk_shares_its_step_with_the_running_rows() -> None:
         assert bench.firsts[2] == pytest.approx(first_s + sum(chunk_s) + sum(decode_s))
 
     play(scenario)
+
+
+@given(st.sampled_from([COST, IN_GROUPS, COSTS["llama13b-a100"]]), st.integers(1, 200), st.integers(1, 10**6))
+def test_the_decode_steps_within_a_time_are_those_that_fit(cost: Cost, rows: int, context_tokens: int) -> None:
+    for wanted in (1, 2, 7, 1000):
+        took_s = cost.decode_s(rows, context_tokens, 2, wanted)
+        assert cost.decodes_within(took_s, rows, context_tokens, 2) == wanted
+        assert cost.decodes_within(took_s * (1 - 1e-12), rows, context_tokens, 2) == wanted - 1
+    assert cost.decodes_within(0.0, rows, context_tokens, 2) == 0
+    assert cost.decodes_within(-1e-12, rows, context_tokens, 2) == 0
 
 
 def test_a_mixed_step_gives_every_running_row_a_token() -> None:
