@@ -39,12 +39,9 @@ class Sample(msgspec.Struct, frozen=True, array_like=True, tag=FORMAT):
 
 def whole_lengths(seen: Sequence[Seen]) -> list[float]:
     """How long the answers, given in ascending order, would have been uncut; inf if nobody knows."""
-    whole = [math.inf] * len(seen)
-    for at in range(len(seen) - 1, -1, -1):
-        longer = len(seen) - at - 1
-        if not seen[at].is_cut:
-            whole[at] = seen[at].tokens
-        elif longer:
+    whole = [math.inf if one.is_cut else float(one.tokens) for one in seen]
+    for at in reversed([at for at, one in enumerate(seen) if one.is_cut]):
+        if longer := len(seen) - at - 1:
             # Multiples of the golden ratio spread evenly over the longer ones.
             whole[at] = whole[at + 1 + int(at * _GOLDEN % 1 * longer)]
     return whole
