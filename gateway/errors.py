@@ -126,6 +126,12 @@ class PromptTooLong(Exception):
         super().__init__(f"at least {num_tokens} tokens" if is_least else f"{num_tokens} tokens")
 
 
+def context_exceeded(asked: str, field: str, limit_tokens: int) -> BadRequest:
+    """`asked` is what the prompt has, in words."""
+    message = f"The prompt has {asked}; prompt and answer together may have {limit_tokens}."
+    return BadRequest(message, param=field, code="context_length_exceeded")
+
+
 class QueueFull(Exception):
     """A put would pass a bound: nothing was queued.  `reason` names it: tickets, tokens, bytes, seconds."""
 

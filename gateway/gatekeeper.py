@@ -7,7 +7,7 @@ that it is when it is queued, which the store checks in the same step.
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
 import msgspec
@@ -72,8 +72,13 @@ class Gatekeeper:
         if request.num_retries:
             self._lines[request.service_class].returned(now_s)
 
-    async def enter(self, call: OpenCall, request: Request) -> tuple[list[Entry], list[float]]:
+    async def enter(
+        self, call: OpenCall, request: Request, wake: Callable[[], None]
+    ) -> tuple[list[Entry], list[float]]:
         """Queue the call's tickets: these, with their scores.
+
+        `wake` is called when they are on their way.  The store answers in order, so whoever looks from then on
+        sees them, and need not wait for the answer that is theirs.
 
         Raises TooManyRequests and Unavailable if nothing was queued, and StoreLost if it is not known.
         """
@@ -81,6 +86,7 @@ class Gatekeeper:
         for _ in range(_MAX_PUTS):
             limits = limits or await self.limits(call, request)
             entries = [live.entry for live in call.live.values()]
+            wake()
             try:
                 return entries, await self._store.put(entries, limits)
             except QueueFull as full:

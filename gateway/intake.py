@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.call import Live, OpenCall
 from gateway.choice import Choice
-from gateway.errors import BadRequest, PromptTooLong, Unavailable
+from gateway.errors import BadRequest, PromptTooLong, Unavailable, context_exceeded
 from gateway.fleet import Fleet
 from gateway.policy import admission
 from gateway.policy.preset import Policy
@@ -109,13 +109,8 @@ def _too_long(request: Request, prompt_tokens: int, limit_tokens: int) -> BadReq
     if prompt_tokens >= limit_tokens:
         return _prompt_too_long(request, size, limit_tokens)
     field = request.max_tokens_field
-    return _refusal(f"{size} and {field} asks for {request.max_tokens}", field, limit_tokens)
+    return context_exceeded(f"{size} and {field} asks for {request.max_tokens}", field, limit_tokens)
 
 
 def _prompt_too_long(request: Request, size: str, limit_tokens: int) -> BadRequest:
-    return _refusal(size, "messages" if request.is_chat else "prompt", limit_tokens)
-
-
-def _refusal(asked: str, field: str, limit_tokens: int) -> BadRequest:
-    message = f"The prompt has {asked}; prompt and answer together may have {limit_tokens}."
-    return BadRequest(message, param=field, code="context_length_exceeded")
+    return context_exceeded(size, "messages" if request.is_chat else "prompt", limit_tokens)

@@ -272,7 +272,7 @@ class Origin:
     async def _put(self, call: OpenCall, request: Request) -> None:
         self.gatekeeper.arrived(call, request)
         try:
-            entries, scores = await self.gatekeeper.enter(call, request)
+            entries, scores = await self.gatekeeper.enter(call, request, self._wake)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
         except ApiError:
@@ -290,7 +290,6 @@ class Origin:
             if found := self._live.get(entry.ticket.id):
                 found.ticket = msgspec.structs.replace(found.ticket, score=score)
                 found.known |= found.ticket.attempt == entry.ticket.attempt
-        self._wake()
 
     def _abandon(self, call: OpenCall) -> None:
         """Free whatever of the call has not ended."""

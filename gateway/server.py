@@ -7,7 +7,7 @@ leaving the `async with` block of its call frees all that the call held, unless 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
@@ -18,12 +18,11 @@ from gateway.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge, Req
 from gateway.event_stream import EventStream, Silence
 from gateway.keyring import Keyring
 from gateway.middleware import EXCHANGE, Exchange, Middleware
-from gateway.openai import answer, headers, parse, position
+from gateway.openai import answer, headers, position
 from gateway.openai.position import LAST_EVENT_ID, Position
 from gateway.ports import Call, Calls, Tokenizer
+from gateway.reader import Kind, Reader
 from gateway.request import Request, Tenant
-
-_LARGE_BYTES = 2**16
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,6 +42,7 @@ def make_app(
     app = web.Application(middlewares=[Middleware(metrics, keyring).handle], client_max_size=max_body_bytes)
     app.on_response_prepare.append(_add_headers)
     front = Front(calls, tokenizer, metrics, max_body_bytes, body_timeout_s, keepalive_s, slow_client_s)
+    app.on_cleanup.append(front.close)
     app.add_routes(
         [
             web.post("/v1/chat/completions", front.chat),
@@ -102,6 +102,7 @@ class Front:
     ) -> None:
         self._calls = calls
         self._tokenizer = tokenizer
+        self._reader = Reader(tokenizer.vocabulary)
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
@@ -110,14 +111,17 @@ class Front:
         self._created = int(time.time())
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, parse.chat)
+        return await self._generate(request, Kind.CHAT)
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, parse.completion)
+        return await self._generate(request, Kind.COMPLETION)
 
     async def resume(self, request: web.Request) -> web.StreamResponse:
         given, event_id = request.match_info["id"], request.headers.get(LAST_EVENT_ID)
         return await self._resume(request, *position.of_stream(given, event_id))
+
+    async def close(self, app: web.Application) -> None:
+        await self._reader.aclose()
 
     async def models(self, request: web.Request) -> web.Response:
         tenant = request[EXCHANGE].tenant
@@ -140,15 +144,13 @@ class Front:
     async def scrape(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def _generate(
-        self, request: web.Request, parse_body: Callable[[bytes, int], Request]
-    ) -> web.StreamResponse:
+    async def _generate(self, request: web.Request, kind: Kind) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         body = await self._body(request)
         if LAST_EVENT_ID in request.headers:
             # A client that sends its request again means the same one: the body is not looked at.
             return await self._resume(request, *position.of_event(request.headers[LAST_EVENT_ID]))
-        asked = await _parsed(parse_body, body, self._tokenizer.vocabulary)
+        asked = await self._reader.read(kind, body, self._calls.context_tokens)
         asked = _allowed(headers.applied(asked, request.headers), exchange.tenant)
         self._check_model(asked.model, exchange.tenant)
         async with self._calls.open(asked, exchange.call_id, exchange.arrival_s) as call:
@@ -215,13 +217,6 @@ class Front:
             silence.end()
             self._metrics.stream_closed()
         return stream.response
-
-
-async def _parsed(parse_body: Callable[[bytes, int], Request], body: bytes, vocabulary: int) -> Request:
-    """Large bodies take tens of milliseconds, for which nobody else should wait.  Raises BadRequest."""
-    if len(body) < _LARGE_BYTES:
-        return parse_body(body, vocabulary)
-    return await asyncio.to_thread(parse_body, body, vocabulary)
 
 
 def _allowed(asked: Request, tenant: Tenant) -> Request:

@@ -154,8 +154,12 @@ def _sums(index: Ints, amounts: Ints, size: int) -> Floats:
 
 def jain(amounts: Floats) -> float:
     """Jain's index: 1 if all are equal, 1/n if one has everything.  1 if nobody has anything."""
-    squares = float((amounts**2).sum())
-    return float(amounts.sum()) ** 2 / (len(amounts) * squares) if squares > 0.0 else 1.0
+    most = float(amounts.max(initial=0.0))
+    if not most:
+        return 1.0
+    # The largest part is 1, so that no square is lost to rounding.
+    parts = amounts / most
+    return float(parts.sum()) ** 2 / (len(parts) * float((parts**2).sum()))
 
 
 def waste(padded_tokens: int, useful_tokens: int) -> float:
