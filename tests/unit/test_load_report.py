@@ -2,10 +2,11 @@
 
 import json
 
+import hypothesis
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.load import gaps, occupancy, report
@@ -122,7 +123,7 @@ def test_tenants_are_compared_where_there_are_several() -> None:
 
 
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=20))
-@example([4e-161, 4e-161])
+@hypothesis.example([4e-161, 4e-161])
 def test_jain_lies_between_one_nth_and_1(amounts: list[float]) -> None:
     index = jain(np.array(amounts))
     assert 1 / len(amounts) - 1e-9 <= index <= 1 + 1e-9
