@@ -128,7 +128,7 @@ class PromptTooLong(Exception):
 
 def context_exceeded(asked: str, field: str, limit_tokens: int) -> BadRequest:
     """`asked` is what the prompt has, in words."""
-    message = f"The prompt has {asked}; prompt and answer together may have {limit_tokens}."
+    message = f"The prompt has {asked}; prompt and answer together may have {limit_tokens} tokens."
     return BadRequest(message, param=field, code="context_length_exceeded")
 
 

@@ -143,10 +143,15 @@ def _answer(kind: Kind, body: bytes, vocabulary: int, limit_tokens: int) -> byte
 
 
 def _check_size(request: Request, limit_tokens: int) -> None:
-    """A million token ids would hold up whoever reads the answer, too.  Raises BadRequest."""
+    """A million token ids or messages would hold up whoever reads the answer, too.  Raises BadRequest."""
+    if not limit_tokens:
+        return
     longest = max((len(prompt) for prompt in request.prompts if isinstance(prompt, list)), default=0)
-    if limit_tokens and longest >= limit_tokens:
+    if longest >= limit_tokens:
         raise context_exceeded(f"{longest} tokens", "prompt", limit_tokens)
+    # No template makes less than a token of a message.
+    if len(request.messages) >= limit_tokens:
+        raise context_exceeded(f"{len(request.messages)} messages", "messages", limit_tokens)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,16 @@ async def test_a_large_body_is_refused_as_a_small_one_is() -> None:
 
 
 @pytest.mark.asyncio
-async def test_more_token_ids_than_fit_are_not_brought_back() -> None:
+async def test_more_than_fits_is_not_brought_back() -> None:
+    flood = json.dumps({"model": "m", "messages": [{"role": "user", "content": ""}] * LARGE_BYTES}).encode()
     async with aclosing(Reader(VOCABULARY)) as reader:
-        body = completion(prompt=[1] * LARGE_BYTES)
-        with pytest.raises(BadRequest, match=f"has {LARGE_BYTES} tokens; .* may have 4096") as refused:
-            await reader.read(Kind.COMPLETION, body, 4096)
-        assert refused.value.code == "context_length_exceeded"
+        for kind, body, asked in (
+            (Kind.COMPLETION, completion(prompt=[1] * LARGE_BYTES), f"{LARGE_BYTES} tokens"),
+            (Kind.CHAT, flood, f"{LARGE_BYTES} messages"),
+        ):
+            with pytest.raises(BadRequest, match=f"has {asked}; .* may have 4096 tokens") as refused:
+                await reader.read(kind, body, 4096)
+            assert refused.value.code == "context_length_exceeded"
 
 
 @pytest.mark.asyncio
