@@ -2,8 +2,9 @@
 
 Serves the demo model under each preset and loads it twice with `bucketserve bench`: with a trace of bursts, and
 with the workload `chat` at each rate.  One cost model is fitted to all steps of the former (its error is printed),
-and the latter's requests are simulated with it.  Some twenty minutes, on an idle machine: another's work changes
-what a step takes.  What lies in the folder is not measured again.
+and the latter's requests are simulated with it: as fitted, and at the speed that the machine had just then (every
+time of the model times what that load's steps took over what the model says of them).  Some twenty minutes, on an
+idle machine: another's work changes what a step takes.  What lies in the folder is not measured again.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gateway.simulator import cost
 from triton_backend.record import StepRecord, read
 
@@ -34,7 +37,7 @@ FIT_PROMPT_TOKENS, FIT_ANSWER_TOKENS = (32, 3000), (8, 120)
 CLI = (sys.executable, "-m", "gateway")
 
 Total = dict[str, Any]
-"""A report's figures of all requests at one rate."""
+"""A report's figures of all requests."""
 
 
 def main() -> None:
@@ -46,35 +49,46 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8480)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    load = ["--workload", "chat", "--rates", options.rates, "--duration-s", str(options.duration_s)]
-    rates = [float(rate) for rate in options.rates.split(",")]
+    loads = {
+        rate: ["--workload", "chat", "--rates", rate, "--duration-s", str(options.duration_s)]
+        for rate in options.rates.split(",")
+    }
     folders = {preset: options.out / preset for preset in options.presets.split(",")}
     for preset, folder in folders.items():
-        if not (folder / "live" / "report.json").exists():
-            _measure(preset, folder, options.port, load)
+        if not all(_is_measured(folder, rate) for rate in loads):
+            _measure(preset, folder, options.port, loads)
     cost_file = options.out / "cost.json"
     fitted = [str(folder / "fit.steps") for folder in folders.values()]
     print(_run("fit", "--steps", *fitted, "--out", str(cost_file)), end="")
-    live: dict[str, list[Total]] = {}
-    simulated: dict[str, list[Total]] = {}
+    live: dict[str, dict[str, Total]] = {rate: {} for rate in loads}
+    simulated: dict[str, dict[str, Total]] = {rate: {} for rate in loads}
     for preset, folder in folders.items():
-        live[preset] = _totals(folder / "live")
-        simulated[preset] = _simulate(preset, folder, cost_file, load)
-        print(f"{preset}: {_drift(folder, cost_file)}")
-        for rate, real, model in zip(rates, live[preset], simulated[preset], strict=True):
-            print(f"  {rate:g}/s: live {_text(real)}\n{'':8}simulated {_text(model)}", end="")
-            print(f" | {100 * (model['attainment'] - real['attainment']):+.1f} points")
-    for at, rate in enumerate(rates):
-        _compare(rate, *({preset: totals[at] for preset, totals in side.items()} for side in (live, simulated)))
+        print(preset)
+        for (rate, load), before in zip(loads.items(), ["fit", *loads], strict=False):
+            real = live[rate][preset] = _total(folder / rate)
+            speed = _speed(cost.load(str(cost_file)), folder / f"{before}.steps", folder / f"{rate}.steps")
+            model = _simulate(preset, folder / rate, cost_file, load)
+            then = simulated[rate][preset] = _simulate(preset, folder / rate, _at_speed(cost_file, speed), load)
+            print(f"  {rate}/s live           {_text(real)}")
+            print(f"  {'':{len(rate)}}   as fitted      {_text(model)} | {_points(model, real)}")
+            print(f"  {'':{len(rate)}}   times {speed:.3f}    {_text(then)} | {_points(then, real)}")
+    for rate in loads:
+        _compare(rate, live[rate], simulated[rate])
 
 
-def _measure(preset: str, folder: Path, port: int, load: list[str]) -> None:
-    """Fill the folder."""
+def _is_measured(folder: Path, rate: str) -> bool:
+    return (folder / rate / "report.json").exists() and (folder / f"{rate}.steps").exists()
+
+
+def _measure(preset: str, folder: Path, port: int, loads: dict[str, list[str]]) -> None:
+    """Fill the folder: reports, and after each load all steps so far, which an idle engine has written."""
     with _serving(preset, port, folder) as url:
         _write_trace(folder / "trace.csv")
         _run("bench", "--url", url, "--trace", str(folder / "trace.csv"), "--out", str(folder / "fit"))
         shutil.copy(folder / "llm.steps", folder / "fit.steps")
-        _run("bench", "--url", url, *load, "--out", str(folder / "live"))
+        for rate, load in loads.items():
+            _run("bench", "--url", url, *load, "--out", str(folder / rate))
+            shutil.copy(folder / "llm.steps", folder / f"{rate}.steps")
 
 
 def _write_trace(path: Path) -> None:
@@ -105,33 +119,41 @@ def _serving(preset: str, port: int, records: Path) -> Iterator[str]:
         up.communicate()
 
 
-def _simulate(preset: str, folder: Path, cost_file: Path, load: list[str]) -> list[Total]:
+def _simulate(preset: str, folder: Path, cost_file: Path, load: list[str]) -> Total:
     """Clients of `bench` say how long their answers will be, hence the oracle."""
     engine = ("--engine", "ours", "--padding", "packed", "--lengths", "oracle")
-    out = ("--cost", str(cost_file), "--out", str(folder / "simulated"))
-    _run("simulate", "--policies", preset, *engine, *load, *out)
-    return _totals(folder / "simulated")
+    out = folder / cost_file.stem
+    _run("simulate", "--policies", preset, *engine, *load, "--cost", str(cost_file), "--out", str(out))
+    return _total(out)
 
 
-def _drift(folder: Path, cost_file: Path) -> str:
-    """What the steps of all rates took, beside what the cost model says of them."""
-    model = cost.load(str(cost_file))
-    _, before = read(folder / "fit.steps")
-    steps = read(folder / "llm.steps")[1][len(before) :]
+def _speed(model: cost.Cost, before: Path, after: Path) -> float:
+    """What the steps in between took, over what the cost model says of them."""
+    steps = read(after)[1][len(read(before)[1]) :]
 
     def predicted_s(step: StepRecord) -> float:
         return model.mixed_s(step.tokens, step.squares, step.rows, step.context_tokens, step.groups)
 
-    took_s, said_s = sum(step.seconds for step in steps), sum(map(predicted_s, steps))
-    return f"{len(steps)} steps took {took_s:.1f} s, the cost model says {said_s:.1f} ({said_s / took_s - 1:+.1%})"
+    return sum(step.seconds for step in steps) / sum(map(predicted_s, steps))
 
 
-def _compare(rate: float, live: dict[str, Total], simulated: dict[str, Total]) -> None:
+def _at_speed(cost_file: Path, factor: float) -> Path:
+    """A file beside it, with all times multiplied."""
+    model = cost.load(str(cost_file))
+    times = ("prefill_fixed_s", "prefill_token_s", "prefill_square_s", "mixed_fixed_s", "decode_group_s")
+    scaled = {name: factor * seconds for name in times if (seconds := getattr(model, name)) is not None}
+    decode = cost.DecodeCost(*(factor * part for part in msgspec.structs.astuple(model.decode)))
+    file = cost_file.with_name("at_speed.json")
+    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(model, decode=decode, **scaled)))
+    return file
+
+
+def _compare(rate: str, live: dict[str, Total], simulated: dict[str, Total]) -> None:
     """Print both orders, and how many pairs of presets stand the same way in both."""
     pairs = list(combinations(live, 2))
     ways = [(_way(live[one], live[other]), _way(simulated[one], simulated[other])) for one, other in pairs]
     same, opposite = sum(a == b for a, b in ways), sum(a * b < 0 for a, b in ways)
-    print(f"{rate:g}/s live: {_ranking(live)}; simulated: {_ranking(simulated)}")
+    print(f"{rate}/s live: {_ranking(live)}; simulated: {_ranking(simulated)}")
     level = len(pairs) - same - opposite
     print(f"  pairs of presets: {same} of {len(pairs)} the same, {level} level in one only, {opposite} opposite")
 
@@ -156,10 +178,14 @@ def _run(*arguments: str) -> str:
     return done.stdout
 
 
-def _totals(folder: Path) -> list[Total]:
-    """At each rate."""
-    report = json.loads((folder / "report.json").read_text())
-    return [run["report"]["total"] for run in report["runs"]]
+def _total(folder: Path) -> Total:
+    (run,) = json.loads((folder / "report.json").read_text())["runs"]
+    total: Total = run["report"]["total"]
+    return total
+
+
+def _points(model: Total, real: Total) -> str:
+    return f"{100 * (model['attainment'] - real['attainment']):+.1f} points"
 
 
 def _text(total: Total) -> str:
