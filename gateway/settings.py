@@ -71,7 +71,10 @@ class Section(BaseModel):
 
 class Http(Section):
     max_body_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * 1024**2)
-    """Largest request body; a longer one is a 413.  Ten times the text of a 100,000-token prompt."""
+    """Largest request body; a longer one is a 413.  Ten times the text of a 100,000-token prompt.
+
+    From 256 KiB on a body is parsed in a process of its own, started at the first one, so that no stream waits.
+    """
     body_timeout_s: PositiveFloat = 30.0
     """Longest wait for a whole request body, so that slow senders hold nothing for long."""
     keepalive_s: PositiveFloat = 10.0
