@@ -4,9 +4,9 @@
 with a hog that takes and frees half of it.  Prints how much the engine had of what is free and its own, how fast
 it followed, and whether any answer failed or came out otherwise than another time; --out keeps all samples.
 
-`fixed` answers the same requests of very different lengths with the demo model and the same KV memory, in batches
-of fixed sizes and under `full`.  A row that the engine evicts or refuses for want of memory is put back and
-completes; a server that does not put back would have failed it, so it is counted as such.
+`fixed` answers the same requests of very different lengths with the model of the speed benchmarks and the same KV
+memory, in batches of fixed sizes and under `full`.  A row that the engine evicts or refuses for want of memory is
+put back and completes; a server that does not put back would have failed it, so it is counted as such.
 """
 
 import argparse
@@ -30,6 +30,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.control_group import ControlGroup, limited
+from benchmarks.speed import model as speed_model
 from gateway import local
 from gateway.settings import DEMO_MODEL
 
@@ -45,7 +46,8 @@ CALM_S, HELD_S = 15.0, 15.0
 CYCLES = 2
 SAMPLE_S = 0.1
 
-FIXED_KV_MIB = 24
+FIXED_KV_MIB = 144
+"""6,144 tokens."""
 FIXED_REQUESTS = 120
 
 
@@ -111,7 +113,7 @@ async def follow(out: Path | None) -> None:
         _make_model(Path(folder))
         async with (
             local.Stack(model=folder, name="fat", dtype="float32", max_prefill_tokens=PREFILL_TOKENS) as stack,
-            _gateway(stack, folder) as url,
+            _gateway(stack, folder, "fat", prefill_tokens=PREFILL_TOKENS) as url,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session,
         ):
             group.add(stack.stub_pid("triton"))
@@ -282,23 +284,23 @@ async def fixed(sizes: Sequence[int]) -> None:
     """Prints a table."""
     print("| batches | requests/s | tokens/s | s | would have failed | failed |")
     print("|---|---|---|---|---|---|")
-    for size in (*sizes, None):
-        print(await _run_fixed(size), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        speed_model.make(Path(folder))
+        for size in (*sizes, None):
+            print(await _run_fixed(folder, size), flush=True)
 
 
-async def _run_fixed(size: int | None) -> str:
+async def _run_fixed(model: str, size: int | None) -> str:
     """A row of the table; None: `full`."""
     rng = random.Random(2)
     requests = [_heterogeneous(rng) for _ in range(FIXED_REQUESTS)]
     async with (
-        local.Stack(
-            model=DEMO_MODEL, name="demo", dtype="float32", threads=1, kv_budget_bytes=FIXED_KV_MIB * MIB
-        ) as stack,
-        _gateway(stack, DEMO_MODEL, size) as url,
+        local.Stack(model=model, name="bench", dtype="bfloat16", kv_budget_bytes=FIXED_KV_MIB * MIB) as stack,
+        _gateway(stack, model, "bench", size=size) as url,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=PATIENT) as session,
     ):
         begun_s = time.monotonic()
-        asked = (_ask(session, url, "demo", *request) for request in requests)
+        asked = (_ask(session, url, "bench", *request) for request in requests)
         answers = await asyncio.gather(*asked)
         took_s = time.monotonic() - begun_s
         put_back = _put_backs(await _page(session, url))
@@ -320,14 +322,15 @@ def _heterogeneous(rng: random.Random) -> tuple[list[int], int]:
 
 
 @asynccontextmanager
-async def _gateway(stack: local.Stack, model: str, size: int | None = None) -> AsyncIterator[str]:
+async def _gateway(
+    stack: local.Stack, model: str, name: str, *, size: int | None = None, prefill_tokens: int = 2048
+) -> AsyncIterator[str]:
     """Its URL.  `size`: of fixed batches."""
     port = local.free_port()
     module = ("gateway", "gateway") if size is None else ("benchmarks.fixed_gateway", str(size))
-    flags = {"model": model, "port": port, "redis": stack.redis_url, "triton": stack.triton_address}
-    flags |= {"log-level": "error"}
-    if model != DEMO_MODEL:
-        flags |= {"model-name": "fat", "scheduling-max-prefill-tokens": PREFILL_TOKENS}
+    flags = {"model": model, "model-name": name, "port": str(port), "log-level": "error"}
+    flags |= {"redis": stack.redis_url, "triton": stack.triton_address}
+    flags["scheduling-max-prefill-tokens"] = str(prefill_tokens)
     argv = ("-m", *module, *(f"--{name}={value}" for name, value in flags.items()))
     process = await asyncio.create_subprocess_exec(sys.executable, *argv)
     url = f"http://127.0.0.1:{port}"
