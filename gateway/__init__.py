@@ -8,8 +8,8 @@ Floors, an upper one imports a lower one, never back (held by import-linter):
 - `app`, `local`: putting a process together; starting and supervising the embedded servers
 - `server`, `settings`: HTTP; the one settings tree
 - `middleware`, `keyring`, `reservations`: who may come in, and what of their quotas they take
-- `driver`, `origin`, `reader`, `openai`: the loop of one replica; the requests of this gateway; bodies of all sizes;
-  the wire format
+- `driver`, `origin`, `reader`, `openai`: the loop of one replica; the requests of this gateway; bodies of all
+  sizes; the wire format
 - `store`, `triton`, `tokenizer`, `metrics`: adapters to the world; `profiler`: what gateways learn together
 - `ports`: the protocols those adapters fill
 - `policy`, `load`: pure decisions; workloads, records and reports of benchmark and simulator
