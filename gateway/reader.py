@@ -8,12 +8,14 @@ Started as a program, this module is that process: questions come in at its stan
 
 import asyncio
 import contextlib
+import struct
 import sys
-from asyncio import IncompleteReadError
-from asyncio.subprocess import PIPE, Process
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from struct import Struct
+from subprocess import PIPE, Popen
 from typing import BinaryIO
 
 import msgspec
@@ -26,7 +28,6 @@ LARGE_BYTES = 2**18
 """A smaller body takes some milliseconds at most."""
 PATIENCE_S = 30.0
 """Far longer than a body of the greatest size that may be allowed takes."""
-_STREAM_BYTES = 2**20
 _HEAD = Struct("<BqqQ")
 """Of a question: kind, vocabulary, limit in tokens, bytes that follow."""
 _SIZE = Struct("<Q")
@@ -59,9 +60,9 @@ class Reader:
     def __init__(self, vocabulary: int) -> None:
         """Token ids must lie below `vocabulary`."""
         self._vocabulary = vocabulary
-        self._process: Process | None = None
+        self._process: Popen[bytes] | None = None
         """Started when there is a large body, and again after it has died."""
-        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "reader")
 
     @property
     def pid(self) -> int | None:
@@ -76,8 +77,8 @@ class Reader:
         if len(body) < LARGE_BYTES:
             return _PARSERS[kind](body, self._vocabulary)
         head = _HEAD.pack(kind, self._vocabulary, limit_tokens or 0, len(body))
-        # A client that goes away leaves an answer behind, and the next question must not get it.
-        answer = await asyncio.shield(self._ask(head, body))
+        # A client that goes away does not stop the thread, so nobody gets an answer that is another's.
+        answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, head, body)
         if answer is None:
             raise Unavailable("The body could not be read; please try again.", retry_after_s=1.0)
         found: _Parsed | _Refusal = _decode(answer)
@@ -86,42 +87,53 @@ class Reader:
         return found.request
 
     async def aclose(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        if (process := self._process) is not None:
+            process.kill()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
+        self._thread.shutdown(wait=False)
 
-    async def _ask(self, head: bytes, body: bytes) -> bytes | None:
-        """The answer; None if there is none."""
-        async with self._turn:
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    process = await self._running()
-                    return await _exchange(process, head, body)
-            except (OSError, TimeoutError, IncompleteReadError):
-                await self.aclose()
-                return None
+    def _ask(self, head: bytes, body: bytes) -> bytes | None:
+        """The answer; None if there is none.  In the thread, so that one question follows the other."""
+        process = self._running()
+        patience = threading.Timer(PATIENCE_S, process.kill)
+        patience.start()
+        try:
+            return _exchange(process, head, body)
+        except (OSError, struct.error):
+            self._end()
+            return None
+        finally:
+            patience.cancel()
 
-    async def _running(self) -> Process:
-        if self._process is None or self._process.returncode is not None:
-            # In a session of its own, so that a terminal's interrupt ends only us, in order.
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", __name__),
-                stdin=PIPE,
-                stdout=PIPE,
-                start_new_session=True,
-                limit=_STREAM_BYTES,
-            )
+    def _running(self) -> "Popen[bytes]":
+        if self._process is None or self._process.poll() is not None:
+            self._end()
+            # In a session of its own, so that a terminal's interrupt ends only us, in order.  Python's own way to
+            # start a process (vfork) passes by gRPC's fork handlers, which uvloop's does not.
+            argv = (sys.executable, "-m", __name__)
+            self._process = Popen(argv, stdin=PIPE, stdout=PIPE, start_new_session=True)
         return self._process
 
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            # What was not written goes nowhere.
+            with contextlib.suppress(OSError):
+                process.communicate()
 
-async def _exchange(process: Process, head: bytes, body: bytes) -> bytes:
+
+def _exchange(process: "Popen[bytes]", head: bytes, body: bytes) -> bytes:
+    """Raises OSError or struct.error if the process dies over it."""
     assert process.stdin is not None and process.stdout is not None, "started with pipes"
-    process.stdin.writelines((head, body))
-    await process.stdin.drain()
-    (size,) = _SIZE.unpack(await process.stdout.readexactly(_SIZE.size))
-    return await process.stdout.readexactly(size)
+    process.stdin.write(head)
+    process.stdin.write(body)
+    process.stdin.flush()
+    (size,) = _SIZE.unpack(process.stdout.read(_SIZE.size))
+    answer = process.stdout.read(size)
+    if len(answer) < size:
+        raise BrokenPipeError
+    return answer
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
