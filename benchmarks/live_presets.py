@@ -60,15 +60,18 @@ def main() -> None:
     cost_file = options.out / "cost.json"
     fitted = [str(folder / "fit.steps") for folder in folders.values()]
     print(_run("fit", "--steps", *fitted, "--out", str(cost_file)), end="")
+    fit = cost.load(str(cost_file))
     live: dict[str, dict[str, Total]] = {rate: {} for rate in loads}
     simulated: dict[str, dict[str, Total]] = {rate: {} for rate in loads}
     for preset, folder in folders.items():
         print(preset)
         for (rate, load), before in zip(loads.items(), ["fit", *loads], strict=False):
             real = live[rate][preset] = _total(folder / rate)
-            speed = _speed(cost.load(str(cost_file)), folder / f"{before}.steps", folder / f"{rate}.steps")
-            model = _simulate(preset, folder / rate, cost_file, load)
-            then = simulated[rate][preset] = _simulate(preset, folder / rate, _at_speed(cost_file, speed), load)
+            speed = _speed(fit, folder / f"{before}.steps", folder / f"{rate}.steps")
+            at_speed_file = folder / f"{rate}.cost.json"
+            at_speed_file.write_bytes(msgspec.json.encode(_at_speed(fit, speed)))
+            model = _simulate(preset, folder / rate / "as_fitted", cost_file, load)
+            then = simulated[rate][preset] = _simulate(preset, folder / rate / "at_speed", at_speed_file, load)
             print(f"  {rate}/s live           {_text(real)}")
             print(f"  {'':{len(rate)}}   as fitted      {_text(model)} | {_points(model, real)}")
             print(f"  {'':{len(rate)}}   times {speed:.3f}    {_text(then)} | {_points(then, real)}")
@@ -119,10 +122,9 @@ def _serving(preset: str, port: int, records: Path) -> Iterator[str]:
         up.communicate()
 
 
-def _simulate(preset: str, folder: Path, cost_file: Path, load: list[str]) -> Total:
+def _simulate(preset: str, out: Path, cost_file: Path, load: list[str]) -> Total:
     """Clients of `bench` say how long their answers will be, hence the oracle."""
     engine = ("--engine", "ours", "--padding", "packed", "--lengths", "oracle")
-    out = folder / cost_file.stem
     _run("simulate", "--policies", preset, *engine, *load, "--cost", str(cost_file), "--out", str(out))
     return _total(out)
 
@@ -137,15 +139,12 @@ def _speed(model: cost.Cost, before: Path, after: Path) -> float:
     return sum(step.seconds for step in steps) / sum(map(predicted_s, steps))
 
 
-def _at_speed(cost_file: Path, factor: float) -> Path:
-    """A file beside it, with all times multiplied."""
-    model = cost.load(str(cost_file))
+def _at_speed(model: cost.Cost, factor: float) -> cost.Cost:
+    """A fitted model with all its times multiplied."""
     times = ("prefill_fixed_s", "prefill_token_s", "prefill_square_s", "mixed_fixed_s", "decode_group_s")
     scaled = {name: factor * seconds for name in times if (seconds := getattr(model, name)) is not None}
     decode = cost.DecodeCost(*(factor * part for part in msgspec.structs.astuple(model.decode)))
-    file = cost_file.with_name("at_speed.json")
-    file.write_bytes(msgspec.json.encode(msgspec.structs.replace(model, decode=decode, **scaled)))
-    return file
+    return msgspec.structs.replace(model, decode=decode, **scaled)
 
 
 def _compare(rate: str, live: dict[str, Total], simulated: dict[str, Total]) -> None:

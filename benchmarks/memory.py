@@ -323,14 +323,15 @@ def _heterogeneous(rng: random.Random) -> tuple[list[int], int]:
 
 @asynccontextmanager
 async def _gateway(
-    stack: local.Stack, model: str, name: str, *, size: int | None = None, prefill_tokens: int = 2048
+    stack: local.Stack, model: str, name: str, *, size: int | None = None, prefill_tokens: int | None = None
 ) -> AsyncIterator[str]:
     """Its URL.  `size`: of fixed batches."""
     port = local.free_port()
     module = ("gateway", "gateway") if size is None else ("benchmarks.fixed_gateway", str(size))
     flags = {"model": model, "model-name": name, "port": str(port), "log-level": "error"}
     flags |= {"redis": stack.redis_url, "triton": stack.triton_address}
-    flags["scheduling-max-prefill-tokens"] = str(prefill_tokens)
+    if prefill_tokens is not None:
+        flags["scheduling-max-prefill-tokens"] = str(prefill_tokens)
     argv = ("-m", *module, *(f"--{name}={value}" for name, value in flags.items()))
     process = await asyncio.create_subprocess_exec(sys.executable, *argv)
     url = f"http://127.0.0.1:{port}"

@@ -94,16 +94,11 @@ class Reader:
 
     def _ask(self, head: bytes, body: bytes) -> bytes | None:
         """The answer; None if there is none.  In the thread, so that one question follows the other."""
-        process = self._running()
-        patience = threading.Timer(PATIENCE_S, process.kill)
-        patience.start()
         try:
-            return _exchange(process, head, body)
+            return _exchange(self._running(), head, body)
         except (OSError, struct.error):
             self._end()
             return None
-        finally:
-            patience.cancel()
 
     def _running(self) -> "Popen[bytes]":
         if self._process is None or self._process.poll() is not None:
@@ -124,13 +119,18 @@ class Reader:
 
 
 def _exchange(process: "Popen[bytes]", head: bytes, body: bytes) -> bytes:
-    """Raises OSError or struct.error if the process dies over it."""
+    """Raises OSError or struct.error if the process dies over it, as it has to after PATIENCE_S."""
     assert process.stdin is not None and process.stdout is not None, "started with pipes"
-    process.stdin.write(head)
-    process.stdin.write(body)
-    process.stdin.flush()
-    (size,) = _SIZE.unpack(process.stdout.read(_SIZE.size))
-    answer = process.stdout.read(size)
+    patience = threading.Timer(PATIENCE_S, process.kill)
+    patience.start()
+    try:
+        process.stdin.write(head)
+        process.stdin.write(body)
+        process.stdin.flush()
+        (size,) = _SIZE.unpack(process.stdout.read(_SIZE.size))
+        answer = process.stdout.read(size)
+    finally:
+        patience.cancel()
     if len(answer) < size:
         raise BrokenPipeError
     return answer
