@@ -1,10 +1,11 @@
 """The presets live on this machine, beside the simulator: `python -m benchmarks.live_presets --out FOLDER`.
 
-Serves the demo model under each preset and loads it twice with `bucketserve bench`: with a trace of bursts, and
-with the workload `chat` at each rate.  One cost model is fitted to all steps of the former (its error is printed),
-and the latter's requests are simulated with it: as fitted, and at the speed that the machine had just then (every
-time of the model times what that load's steps took over what the model says of them).  Some twenty minutes, on an
-idle machine: another's work changes what a step takes.  What lies in the folder is not measured again.
+Serves the demo model under each preset and loads it with `bucketserve bench`: with a trace of bursts, and with
+the workload `chat` at each rate, each time begun anew and with that workload's targets, as a simulation is.  One
+cost model is fitted to all steps of the bursts (its error is printed), and the `chat` requests are simulated with
+it: as fitted, and at the speed that the machine had just then (every time of the model times what that load's
+steps took over what the model says of them).  Some twenty minutes, on an idle machine: another's work changes what
+a step takes.  What lies in the folder is not measured again.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import math
 import random
 import re
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from typing import Any
 
 import msgspec
 
+from gateway.load.named import WORKLOADS
 from gateway.simulator import cost
+from gateway.simulator.run import aims
 from triton_backend.record import StepRecord, read
 
 PRESETS = ("full", "uellm", "continuous", "bucketserve", "static")
@@ -34,6 +37,9 @@ FIT_BURST_S = 5.0
 FIT_BURST_REQUESTS, FIT_BURST_TOKENS = 128, 40_000
 """The most of a burst: many short prompts, or few long ones, so that rows and tokens can be told apart."""
 FIT_PROMPT_TOKENS, FIT_ANSWER_TOKENS = (32, 3000), (8, 120)
+WORKLOAD = "chat"
+FIT, STEPS = "fit", "llm.steps"
+"""The bursts' folder; the file of each load's steps, as `up` names it."""
 CLI = (sys.executable, "-m", "gateway")
 
 Total = dict[str, Any]
@@ -49,26 +55,27 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8480)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    loads = {
-        rate: ["--workload", "chat", "--rates", rate, "--duration-s", str(options.duration_s)]
-        for rate in options.rates.split(",")
-    }
+    workload = ["--workload", WORKLOAD, "--duration-s", str(options.duration_s), "--rates"]
+    loads = {rate: [*workload, rate] for rate in options.rates.split(",")}
     folders = {preset: options.out / preset for preset in options.presets.split(",")}
     for preset, folder in folders.items():
-        if not all(_is_measured(folder, rate) for rate in loads):
-            _measure(preset, folder, options.port, loads)
+        folder.mkdir(exist_ok=True)
+        _write_trace(folder / "trace.csv")
+        _measure(folder / FIT, options.port, ["--policy", preset], ["--trace", str(folder / "trace.csv")])
+        for rate, load in loads.items():
+            _measure(folder / rate, options.port, ["--policy", preset, *_targets()], load)
     cost_file = options.out / "cost.json"
-    fitted = [str(folder / "fit.steps") for folder in folders.values()]
+    fitted = [str(folder / FIT / STEPS) for folder in folders.values()]
     print(_run("fit", "--steps", *fitted, "--out", str(cost_file)), end="")
     fit = cost.load(str(cost_file))
     live: dict[str, dict[str, Total]] = {rate: {} for rate in loads}
     simulated: dict[str, dict[str, Total]] = {rate: {} for rate in loads}
     for preset, folder in folders.items():
         print(preset)
-        for (rate, load), before in zip(loads.items(), ["fit", *loads], strict=False):
+        for rate, load in loads.items():
             real = live[rate][preset] = _total(folder / rate)
-            speed = _speed(fit, folder / f"{before}.steps", folder / f"{rate}.steps")
-            at_speed_file = folder / f"{rate}.cost.json"
+            speed = _speed(fit, folder / rate / STEPS)
+            at_speed_file = folder / rate / "cost.json"
             at_speed_file.write_bytes(msgspec.json.encode(_at_speed(fit, speed)))
             model = _simulate(preset, folder / rate / "as_fitted", cost_file, load)
             then = simulated[rate][preset] = _simulate(preset, folder / rate / "at_speed", at_speed_file, load)
@@ -79,19 +86,19 @@ def main() -> None:
         _compare(rate, live[rate], simulated[rate])
 
 
-def _is_measured(folder: Path, rate: str) -> bool:
-    return (folder / rate / "report.json").exists() and (folder / f"{rate}.steps").exists()
+def _measure(folder: Path, port: int, served: list[str], load: list[str]) -> None:
+    """Fill the folder, unless it was: a report, and the engine's steps."""
+    if not (folder / "report.json").exists():
+        with _serving("--port", str(port), "--step-records", str(folder), *served):
+            _run("bench", "--url", f"http://127.0.0.1:{port}", *load, "--out", str(folder))
 
 
-def _measure(preset: str, folder: Path, port: int, loads: dict[str, list[str]]) -> None:
-    """Fill the folder: reports, and after each load all steps so far, which an idle engine has written."""
-    with _serving(preset, port, folder) as url:
-        _write_trace(folder / "trace.csv")
-        _run("bench", "--url", url, "--trace", str(folder / "trace.csv"), "--out", str(folder / "fit"))
-        shutil.copy(folder / "llm.steps", folder / "fit.steps")
-        for rate, load in loads.items():
-            _run("bench", "--url", url, *load, "--out", str(folder / rate))
-            shutil.copy(folder / "llm.steps", folder / f"{rate}.steps")
+def _targets() -> list[str]:
+    """The classes' targets for a gateway that is to serve the workload."""
+    targets = []
+    for name, aim in aims(WORKLOADS[WORKLOAD].classes).items():
+        targets += [f"--classes-{name}-ttft-s={aim.ttft_s}", f"--classes-{name}-tpot-s={aim.tpot_s}"]
+    return targets
 
 
 def _write_trace(path: Path) -> None:
@@ -108,15 +115,14 @@ def _write_trace(path: Path) -> None:
 
 
 @contextmanager
-def _serving(preset: str, port: int, records: Path) -> Iterator[str]:
-    """Its URL."""
-    arguments = ("--port", str(port), "--threads", "1", "--policy", preset, "--step-records", str(records))
-    up = subprocess.Popen([*CLI, "up", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _serving(*arguments: str) -> Iterator[None]:
+    command = [*CLI, "up", "--threads", "1", *arguments]
+    up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert up.stdout
         if not any(re.search("ready after .* on http", line) for line in up.stdout):
-            raise SystemExit(f"`up --policy {preset}` did not come up")
-        yield f"http://127.0.0.1:{port}"
+            raise SystemExit(f"`{shlex.join(command)}` did not come up")
+        yield
     finally:
         up.send_signal(signal.SIGINT)
         up.communicate()
@@ -129,9 +135,9 @@ def _simulate(preset: str, out: Path, cost_file: Path, load: list[str]) -> Total
     return _total(out)
 
 
-def _speed(model: cost.Cost, before: Path, after: Path) -> float:
-    """What the steps in between took, over what the cost model says of them."""
-    steps = read(after)[1][len(read(before)[1]) :]
+def _speed(model: cost.Cost, records: Path) -> float:
+    """What the steps took, over what the cost model says of them."""
+    steps = read(records)[1]
 
     def predicted_s(step: StepRecord) -> float:
         return model.mixed_s(step.tokens, step.squares, step.rows, step.context_tokens, step.groups)

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,7 +12,7 @@ from gateway import chooser
 from gateway import driver as driving
 from gateway.driver import Driver
 from gateway.load.record import Records
-from gateway.load.workload import Workload
+from gateway.load.workload import TrafficClass, Workload
 from gateway.policy.preset import PRESETS, Policy
 from gateway.ports import Limits
 from gateway.request import ServiceClass
@@ -150,7 +150,7 @@ class _World:
             store=self._store,
             fleet=self._fleet,
             policy=config.choices,
-            aims=_aims(workload),
+            aims=aims(workload.classes),
             shares=_SHARES,
             limits=Limits(config.max_queued, 2**60, 2**60),
             lengths=LENGTHS[config.lengths](workload, config.seed),
@@ -237,12 +237,12 @@ def _roster(engine: Engine) -> SimRoster:
     return PrefillRoster(engine) if isinstance(engine, PrefillEngine) else SimRoster(engine)
 
 
-def _aims(workload: Workload) -> dict[ServiceClass, Aim]:
-    """Each class's tightest targets in the workload, as whoever runs a gateway for it would set them."""
-    aims = dict(_AIMS)
-    for name in ServiceClass:
-        of_class = [traffic for traffic in workload.classes if traffic.service_class is name]
+def aims(classes: Sequence[TrafficClass]) -> dict[ServiceClass, Aim]:
+    """Each service class's tightest targets in a workload, as whoever runs a gateway for it would set them."""
+    tightest = dict(_AIMS)
+    for name, usual in _AIMS.items():
+        of_class = [traffic for traffic in classes if traffic.service_class is name]
         ttfts = [traffic.ttft_slo_s for traffic in of_class if traffic.ttft_slo_s is not None]
         tpots = [traffic.tpot_slo_s for traffic in of_class if traffic.tpot_slo_s is not None]
-        aims[name] = Aim(min(ttfts, default=aims[name].ttft_s), min(tpots, default=aims[name].tpot_s))
-    return aims
+        tightest[name] = Aim(min(ttfts, default=usual.ttft_s), min(tpots, default=usual.tpot_s))
+    return tightest
