@@ -15,6 +15,10 @@ from gateway.request import ServiceClass, Slot, slot_bounds
 
 MIN_PATIENT_SHARE = 0.3
 """Part of its class's rate that a patient request can count on, however many impatient ones come."""
+BURST_RESERVE = 0.5
+"""Part of a patient request's time that is not planned for, if the impatient take all of the rate; else as much
+less.  Patient work that is all due soon leaves no room for a burst of the impatient, who would be refused though
+each of them needs little."""
 
 
 class TooLong(NamedTuple):
@@ -100,7 +104,8 @@ class ByTarget:
         before_s, later = _work(asked, load)
         left_rate = max(MIN_PATIENT_SHARE * rate, rate - load.impatient)
         ttft_s = load.start_s + before_s / left_rate + asked.first_s
-        late_s = ttft_s - load.margin * asked.ttft_s
+        margin = load.margin * (1.0 - BURST_RESERVE * min(1.0, load.impatient / rate))
+        late_s = ttft_s - margin * asked.ttft_s
         for due_s, work_s in later:
             late_s = max(late_s, load.start_s + (work_s + asked.seconds) / rate - due_s)
         return Forecast(ttft_s, late_s)

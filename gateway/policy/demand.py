@@ -5,12 +5,16 @@ them, and the best guess of who comes is who came lately.
 """
 
 from collections.abc import Iterable, Mapping
-from math import frexp, log
+from math import frexp, inf, log
 
 from gateway.policy.fading import Fading
 
-HALF_LIFE_S = 10.0
+HALF_LIFE_S = 5.0
 """After so long an arrival counts half."""
+LEAST_S = 1.0
+"""What comes at once in the beginning is taken to be the work of so long."""
+SILENCE_S = 30.0
+"""What was before says nothing of what comes."""
 
 
 class Demand:
@@ -19,14 +23,22 @@ class Demand:
     def __init__(self) -> None:
         self._seconds = Fading(HALF_LIFE_S)
         """By octave of the slack."""
+        self._since_s = self._last_s = -inf
+        """The first request after a silence, and the last one."""
 
     def note(self, slack_s: float, seconds: float, now_s: float) -> None:
         """A request came, whether it is let in or not."""
+        if now_s - self._last_s > SILENCE_S:
+            self._seconds, self._since_s = Fading(HALF_LIFE_S), now_s
+        self._last_s = now_s
         self._seconds.add(octave(slack_s), seconds, now_s)
 
     def rates(self, now_s: float) -> dict[int, float]:
         """Engine seconds in a second, by octave of the slack."""
-        return {at: seconds * log(2) / HALF_LIFE_S for at, seconds in self._seconds.read(now_s).items()}
+        # All the time that was seen, each moment with the weight of what came then; from the start, therefore, and
+        # not only when most of the sum's memory is filled.
+        seen_s = HALF_LIFE_S / log(2) * (1.0 - 2.0 ** ((self._since_s - now_s) / HALF_LIFE_S))
+        return {at: seconds / max(LEAST_S, seen_s) for at, seconds in self._seconds.read(now_s).items()}
 
 
 def tighter(slack_s: float, rates: Iterable[Mapping[int, float]]) -> float:

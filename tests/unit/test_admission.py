@@ -223,18 +223,27 @@ def test_demand_is_work_per_second_of_those_that_may_wait_less() -> None:
         demand.note(10.0, 0.2, tenth / 10)
     assert tighter(10.0, [demand.rates(300.0)]) == pytest.approx(0.5, rel=0.05)
     assert tighter(1.0, [demand.rates(300.0)]) == 0
-    assert tighter(10.0, [demand.rates(310.0)]) == pytest.approx(0.25, rel=0.05)
+    assert tighter(10.0, [demand.rates(305.0)]) == pytest.approx(0.25, rel=0.05)
     assert tighter(10.0, [demand.rates(3000.0)]) == pytest.approx(0.0, abs=1e-9)
     assert tighter(10.0, [demand.rates(300.0)] * 3) == pytest.approx(1.5, rel=0.05), "of three gateways"
+
+
+def test_demand_is_known_soon_after_work_begins_to_come() -> None:
+    demand = Demand()
+    demand.note(1.0, 0.2, 0.0)
+    assert demand.rates(0.0) == {1: 0.2}, "not at an infinite rate"
+    for tenth in range(20_000, 20_020):
+        demand.note(1.0, 0.05, tenth / 10)
+    assert demand.rates(2002.0)[1] == pytest.approx(0.5, rel=0.05), "after a silence, too"
 
 
 def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
     waiting = (DEFAULT, 1, 4.0)
     patient = Asked(DEFAULT, 10.0, 10.0, 0.0, 0.4, 0.1)
     assert late_s(patient, load(waiting)) == 0
-    assert late_s(patient, load(waiting, impatient=0.5)) == 0
-    assert late_s(patient, load(waiting, impatient=0.65)) == pytest.approx(4.0 / 0.35 + 0.1 - 10.0)
-    assert late_s(patient, load(waiting, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0)
+    assert late_s(patient, load(waiting, impatient=0.3)) == 0
+    assert late_s(patient, load(waiting, impatient=0.6)) == pytest.approx(4.0 / 0.4 + 0.1 - 10.0 * 0.7)
+    assert late_s(patient, load(waiting, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0 * 0.5)
 
 
 # The margin
