@@ -15,7 +15,7 @@ from gateway.request import ServiceClass, Slot, slot_bounds
 
 MIN_PATIENT_SHARE = 0.3
 """Part of its class's rate that a patient request can count on, however many impatient ones come."""
-BURST_RESERVE = 0.5
+BURST_RESERVE = 0.3
 """Part of a patient request's time that is not planned for, if the impatient take all of the rate; else as much
 less.  Patient work that is all due soon leaves no room for a burst of the impatient, who would be refused though
 each of them needs little."""

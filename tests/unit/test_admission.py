@@ -242,8 +242,8 @@ def test_a_patient_request_reckons_with_the_impatient_to_come() -> None:
     patient = Asked(DEFAULT, 10.0, 10.0, 0.0, 0.4, 0.1)
     assert late_s(patient, load(waiting)) == 0
     assert late_s(patient, load(waiting, impatient=0.3)) == 0
-    assert late_s(patient, load(waiting, impatient=0.6)) == pytest.approx(4.0 / 0.4 + 0.1 - 10.0 * 0.7)
-    assert late_s(patient, load(waiting, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0 * 0.5)
+    assert late_s(patient, load(waiting, impatient=0.6)) == pytest.approx(4.0 / 0.4 + 0.1 - 10.0 * 0.82)
+    assert late_s(patient, load(waiting, impatient=99.0)) == pytest.approx(4.0 / 0.3 + 0.1 - 10.0 * 0.7)
 
 
 # The margin
