@@ -88,6 +88,7 @@ class Reader:
 
     async def aclose(self) -> None:
         if (process := self._process) is not None:
+            # A question that the thread is at would hold it for as long as it takes.
             process.kill()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
         self._thread.shutdown(wait=False)

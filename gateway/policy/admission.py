@@ -102,9 +102,10 @@ class ByTarget:
         if rate <= 0:
             return Forecast(0.0, 0.0)
         before_s, later = _work(asked, load)
-        left_rate = max(MIN_PATIENT_SHARE * rate, rate - load.impatient)
+        taken = min(1.0, load.impatient / rate)
+        left_rate = rate * max(MIN_PATIENT_SHARE, 1.0 - taken)
         ttft_s = load.start_s + before_s / left_rate + asked.first_s
-        margin = load.margin * (1.0 - BURST_RESERVE * min(1.0, load.impatient / rate))
+        margin = load.margin * (1.0 - BURST_RESERVE * taken)
         late_s = ttft_s - margin * asked.ttft_s
         for due_s, work_s in later:
             late_s = max(late_s, load.start_s + (work_s + asked.seconds) / rate - due_s)

@@ -5,7 +5,7 @@ them, and the best guess of who comes is who came lately.
 """
 
 from collections.abc import Iterable, Mapping
-from math import frexp, inf, log
+from math import frexp, inf
 
 from gateway.policy.fading import Fading
 
@@ -23,22 +23,20 @@ class Demand:
     def __init__(self) -> None:
         self._seconds = Fading(HALF_LIFE_S)
         """By octave of the slack."""
-        self._since_s = self._last_s = -inf
-        """The first request after a silence, and the last one."""
+        self._last_s = -inf
+        """When a request came last."""
 
     def note(self, slack_s: float, seconds: float, now_s: float) -> None:
         """A request came, whether it is let in or not."""
         if now_s - self._last_s > SILENCE_S:
-            self._seconds, self._since_s = Fading(HALF_LIFE_S), now_s
+            self._seconds = Fading(HALF_LIFE_S, now_s)
         self._last_s = now_s
         self._seconds.add(octave(slack_s), seconds, now_s)
 
     def rates(self, now_s: float) -> dict[int, float]:
         """Engine seconds in a second, by octave of the slack."""
-        # All the time that was seen, each moment with the weight of what came then; from the start, therefore, and
-        # not only when most of the sum's memory is filled.
-        seen_s = HALF_LIFE_S / log(2) * (1.0 - 2.0 ** ((self._since_s - now_s) / HALF_LIFE_S))
-        return {at: seconds / max(LEAST_S, seen_s) for at, seconds in self._seconds.read(now_s).items()}
+        seen_s = max(LEAST_S, self._seconds.seen_s(now_s))
+        return {at: seconds / seen_s for at, seconds in self._seconds.read(now_s).items()}
 
 
 def tighter(slack_s: float, rates: Iterable[Mapping[int, float]]) -> float:

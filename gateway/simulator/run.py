@@ -239,7 +239,7 @@ def _roster(engine: Engine) -> SimRoster:
 
 def aims(classes: Sequence[TrafficClass]) -> dict[ServiceClass, Aim]:
     """Each service class's tightest targets in a workload, as whoever runs a gateway for it would set them."""
-    tightest = dict(_AIMS)
+    tightest: dict[ServiceClass, Aim] = {}
     for name, usual in _AIMS.items():
         of_class = [traffic for traffic in classes if traffic.service_class is name]
         ttfts = [traffic.ttft_slo_s for traffic in of_class if traffic.ttft_slo_s is not None]
