@@ -13,19 +13,15 @@ import csv
 import json
 import math
 import random
-import re
-import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from benchmarks.speed import servers
 from gateway.load.named import WORKLOADS
 from gateway.simulator import cost
 from gateway.simulator.run import aims
@@ -89,8 +85,8 @@ def main() -> None:
 def _measure(folder: Path, port: int, served: list[str], load: list[str]) -> None:
     """Fill the folder, unless it was: a report, and the engine's steps."""
     if not (folder / "report.json").exists():
-        with _serving("--port", str(port), "--step-records", str(folder), *served):
-            _run("bench", "--url", f"http://127.0.0.1:{port}", *load, "--out", str(folder))
+        with servers.ours(port, "--threads", "1", "--step-records", str(folder), *served) as url:
+            _run("bench", "--url", url, *load, "--out", str(folder))
 
 
 def _targets() -> list[str]:
@@ -112,20 +108,6 @@ def _write_trace(path: Path) -> None:
             for _ in range(min(FIT_BURST_REQUESTS, FIT_BURST_TOKENS // longest)):
                 prompt_tokens = round(longest * rng.uniform(0.3, 1.0))
                 writer.writerow((burst * FIT_BURST_S, prompt_tokens, rng.randint(*FIT_ANSWER_TOKENS)))
-
-
-@contextmanager
-def _serving(*arguments: str) -> Iterator[None]:
-    command = [*CLI, "up", "--threads", "1", *arguments]
-    up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert up.stdout
-        if not any(re.search("ready after .* on http", line) for line in up.stdout):
-            raise SystemExit(f"`{shlex.join(command)}` did not come up")
-        yield
-    finally:
-        up.send_signal(signal.SIGINT)
-        up.communicate()
 
 
 def _simulate(preset: str, out: Path, cost_file: Path, load: list[str]) -> Total:

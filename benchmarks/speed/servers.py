@@ -18,21 +18,10 @@ NAME = "m"
 
 
 @contextmanager
-def ours(model: Path, port: int, *flags: str) -> Iterator[str]:
+def ours(port: int, *flags: str) -> Iterator[str]:
     """Serve with `bucketserve up`: gateway, Valkey, Triton and engine.  Gives the URL."""
-    command = [
-        sys.executable,
-        "-m",
-        "gateway",
-        "up",
-        "--model",
-        str(model),
-        "--model-name",
-        NAME,
-        "--dtype",
-        "bfloat16",
-    ]
-    with _served([*command, "--port", str(port), *flags], os.environ.copy(), port, "/ready") as _:
+    command = [sys.executable, "-m", "gateway", "up", "--port", str(port), *flags]
+    with _served(command, os.environ.copy(), port, "/ready"):
         yield f"http://127.0.0.1:{port}"
 
 

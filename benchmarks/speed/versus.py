@@ -91,7 +91,8 @@ def in_turn(
     port: int, model: Path, vllm: servers.Vllm, measure: Callable[[str], Figures], flags: Sequence[str] = ()
 ) -> tuple[Figures, Figures]:
     """Ours, then vLLM's.  `flags` are for ours."""
-    with servers.ours(model, port, *flags) as url:
+    served = ("--model", str(model), "--model-name", servers.NAME, "--dtype", "bfloat16")
+    with servers.ours(port, *served, *flags) as url:
         mine = measure(url)
     vllm.thaw()
     theirs = measure(vllm.url)
