@@ -37,7 +37,6 @@ def attend_newest(
     keys and values are a layer's blocks [blocks, positions, kv heads, dim]; inputs [rows, 1 + blocks] int32 are
     each query's position, and the row's blocks.  `num_processors` is how many the device has.
     """
-    query = query.contiguous()
     num_rows, heads, key_dim = query.shape
     _, block_tokens, kv_heads, value_dim = values.shape
     group = heads // kv_heads

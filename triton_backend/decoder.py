@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from triton_backend.attention import KV, Probe, Scores, UnsupportedModel
 from triton_backend.cache import LayerShape
-from triton_backend.joint import join
 from triton_backend.loader import adopt, config_context
+from triton_backend.native_layers import is_native
 from triton_backend.sampling import Pick
 from triton_backend.sequence import Sequence
 
@@ -94,19 +94,19 @@ class Decoder:
         return logits
 
     def compile(self, backend: str = "inductor") -> None:
-        """From here on products of the same rows are one, and layers are compiled as they are run.  What cannot be
+        """From here on layers are compiled as they are run, but for those that our kernels run.  What cannot be
         compiled runs as it is.
 
         Layers of one kind share what was compiled, whatever their number and that of rows and positions, but that
         one of these is compiled by itself.
         """
-        join(self._model)
-        self._is_compiled = True
+        layers = [layer for layer in self._layers() if not is_native(layer)]
+        self._is_compiled = bool(layers)
         config = torch._dynamo.config
         config.allow_unspec_int_on_nn_module = True
         config.recompile_limit = max(config.recompile_limit, _MAX_COMPILED)
         config.suppress_errors = True
-        for layer in self._layers():
+        for layer in layers:
             layer.compile(dynamic=True, backend=backend)
 
     def _layers(self) -> list[nn.Module]:

@@ -1,36 +1,41 @@
-"""Decode steps recorded as CUDA graphs, one for each size of a ladder.
+"""Steps recorded as CUDA graphs, one for each size of a ladder: the host starts hundreds of kernels by one call.
 
 A recorded step reads its inputs and the cache at the addresses it was recorded with, so it is void once the cache
-was resized.  Rows that a size has too many read and write block 0, which is nobody's.
+was resized.  What a size has too much reads and writes block 0, which is nobody's.
 """
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-SIZES = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, 513, 64))
-"""Rows of the recorded steps."""
+ROWS = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, 513, 64))
+"""Of the recorded decode steps."""
+PROMPT_TOKENS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Of the recorded chunks: larger ones take the device longer than starting them takes the host."""
 _WARM_UPS = 2
 """Runs before the recording: the first allocates workspaces and compiles kernels, which a graph must not."""
 
 
-def padded(num_rows: int) -> int:
-    """The size that takes so many rows; beyond the ladder their own number."""
-    at = bisect_left(SIZES, num_rows)
-    return SIZES[at] if at < len(SIZES) else num_rows
+def padded(size: int, sizes: Sequence[int]) -> int:
+    """The first of the sizes that is as large; beyond them the size itself."""
+    at = bisect_left(sizes, size)
+    return sizes[at] if at < len(sizes) else size
 
 
 class Graphs:
-    """`step` maps inputs [rows, width] int32 to logits [rows, vocabulary], all on the device."""
+    """`step` maps inputs [size, width] int32 to logits [rows, vocabulary], all on the device."""
 
-    def __init__(self, step: Callable[[Tensor], Tensor], width: int, device: torch.device) -> None:
+    def __init__(
+        self, step: Callable[[Tensor], Tensor], sizes: Sequence[int], width: int, device: torch.device
+    ) -> None:
         self._step = step
-        self._inputs = torch.zeros(SIZES[-1], width, dtype=torch.int32, device=device)
+        self._sizes = sizes
+        self._inputs = torch.zeros(sizes[-1], width, dtype=torch.int32, device=device)
         self._logits: Tensor | None = None
         """Where all of them leave their logits: each with its own would keep as much memory apart."""
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -42,7 +47,7 @@ class Graphs:
         """The logits of the step, void after the next one; inputs are in pinned memory, and of a `padded` size or
         beyond the ladder."""
         size = len(inputs)
-        if size > SIZES[-1] or not self._is_recordable:
+        if not self.takes(size):
             return self._step(inputs.to(self._inputs.device, non_blocking=True))
         self._inputs[:size].copy_(inputs, non_blocking=True)
         if size not in self._graphs and not self._record(size):
@@ -51,9 +56,13 @@ class Graphs:
         assert self._logits is not None
         return self._logits[:size]
 
+    def takes(self, size: int) -> bool:
+        """Whether steps of this size are recorded."""
+        return size <= self._sizes[-1] and self._is_recordable
+
     def record_all(self) -> None:
         """The largest first: the smaller ones find room in its memory."""
-        for size in reversed(SIZES):
+        for size in reversed(self._sizes):
             if self._is_recordable and size not in self._graphs:
                 self._inputs.zero_()
                 self._record(size)
@@ -72,16 +81,17 @@ class Graphs:
                 logits = self._step(inputs)
         current.wait_stream(self._stream)
         if self._logits is None:
-            self._logits = logits.new_empty(SIZES[-1], logits.shape[1])
+            self._logits = torch.empty_like(logits)  # The largest step is recorded first.
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may go on using the device, if there are any.
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                self._logits[:size].copy_(self._step(inputs))
+                logits = self._step(inputs)
+                self._logits[: len(logits)].copy_(logits)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            log.warning("its decode steps cannot be recorded as CUDA graphs, and are slower for it: %s", error)
+            log.warning("steps of this model cannot be recorded as CUDA graphs, and are slower for it: %s", error)
             self._is_recordable = False
             return False
         self._graphs[size] = graph

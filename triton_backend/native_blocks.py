@@ -13,7 +13,7 @@ from triton_backend.attention import KV
 from triton_backend.block_kernels import Attention, BlockKernels, Layers, StackKernels
 from triton_backend.joint import Joint, PartLinear
 from triton_backend.native_attention import native_parts
-from triton_backend.native_layers import Call, JointGated, NativeAttention, NativeNorm, refuse
+from triton_backend.native_layers import Call, JointGated, Kernels, NativeAttention, NativeNorm, refuse
 from triton_backend.native_linear import NativeLinear
 from triton_backend.packed import PackedLinear
 from triton_backend.row_kernels import RowKernels
@@ -46,12 +46,14 @@ class NativeBlock(_Given):
     def __init__(self, library: CDLL, layers: Layers, attention: NativeAttention) -> None:
         super().__init__()
         self.heads = attention.query_heads, attention.key_heads, attention.value_heads
-        self._layer, self._scores = attention.layer, attention.scores
+        self._layer, self._scores = attention.layer_idx, attention.scores
         (num, key_dim), (num_kv, _), _ = self.heads
         self.kernels = BlockKernels(library, layers, Attention(self._layer, num, num_kv, key_dim, self._scores))
 
     @classmethod
-    def like(cls, kernels: RowKernels, layer: nn.Module, call: Call) -> list["NativeBlock"]:
+    def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list["NativeBlock"]:
+        if not isinstance(kernels, RowKernels):
+            return []
         match [getattr(layer, name, None) for name in cls.PARTS]:
             case (
                 NativeNorm() as attention_norm,

@@ -1,6 +1,7 @@
 """Layers of a model that our kernels run."""
 
-from typing import Any, NamedTuple
+from math import prod
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,16 @@ from triton_backend.block_kernels import Norm
 from triton_backend.joint import PartLinear
 from triton_backend.native_linear import NativeLinear
 from triton_backend.packed import PackedLinear
-from triton_backend.row_kernels import RowKernels
+
+
+class Kernels(Protocol):
+    """Over tensors [rows, positions, ...]: row_kernels.py on a CPU, cuda_rows_kernel.py on CUDA."""
+
+    def rms_norm(self, rows: Tensor, weight: Tensor, offset: float, epsilon: float) -> Tensor: ...
+
+    def silu_gate(self, gate: Tensor, up: Tensor) -> Tensor: ...
+
+    def rotate_(self, heads: Tensor, cosines: Tensor, sines: Tensor) -> None: ...
 
 
 class Call(NamedTuple):
@@ -39,8 +49,8 @@ class Watch:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         self.asked.append(Attended(layer, query, key, value, scores))
         rows, heads, positions, _ = query.shape
-        out = torch.linspace(-1, 1, rows * positions * heads * value.shape[3], dtype=query.dtype)
-        return out.view(rows, positions, heads, -1)
+        shape = rows, positions, heads, value.shape[3]
+        return torch.linspace(-1, 1, prod(shape), dtype=query.dtype, device=query.device).view(shape)
 
     @property
     def said(self) -> list[object]:
@@ -50,13 +60,13 @@ class Watch:
 class NativeNorm(nn.Module):
     """A norm by the root of the mean square."""
 
-    def __init__(self, kernels: RowKernels, weight: Tensor, offset: float, epsilon: float) -> None:
+    def __init__(self, kernels: Kernels, weight: Tensor, offset: float, epsilon: float) -> None:
         super().__init__()
         self._kernels = kernels
         self.norm = Norm(weight.contiguous(), offset, epsilon)
 
     @classmethod
-    def like(cls, kernels: RowKernels, layer: nn.Module, call: Call) -> list["NativeNorm"]:
+    def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list["NativeNorm"]:
         """With a weight as it is, or around zero."""
         epsilon = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
         weights = list(layer.parameters())
@@ -73,13 +83,13 @@ class NativeGated(nn.Module):
 
     PARTS = "gate_proj", "up_proj", "down_proj"
 
-    def __init__(self, kernels: RowKernels, layer: nn.Module) -> None:
+    def __init__(self, kernels: Kernels, layer: nn.Module) -> None:
         super().__init__()
         self._kernels = kernels
         self.gate_proj, self.up_proj, self.down_proj = (getattr(layer, name) for name in self.PARTS)
 
     @classmethod
-    def like(cls, kernels: RowKernels, layer: nn.Module, call: Call) -> list[nn.Module]:
+    def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list[nn.Module]:
         if not all(hasattr(layer, name) for name in cls.PARTS):
             return []
         return [*JointGated.like(layer), cls(kernels, layer)]
@@ -116,16 +126,16 @@ class NativeAttention(nn.Module):
 
     PARTS = "q_proj", "k_proj", "v_proj", "o_proj"
 
-    def __init__(self, kernels: RowKernels, layer: nn.Module, attended: Attended) -> None:
+    def __init__(self, kernels: Kernels, layer: nn.Module, attended: Attended) -> None:
         super().__init__()
         self._kernels = kernels
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (getattr(layer, name) for name in self.PARTS)
         self.q_norm, self.k_norm = (getattr(layer, name, None) for name in ("q_norm", "k_norm"))
-        self.layer, *heads, self.scores = attended
+        self.layer_idx, *heads, self.scores = attended
         self.query_heads, self.key_heads, self.value_heads = ((one.shape[1], one.shape[3]) for one in heads)
 
     @classmethod
-    def like(cls, kernels: RowKernels, layer: nn.Module, call: Call) -> list["NativeAttention"]:
+    def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list["NativeAttention"]:
         if not all(hasattr(layer, name) for name in cls.PARTS) or not call.options.get("position_embeddings"):
             return []
         watch = Watch()
@@ -150,8 +160,13 @@ class NativeAttention(nn.Module):
         self._kernels.rotate_(query, *position_embeddings)
         self._kernels.rotate_(key, *position_embeddings)
         heads = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        out = kv.attend(self.layer, *heads, self.scores)
+        out = kv.attend(self.layer_idx, *heads, self.scores)
         return self.o_proj(out.flatten(2)), None
+
+
+def is_native(layer: nn.Module) -> bool:
+    """Whether all of its parts are ours."""
+    return all(isinstance(part, NativeNorm | NativeGated | NativeAttention) for part in layer.children())
 
 
 def refuse(attention_mask: Tensor | None) -> None:

@@ -19,6 +19,9 @@ _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(var
 """Before torch 2.12 it took fewer KV heads than heads without being told."""
 
 
+FLASH_TYPES = torch.float16, torch.bfloat16
+
+
 class Span(NamedTuple):
     """A row's chunk in the pack."""
 
@@ -31,17 +34,25 @@ class Span(NamedTuple):
 class PackedKV:
     """Chunks of prompts, one after the other without padding: query, key and value come as one row."""
 
-    def __init__(self, cache: PagedCache, spans: list[Span], writes: Tensor, reads: Tensor | None, ends: Tensor):
+    def __init__(
+        self,
+        cache: PagedCache,
+        writes: Tensor,
+        reads: Tensor | None,
+        ends: Tensor,
+        spans: list[Span] | None = None,
+    ) -> None:
         """`writes`: where in the pool each token goes; `reads`: where all tokens of the rows lie that its chunk
         sees, row by row, None if those are the chunks themselves; `ends` [2, rows + 1] int32: sums of the rows'
-        chunk lengths, and of the tokens seen."""
+        chunk lengths, and of the tokens seen.  `spans` say the same to the host; None: a step is recorded, with
+        any rows in it and padding behind them."""
         self._cache = cache
-        self._spans = spans
         self._writes = writes
         self._reads = reads
         self._ends = ends
-        self._max_length = max(span.length for span in spans)
-        self._max_seen = max(span.seen for span in spans)
+        self._spans = spans
+        self._max_length = max(span.length for span in spans) if spans else len(writes)
+        self._max_seen = max(span.seen for span in spans) if spans else len(writes)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -70,14 +81,22 @@ class PackedKV:
 
     def _attend_plain(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         outs, seen_from = [], 0
-        for start, length, seen in self._spans:
+        for start, length, seen in self._spans or _spans(self._ends):
             span = slice(seen_from, seen_from := seen_from + seen)
             for at in range(0, length, QUERY_BLOCK):
                 positions = torch.arange(at, min(at + QUERY_BLOCK, length), device=query.device)
                 back = (positions + seen - length)[:, None] - torch.arange(seen, device=query.device)
                 block = query[start + at : start + at + len(positions)]
                 outs.append(attend(block[None], key[None, span], value[None, span], back[None], scores)[0])
+        if padding := len(query) - sum(map(len, outs)):
+            outs.append(query.new_zeros(padding, query.shape[1], value.shape[2]))
         return torch.cat(outs)
+
+
+def _spans(ends: Tensor) -> list[Span]:
+    """Waits for the device, so that a step for which it is needed cannot be recorded."""
+    starts, (lengths, seen) = ends[0, :-1].tolist(), ends.diff().tolist()
+    return [Span(*span) for span in zip(starts, lengths, seen, strict=True) if span[1]]
 
 
 class NewestKV:
@@ -110,7 +129,7 @@ def _num_processors(device: torch.device) -> int:
 
 def _flash_takes(query: Tensor, value: Tensor, scores: Scores) -> bool:
     fits = query.shape[-1] == value.shape[-1] <= 256 and query.shape[-1] % 8 == 0
-    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and fits and scores.softcap is None
+    return query.is_cuda and query.dtype in FLASH_TYPES and fits and scores.softcap is None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, back: Tensor, scores: Scores) -> Tensor:

@@ -19,12 +19,14 @@ from triton_backend.cache import CacheLost
 from triton_backend.contract import NewRow
 from triton_backend.decoder import Decoder, pick
 from triton_backend.device import device_of
-from triton_backend.graphs import Graphs, padded
+from triton_backend.graphs import PROMPT_TOKENS, ROWS, Graphs, padded
 from triton_backend.headroom import Headroom
+from triton_backend.joint import join
 from triton_backend.memory import OverBudget, Paged
-from triton_backend.paged_attention import NewestKV, PackedKV, Span
+from triton_backend.paged_attention import FLASH_TYPES, NewestKV, PackedKV, Span
 from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
 from triton_backend.plan import Prefill
+from triton_backend.replacement import replace_layers
 from triton_backend.runner import WARM_UP_ROWS
 from triton_backend.sampling import Draws, Pick, Reading, sample, tell
 from triton_backend.sequence import Sequence
@@ -33,6 +35,30 @@ from triton_backend.shortage import OutOfMemory, halves, is_shortage
 SHRINK, GROWTH = 0.98, 1.1
 """The pool is remade when it should be smaller or larger by so much: each time graphs are recorded anew, and what
 others take goes up and down all the time."""
+
+
+BEGIN_ROWS = 32
+"""Prompts in a recorded chunk of beginnings, at most; fewer than tokens in the smallest."""
+BEGIN_COLUMNS = 5
+
+
+def begin_inputs(
+    size: int,
+    ids: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    places: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    kept: NDArray[np.int64],
+) -> NDArray[np.int32]:
+    """A chunk of the beginnings of prompts in one array [size, BEGIN_COLUMNS]: of each token its id, position and
+    place in the pool; where the prompts end, after a zero; and the tokens whose logits are wanted.  Tokens of
+    padding belong to no prompt and go to block 0."""
+    inputs = np.zeros((size, BEGIN_COLUMNS), np.int32)
+    inputs[: len(ids), 0], inputs[: len(ids), 1], inputs[: len(ids), 2] = ids, positions, places
+    inputs[1 : BEGIN_ROWS + 1, 3] = ends[-1]
+    inputs[1 : len(ends) + 1, 3] = ends
+    inputs[: len(kept), 4] = kept
+    return inputs
 
 
 class Sampled:
@@ -89,7 +115,11 @@ class PagedRunner:
         self.layout = Paged(block_tokens, decoder.bytes_per_token)
         self.out_of_memory_total = 0
         if decoder.device.type == "cuda":
+            join(model)
+            replace_layers(model, decoder.context_tokens)
             decoder.compile()
+        self._graphs: Graphs | None = None
+        self._prompt_graphs: Graphs | None = None
         workspace_bytes = self._workspace_bytes(max_prefill_tokens)
         device = device_of(self.device)
         device.settle()
@@ -101,11 +131,8 @@ class PagedRunner:
             clock=clock,
         )
         self._cache = self._new_cache(self._headroom.look(0))
-        self._graphs: Graphs | None = None
         if decoder.device.type == "cuda":
-            self._graphs = Graphs(self._decode, 1 + self._cache.max_blocks, decoder.device)
-            with torch.inference_mode():
-                self._graphs.record_all()
+            self._record_graphs()
 
     @property
     def kv_budget_bytes(self) -> int:
@@ -122,8 +149,9 @@ class PagedRunner:
     @torch.inference_mode()
     def resize(self, kv_budget_bytes: int) -> None:
         """Bring the cache to this size; the next decode steps are recorded anew.  Raises OverBudget, CacheLost."""
-        if self._graphs:
-            self._graphs.clear()
+        for graphs in (self._graphs, self._prompt_graphs):
+            if graphs:
+                graphs.clear()
         try:
             with self._counted():
                 self._cache.resize(kv_budget_bytes)
@@ -193,11 +221,20 @@ class PagedRunner:
         (_, first), (_, second) = self.decode(rows[:half]), self.decode(rows[half:])
         return rows, Several([first, second])
 
+    @torch.inference_mode()
+    def _record_graphs(self) -> None:
+        device = self._decoder.device
+        self._graphs = Graphs(self._decode, ROWS, 1 + self._cache.max_blocks, device)
+        self._graphs.record_all()
+        if self._decoder.dtype in FLASH_TYPES:
+            self._prompt_graphs = Graphs(self._begin, PROMPT_TOKENS, BEGIN_COLUMNS, device)
+            self._prompt_graphs.record_all()
+
     def _decode_once(self, rows: list[Sequence]) -> Sampled:
         positions = np.array([row.held_tokens - 1 for row in rows], np.int32)
         tables = self._cache.table(row.row for row in rows)
         if self._graphs:
-            inputs = np.zeros((padded(len(rows)), 1 + self._cache.max_blocks), np.int32)
+            inputs = np.zeros((padded(len(rows), ROWS), 1 + self._cache.max_blocks), np.int32)
             inputs[: len(rows), 0], inputs[: len(rows), 1:] = positions, tables
             logits = self._graphs.run(self._staged(inputs))[: len(rows)]
         else:
@@ -213,19 +250,27 @@ class PagedRunner:
         row_at = np.repeat(np.arange(len(rows)), lengths)
         positions = at - (ends - lengths)[row_at] + start
         tables = self._cache.table(row.row for row in rows)
-        ids = self._upload(np.concatenate(chunks))[None]
-        seen = lengths + start
-        kv = PackedKV(
-            self._cache,
-            [Span(int(end - size), int(size), int(size) + start) for end, size in zip(ends, lengths, strict=True)],
-            writes=self._upload(self._places(tables, row_at, positions)),
-            reads=self._upload(self._all_places(tables, seen)) if start else None,
-            ends=self._upload(np.array([[0, *ends], [0, *seen.cumsum()]], np.int32)),
-        )
+        ids, places = np.concatenate(chunks), self._places(tables, row_at, positions)
         done = [at for at, row in enumerate(rows) if row.prompt_tokens <= start + length]
         # A chunk that ends no prompt draws nothing: one position is kept, for the model to have something.
-        kept = self._upload(ends[done or [0]] - 1)
-        logits = self._decoder.logits(ids, self._upload(positions)[None], kv, kept)[0]
+        kept = ends[done or [0]] - 1
+        size = padded(len(ids), PROMPT_TOKENS)
+        if start == 0 and len(rows) <= BEGIN_ROWS and self._prompt_graphs and self._prompt_graphs.takes(size):
+            inputs = begin_inputs(size, ids, positions, places, ends, kept)
+            logits = self._prompt_graphs.run(self._staged(inputs))[: len(kept)]
+        else:
+            seen = lengths + start
+            sums = np.array([[0, *ends], [0, *seen.cumsum()]], np.int32)
+            spans = zip((ends - lengths).tolist(), lengths.tolist(), seen.tolist(), strict=True)
+            kv = PackedKV(
+                self._cache,
+                writes=self._upload(places),
+                reads=self._upload(self._all_places(tables, seen)) if start else None,
+                ends=self._upload(sums),
+                spans=[Span(*span) for span in spans],
+            )
+            where = self._upload(ids)[None], self._upload(positions)[None]
+            logits = self._decoder.logits(*where, kv, self._upload(kept))[0]
         if not done:
             return [], Sampled(logits.new_empty(0, 1), [])
         finished = [rows[at] for at in done]
@@ -242,6 +287,13 @@ class PagedRunner:
         """Logits [rows, vocabulary] of NewestKV's inputs: on CUDA, what a graph records."""
         ids = self._cache.newest[inputs[:, 1]]
         return self._decoder.logits(ids[:, None], inputs[:, :1].long(), NewestKV(self._cache, inputs))[:, 0]
+
+    def _begin(self, inputs: Tensor) -> Tensor:
+        """Logits [BEGIN_ROWS, vocabulary] of `begin_inputs`: on CUDA, what a graph records."""
+        ids, positions, places, ends, kept = inputs.unbind(1)
+        ends = ends[: BEGIN_ROWS + 1].expand(2, -1).contiguous()
+        kv = PackedKV(self._cache, writes=places.long(), reads=None, ends=ends)
+        return self._decoder.logits(ids.long()[None], positions.long()[None], kv, kept[:BEGIN_ROWS].long())[0]
 
     def _places(
         self, tables: NDArray[np.int32], row_at: NDArray[np.int64], positions: NDArray[np.int64]

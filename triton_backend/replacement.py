@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triton_backend import native
-from triton_backend.native import TYPES
 from triton_backend.native_blocks import NativeBlock, NativeStack
-from triton_backend.native_layers import Call, NativeAttention, NativeGated, NativeNorm, Watch
+from triton_backend.native_layers import Call, Kernels, NativeAttention, NativeGated, NativeNorm, Watch
 from triton_backend.row_kernels import RowKernels
 
 TOLERANCES = {torch.bfloat16: 2**-6, torch.float32: 2**-14}
@@ -26,9 +25,9 @@ POSITIONS = 5
 @torch.inference_mode()
 def replace_layers(model: PreTrainedModel, context_tokens: int) -> None:
     """Those for whose numbers there are kernels."""
-    if model.device.type != "cpu" or model.dtype not in TYPES or (library := native.library()) is None:
+    kernels = _kernels_of(model)
+    if kernels is None:
         return
-    kernels = RowKernels(library)
     calls = _watched(model, context_tokens)
     for kind in (NativeNorm, NativeGated, NativeAttention, NativeBlock):
         for parent in list(model.modules()):
@@ -38,6 +37,18 @@ def replace_layers(model: PreTrainedModel, context_tokens: int) -> None:
                     if ours:
                         setattr(parent, name, ours[0])
     _stack(model, context_tokens)
+
+
+def _kernels_of(model: PreTrainedModel) -> Kernels | None:
+    """For the model's device and numbers."""
+    if model.dtype not in TOLERANCES:
+        return None
+    if model.device.type == "cuda":
+        from triton_backend.cuda_rows_kernel import CudaRows  # Triton comes with torch for CUDA only.
+
+        return CudaRows()
+    library = native.library() if model.device.type == "cpu" else None
+    return None if library is None else RowKernels(library)
 
 
 def _stack(model: PreTrainedModel, context_tokens: int) -> None:
@@ -69,16 +80,16 @@ def _watched(model: PreTrainedModel, context_tokens: int) -> dict[nn.Module, Cal
 
 def _model_said(model: PreTrainedModel, context_tokens: int) -> list[object]:
     watch = Watch()
-    ids = torch.arange(2 * POSITIONS).view(2, POSITIONS) % model.config.get_text_config().vocab_size
-    positions = torch.linspace(0, context_tokens - 1, POSITIONS).long().expand_as(ids)
-    out = model(input_ids=ids, position_ids=positions, use_cache=False, kv=watch)
+    ids = torch.arange(2 * POSITIONS, device=model.device) % model.config.get_text_config().vocab_size
+    positions = torch.linspace(0, context_tokens - 1, POSITIONS, device=model.device).long().expand(2, -1)
+    out = model(input_ids=ids.view(2, -1), position_ids=positions, use_cache=False, kv=watch)
     return [out.logits, *watch.said]
 
 
 def _agree(layer: nn.Module, ours: nn.Module, call: Call) -> bool:
     generator = torch.Generator().manual_seed(0)
     strange = torch.randn(call.rows.shape, generator=generator) * 100 + 10
-    tried = call.rows, strange.to(call.rows.dtype)
+    tried = call.rows, strange.to(call.rows)
     return all(_are_close(_said(layer, rows, call), _said(ours, rows, call)) for rows in tried)
 
 

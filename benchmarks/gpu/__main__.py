@@ -47,6 +47,8 @@ class Sizes:
     target_rows: int
     """Rows at which the target for a step is stated."""
     num_steps: int
+    prompts: tuple[tuple[int, int], ...]
+    """Numbers of prompts in a chunk, and their tokens."""
     prompt_tokens: int
     output_tokens: int
     max_rows: int
@@ -76,6 +78,7 @@ FULL = Sizes(
     step_rows=(1, 8, 32, 64, 128, 256, 512),
     target_rows=64,
     num_steps=40,
+    prompts=((1, 128), (1, 500), (1, 1000), (4, 1000)),
     prompt_tokens=1000,
     output_tokens=1000,
     max_rows=512,
@@ -100,6 +103,7 @@ TINY = Sizes(
     step_rows=(1, 4),
     target_rows=4,
     num_steps=5,
+    prompts=((2, 20),),
     prompt_tokens=20,
     output_tokens=20,
     max_rows=8,
@@ -197,6 +201,7 @@ class Bench:
         )
         steps.fill_with_noise(runner)
         self._attempt(shape, lambda: self._steps(shape, model, runner))
+        self._attempt(shape, lambda: self._prompts(shape, model, runner))
         if self._device.startswith("cuda"):
             self._attempt(shape, lambda: self._break_down(shape, runner))
         self._attempt(shape, lambda: self._saturate(shape, model, runner))
@@ -221,6 +226,17 @@ class Bench:
                 f"decode step, {count} rows at {context_tokens} tokens",
                 f"{found.step_s * 1e3:.2f} ms, floor {floor_s * 1e3:.2f} ms: {floor_s / found.step_s:.0%}; "
                 f"host {found.start_s * 1e3:.2f} ms",
+            )
+
+    def _prompts(self, shape: str, model: PreTrainedModel, runner: PagedRunner) -> None:
+        for count, tokens in self._sizes.prompts:
+            found = steps.measure_prompts(runner, count, tokens)
+            flops = 2 * matrix_weights(model) * count * tokens
+            self._report.add(
+                shape,
+                f"{count} prompts of {tokens} tokens",
+                f"{found.step_s * 1e3:.1f} ms, {flops / found.step_s / 1e12:.0f} TFLOP/s; host "
+                f"{found.start_s * 1e3:.1f} ms",
             )
 
     def _break_down(self, shape: str, runner: PagedRunner) -> None:

@@ -95,10 +95,10 @@ def _run(
         sums = torch.tensor([[0, *parts], [0, *ends]], device=tables.device).cumsum(1)
         kv = PackedKV(
             cache,
-            [Span(sum(parts[:at]), part, ends[at]) for at, part in enumerate(parts)],
             writes=torch.cat([place[start:] for place in places]),
             reads=torch.cat(places) if start else None,
             ends=sums.int(),
+            spans=[Span(sum(parts[:at]), part, ends[at]) for at, part in enumerate(parts)],
         )
         query, key, value = (
             torch.cat([one[at][start:end] for at, end in zip(rows, ends, strict=True)])[None].transpose(1, 2)

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -113,6 +114,23 @@ def measure_steps(runner: PagedRunner, count: int, context_tokens: int, num_step
     return StepTimes(step_s, pool.start_s / num_steps)
 
 
+def measure_prompts(runner: PagedRunner, count: int, tokens: int, repeats: int = 7) -> StepTimes:
+    """So many prompts of so many tokens in one chunk: medians."""
+    prompt = [at % runner.vocabulary for at in range(tokens)]
+    rows = [Sequence(NewRow(row, str(row), 0, "", prompt, index=0, max_tokens=2)) for row in range(count)]
+    runner.arrange({row.row: runner.layout.room_tokens(tokens + 1) for row in rows}, [])
+    times = []
+    for _ in range(1 + repeats):
+        began_s = time.perf_counter()
+        _, reading = runner.prefill(rows, 0, tokens)
+        started_s = time.perf_counter()
+        reading.read()
+        times.append(StepTimes(time.perf_counter() - began_s, started_s - began_s))
+    runner.arrange({}, [])
+    step_s, start_s = (median(column) for column in zip(*times[1:], strict=True))
+    return StepTimes(step_s, start_s)
+
+
 def break_down(runner: PagedRunner, count: int, context_tokens: int, num_steps: int) -> dict[str, float]:
     """Seconds of a step on the device, by kind of kernel."""
     pool = Pool(runner, count, context_tokens, 2 + num_steps)
@@ -137,8 +155,9 @@ def break_down(runner: PagedRunner, count: int, context_tokens: int, num_steps: 
 
 def made(runner: PagedRunner) -> str:
     """What the runner was made faster by, to see that nothing was left out without a word."""
-    recorded = len(runner._graphs._graphs) if runner._graphs else 0
-    return f"{counters['stats']['unique_graphs']} layers compiled so far, {recorded} steps recorded"
+    steps, prompts = (len(graphs._graphs) if graphs else 0 for graphs in (runner._graphs, runner._prompt_graphs))
+    compiled = counters["stats"]["unique_graphs"]
+    return f"{compiled} layers compiled so far, {steps} steps and {prompts} chunks recorded"
 
 
 def fill_with_noise(runner: PagedRunner) -> None:

@@ -13,8 +13,8 @@ from tests.unit.peer import new_row
 from tests.unit.tiny_models import Causal, fresh, generate
 from triton_backend.contract import NewRow, Sampling
 from triton_backend.decoder import Decoder
-from triton_backend.graphs import SIZES, padded
-from triton_backend.paged_runner import PagedRunner
+from triton_backend.graphs import PROMPT_TOKENS, ROWS, Graphs, padded
+from triton_backend.paged_runner import BEGIN_ROWS, PagedRunner
 from triton_backend.sampling import Pick, sample
 from triton_backend.sequence import Sequence
 
@@ -123,12 +123,41 @@ def test_steps_follow_each_other_unread() -> None:
     assert [token for reading in readings for token in reading.read().tokens] == generate("llama", [7, 7, 7, 8], 6)
 
 
+class Unrecorded(Graphs):
+    """Runs every step as it is."""
+
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.step = step
+        self.sizes: list[int] = []
+
+    def takes(self, size: int) -> bool:
+        return size <= PROMPT_TOKENS[-1]
+
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(inputs))
+        return self.step(inputs)
+
+
+def test_beginnings_of_prompts_may_be_padded_as_a_recorded_step_is() -> None:
+    """What comes behind a beginning is not, nor are more of them than such a step takes."""
+    runner = new_runner(kv_tokens=3000)
+    runner._prompt_graphs = graphs = Unrecorded(runner._begin)
+    rows = [sequence(at, [at % 9, 1, 4, 1, 5][: 5 - at % 5]) for at in range(BEGIN_ROWS + 1)]
+    for some in (rows[:2], rows[:BEGIN_ROWS], rows):
+        arrange(runner, some)
+        parts = runner.prefill(some, 0, 3), runner.prefill([row for row in some if row.prompt_tokens > 3], 3, 2)
+        drawn = {row.row: token for done, got in parts for row, token in zip(done, got.read().tokens, strict=True)}
+        assert drawn == {row.row: generate("llama", row.new.prompt, 1)[0] for row in some}
+        runner.arrange({}, [])
+    assert graphs.sizes == [64, 96]
+
+
 @pytest.mark.parametrize(
     ("num_rows", "size"), [(1, 1), (3, 4), (9, 16), (17, 24), (64, 64), (257, 320), (600, 600)]
 )
 def test_steps_are_padded_to_a_recorded_size(num_rows: int, size: int) -> None:
-    assert padded(num_rows) == size
-    assert size in SIZES or size > SIZES[-1]
+    assert padded(num_rows, ROWS) == size
+    assert size in ROWS or size > ROWS[-1]
 
 
 @pytest.mark.timeout(60)
