@@ -18,6 +18,9 @@ from gateway.roster import Roster
 
 log = structlog.get_logger()
 
+STEPS_AHEAD = 4
+"""Steps' worth of prompts in the engine.  One that runs ahead has started two more before we hear that prompts were
+run, and starts the next while we send others; what waits there longer than that can no longer be reordered."""
 _MAX_PEEKS = 3
 """Buckets looked into before giving up for now: when so many heads do not fit, hardly anything does."""
 
@@ -30,8 +33,9 @@ class Config(msgspec.Struct, frozen=True):
     """Rows in the engine at once."""
     max_batch_rows: int
     """Rows in one prefill batch."""
-    max_prefill_tokens: int
-    """Prompt tokens that wait in the engine before a batch's last, padding included within the batch."""
+    max_prefill_tokens: int | None
+    """Prompt tokens that wait in the engine before a batch's last, padding included within the batch; None: those
+    of STEPS_AHEAD."""
     shares: Mapping[ServiceClass, float]
 
 
@@ -119,7 +123,7 @@ class Chooser:
             layout=replica.layout,
             budget_bytes=replica.safe_bytes,
             max_rows=min(self._config.max_rows - len(self._roster), self._config.max_batch_rows),
-            max_prefill_tokens=self._config.max_prefill_tokens,
+            max_prefill_tokens=self._config.max_prefill_tokens or STEPS_AHEAD * replica.model.chunk_tokens,
             unstarted=self._roster.unstarted,
             pace=replica.pace,
             tpot_s=self._roster.tpot_s,

@@ -119,8 +119,8 @@ class Scheduling(Section):
     """Most requests that run on a replica at once, however much memory it has."""
     max_batch_rows: PositiveInt = 64
     """Most requests sent to a replica in one batch."""
-    max_prefill_tokens: PositiveInt = 2048
-    """Most prompt tokens (padded) of one batch."""
+    max_prefill_tokens: PositiveInt | None = None
+    """Most prompt tokens (padded) that wait in an engine; by default as many as it runs in four steps."""
     bulk_order: Literal["sjf", "ljf"] = "sjf"
     """Order of waiting flex requests: shortest job first answers most of them soon, longest job first keeps the
     engine fullest."""

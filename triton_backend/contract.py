@@ -157,6 +157,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     vocabulary: int
     dtype: str
     device: str
+    chunk_tokens: int = 512
+    """Of prompts, in one step at most."""
 
 
 Alternatives = list[tuple[int, float]]

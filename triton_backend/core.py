@@ -109,6 +109,7 @@ class Core:
             vocabulary=runner.vocabulary,
             dtype=runner.dtype,
             device=runner.device,
+            chunk_tokens=max_prefill_tokens,
         )
         self._rows = Rows(
             runner.layout,

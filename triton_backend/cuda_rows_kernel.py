@@ -1,8 +1,7 @@
 """What a model does to rows between its matrix products, on CUDA: kernels in Triton's language.
 
 The same as row_kernels.py does on a CPU: sums are float32, and each result is rounded once.  What torch's compiler
-makes of a model's own operations takes two to ten times as long as reading and writing the rows, and calling that
-takes the host longer than running a chunk of prompts takes the device.
+makes of a model's own operations takes two to ten times as long as reading and writing the rows.
 """
 
 import torch

@@ -80,12 +80,20 @@ class Client:
         self.num_live += len(rows)
         assert self._engine.submit(Batch(1, self._seq, rows)).error is None
 
-    def fill(self, num_rows: int) -> int:
-        """Rows as the steady state has them, at all points of their answers; their prompts' tokens in all."""
-        at = [self._output_tokens * number // num_rows for number in range(num_rows)]
+    def fill(self, num_rows: int, chunk_tokens: int) -> int:
+        """Rows that are at all points of their answers once all are there, as in the steady state; their prompts'
+        tokens in all.
+
+        Each gets a token with every chunk of those behind it, so the first are given shorter prompts.
+        """
+        mean_tokens = self._prompt_tokens + self._output_tokens / 2
+        lengths = []
+        for number in range(num_rows):
+            coming = (num_rows - number) * mean_tokens / chunk_tokens
+            done = round(self._output_tokens * number / num_rows - coming)
+            lengths.append((self._prompt_tokens + done, self._output_tokens - done))
         for start in range(0, num_rows, BATCH_ROWS):
-            batch = at[start : start + BATCH_ROWS]
-            self.put([(self._prompt_tokens + done, self._output_tokens - done) for done in batch])
+            self.put(lengths[start : start + BATCH_ROWS])
         return sum(self.prompts.values())
 
     def top_up(self, num_rows: int) -> None:
@@ -99,12 +107,13 @@ def measure(
     num_rows: int,
     prompt_tokens: int,
     output_tokens: int,
+    chunk_tokens: int,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Throughput:
     client = Client(engine, vocabulary, prompt_tokens, output_tokens)
     began_s = clock()
-    filled_tokens = client.fill(num_rows)
+    filled_tokens = client.fill(num_rows, chunk_tokens)
     filled = set(client.prompts)
     while filled & client.prompts.keys():
         engine.step()

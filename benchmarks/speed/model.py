@@ -40,6 +40,11 @@ def make(folder: Path, seed: int = 0) -> None:
     model = LlamaForCausalLM(config)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(folder)
+    write_tokenizer(folder, seed)
+
+
+def write_tokenizer(folder: Path, seed: int = 0) -> None:
+    """Of VOCABULARY tokens; the first one ends an answer."""
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=_tokenizer(seed), eos_token=END, pad_token=END, model_max_length=CONTEXT_TOKENS
     ).save_pretrained(folder)

@@ -74,8 +74,9 @@ def _served(
         _await(server, f"http://127.0.0.1:{port}{ready}")
         yield server
     finally:
-        os.killpg(server.pid, signal.SIGCONT)
-        server.send_signal(signal.SIGINT)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGCONT)
+            server.send_signal(signal.SIGINT)
         try:
             server.wait(30)
         except subprocess.TimeoutExpired:

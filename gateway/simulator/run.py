@@ -40,6 +40,7 @@ STYLES = {
 """The engine that each preset's authors had.  DistServe's has replicas for each phase instead."""
 DISAGGREGATED = "distserve"
 _DISTSERVE_PREFILL_TOKENS = 8192
+_PREFILL_TOKENS = 2048
 _SETTINGS = Settings()
 _SHARES = {name: class_.share for name, class_ in _SETTINGS.classes.targets().items()}
 _AIMS = {name: Aim(class_.ttft_s, class_.tpot_s) for name, class_ in _SETTINGS.classes.targets().items()}
@@ -67,11 +68,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int = _SETTINGS.scheduling.max_rows
     max_batch_rows: int = _SETTINGS.scheduling.max_batch_rows
     max_prefill_tokens: int | None = None
-    """Of one step; None: as the cost's engine, else the gateway's own setting, or 8,192 for DistServe's prefill
-    replicas."""
+    """Of one step; None: as the cost's engine, else 2,048, or 8,192 for DistServe's prefill replicas."""
     max_sent_tokens: int | None = None
     """Of prompts sent to an engine and not yet run there; None: `max_prefill_tokens`, so that the queue can still
-    reorder, or the gateway's own setting."""
+    reorder, or else as many as a step has without any cost's engine."""
     safety_factor: float = _SETTINGS.scheduling.safety_factor
     max_queued: int = 10**9
     max_returns: int = 0
@@ -95,7 +95,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def _own_tokens(self) -> int:
-        return _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _SETTINGS.scheduling.max_prefill_tokens
+        return _DISTSERVE_PREFILL_TOKENS if self.is_disaggregated else _PREFILL_TOKENS
 
     @property
     def num_driven(self) -> int:

@@ -67,11 +67,12 @@ def test_saturation_keeps_rows_coming() -> None:
     runner = new_runner(4000)
     engine = Engine(EngineConfig(model="", name="tiny", max_prefill_tokens=64), lambda _: runner)
     ticks = iter(range(10**6))
-    found = saturation.measure(engine, 96, 8, 12, 10, seconds=60, clock=lambda: next(ticks))
+    found = saturation.measure(engine, 96, 8, 12, 10, chunk_tokens=64, seconds=60, clock=lambda: next(ticks))
     assert found.num_steps > 30
     assert 4 <= found.rows <= 8
     assert found.output_per_s > 0 < found.prompt_per_s
-    assert found.filled_tokens == sum(12 + 10 * at // 8 for at in range(8))
+    # With each chunk of 64 tokens the rows that are there get one more, and prompts have 17 in the mean.
+    assert found.filled_tokens == sum(12 + round(10 * at / 8 - (8 - at) * 17 / 64) for at in range(8))
     assert found.num_evicted == 0
 
 

@@ -1,0 +1,159 @@
+"""All of it on one GPU, gateway, Valkey, Triton and engine: `python -m benchmarks.gpu.stack [--out FILE]`.
+
+First `bucketserve up` serves the demo model in float32, and what it answers must be what `generate()` says.  Then
+it serves random weights of a larger shape, for one client at a time and for many at once; the same job by the
+engine alone tells what the rest of the stack takes.  `--device cpu --tiny` runs every part on a toy in a minute.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.gpu import saturation
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.shapes import SHAPES
+from benchmarks.speed import servers
+from benchmarks.speed.model import VOCABULARY, write_tokenizer
+from gateway.settings import DEMO_MODEL
+from triton_backend.engine import Engine, EngineConfig
+from triton_backend.paged_runner import PagedRunner
+
+PORT = 8481
+TEXTS = [f"The number {number} is" for number in range(16)]
+ANSWER_TOKENS = 48
+PATIENT = ["--slo-ttft-ms", "600000", "--slo-tpot-ms", "60000"]
+"""Nothing is refused: it is the job's end that counts."""
+
+
+class Job(NamedTuple):
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.requests} requests, {self.prompt_tokens} in / {self.output_tokens} out"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.stack", description=str(__doc__).split(":")[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that every part runs")
+    parser.add_argument("--out", type=Path, help="JSON of what was found, written as it comes")
+    options = parser.parse_args()
+    report = Report(options.out)
+    shape, job, single = "1.5b", Job(256, 1000, 256), Job(20, 200, 64)
+    if options.tiny:
+        shape, job, single = "tiny", Job(8, 100, 8), Job(4, 20, 8)
+    answer(report, options.device)
+    with tempfile.TemporaryDirectory() as passing:
+        folder = Path(passing) / "model"
+        write_model(folder, shape, options.device)
+        together_s = load(report, options.device, folder, shape, job, single)
+        alone_s = by_engine_alone(options.device, folder, job)
+    ratio = together_s / alone_s
+    report.add(shape, f"{job}, engine alone", f"{alone_s:.2f} s; the whole stack takes {ratio:.2f} times as long")
+    print(report.table(), flush=True)
+
+
+def answer(report: Report, device: str) -> None:
+    """The demo model's greedy answers, all asked for at once."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    model: Any = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    torch.nn.Module.to(model, device)
+    expected = []
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt").input_ids.to(device)
+        out = model.generate(ids, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        expected.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    with servers.ours(PORT, "--device", device, "--dtype", "float32") as url:
+
+        def ask(text: str) -> str:
+            body = {"model": "demo", "prompt": text, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+            said = _post(f"{url}/v1/completions", body)["choices"][0]["text"]
+            assert isinstance(said, str)
+            return said
+
+        with ThreadPoolExecutor(len(TEXTS)) as pool:
+            said = list(pool.map(ask, TEXTS))
+    num_equal = sum(one == other for one, other in zip(said, expected, strict=True))
+    report.add("demo", "greedy float32 answers that are generate()'s", f"{num_equal} of {len(TEXTS)}")
+
+
+def _post(url: str, body: dict[str, object]) -> dict[str, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+def write_model(folder: Path, shape: str, device: str) -> None:
+    config = deepcopy(SHAPES[shape])
+    config.vocab_size, config.eos_token_id = VOCABULARY, 0
+    torch.manual_seed(1)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+def load(report: Report, device: str, folder: Path, shape: str, job: Job, single: Job) -> float:
+    """Seconds that the job took."""
+    flags = ["--model", str(folder), "--device", device, "--dtype", "bfloat16"]
+    with servers.ours(PORT, *flags) as url:
+        one = _bench(url, folder.parent / "single", single, every_s=0.5)
+        report.add(shape, f"{single}, one every 0.5 s", _latencies(one))
+        many = _bench(url, folder.parent / "job", job, every_s=0.0)
+    assert one["finished"] == single.requests and many["finished"] == job.requests, (one, many)
+    took_s = job.requests * job.output_tokens / many["output_tokens_per_s"]
+    figures = f"{took_s:.2f} s, {many['output_tokens_per_s']:,.0f} tok/s; {_latencies(many)}"
+    report.add(shape, f"{job}, all at once", figures)
+    return float(took_s)
+
+
+def _latencies(total: dict[str, Any]) -> str:
+    ttft, tpot = total["ttft_s"], total["tpot_s"]
+    return (
+        f"TTFT P50 {ttft['p50'] * 1e3:.1f}, P99 {ttft['p99'] * 1e3:.1f} ms, "
+        f"TPOT P50 {tpot['p50'] * 1e3:.2f}, P99 {tpot['p99'] * 1e3:.2f} ms"
+    )
+
+
+def _bench(url: str, out: Path, job: Job, every_s: float) -> dict[str, Any]:
+    """The figures of `bucketserve bench`."""
+    out.mkdir()
+    rows = [f"{number * every_s},{job.prompt_tokens},{job.output_tokens}\n" for number in range(job.requests)]
+    trace = out / "trace.csv"
+    trace.write_text("".join(["arrival_s,prompt_tokens,output_tokens\n", *rows]))
+    command = [sys.executable, "-m", "gateway", "bench", "--url", url, "--trace", str(trace), *PATIENT]
+    command += ["--requests", str(job.requests), "--vocabulary", str(VOCABULARY), "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (run,) = json.loads((out / "report.json").read_text())["runs"]
+    total: dict[str, Any] = run["report"]["total"]
+    return total
+
+
+def by_engine_alone(device: str, folder: Path, job: Job) -> float:
+    """Seconds of the same job without gateway, Valkey and Triton."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    torch.nn.Module.to(model, device)
+    config = EngineConfig(model="", name="gpu", device=device)
+    budget_bytes = None if device.startswith("cuda") else 2**24
+    runner = PagedRunner(model, max_prefill_tokens=config.chunk_tokens, kv_budget_bytes=budget_bytes)
+    engine = Engine(config, lambda _: runner)
+    took_s = saturation.time_job(engine, runner.vocabulary, *job)
+    engine.stop(0.0)
+    return took_s
+
+
+if __name__ == "__main__":
+    main()
