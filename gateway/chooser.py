@@ -19,7 +19,7 @@ from gateway.roster import Roster
 log = structlog.get_logger()
 
 STEPS_AHEAD = 4
-"""Steps' worth of prompts in the engine.  One that runs ahead has started two more before we hear that prompts were
+"""Steps' worth of prompts in the engine.  One that runs ahead has started two more before we hear that some were
 run, and starts the next while we send others; what waits there longer than that can no longer be reordered."""
 _MAX_PEEKS = 3
 """Buckets looked into before giving up for now: when so many heads do not fit, hardly anything does."""
