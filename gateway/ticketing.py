@@ -31,7 +31,7 @@ class Ticketing:
         seconds = prefill_s + answer_s
         aim, asked = self._aims[request.service_class], request.targets
         ttft_s = priority.ttft_s(asked.ttft_s, aim.ttft_s, prefill_s)
-        slack_s = priority.slack_s(ttft_s, prefill_s, asked.deadline_s, seconds)
+        slack_s = priority.slack_s(ttft_s, asked.deadline_s, answer_s)
         rate = request.tenant.weight * (self._fleet.work_rate or 1.0)
         slack_s, cost_s = self._policy.priority.place(slack_s, seconds / rate)
         return Ticket(

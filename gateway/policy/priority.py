@@ -131,12 +131,12 @@ def tpot_s(asked_s: float | None, class_s: float) -> float:
     return class_s if asked_s is None else max(asked_s, MIN_TPOT_SHARE * class_s)
 
 
-def slack_s(ttft_s: float, prefill_s: float, deadline_s: float | None, run_s: float) -> float:
-    """How long the request may wait: until its prompt has to start for the target, or for the answer's deadline.
+def slack_s(ttft_s: float, deadline_s: float | None, answer_s: float) -> float:
+    """By when a request's prompt has to be run: for its target, or for its answer's deadline.
 
-    Decode steps in between may take as long again as the prompt.  `run_s` is the whole request's time.
+    Not by when it has to begin: an engine runs a long prompt in chunks and others in between, so that one that has
+    to begin soon need not go before those that are due sooner.
     """
-    latest_s = ttft_s - 2 * prefill_s
-    if deadline_s is not None:
-        latest_s = min(latest_s, deadline_s - run_s)
-    return max(latest_s, MIN_TTFT_SHARE * ttft_s)
+    if deadline_s is None:
+        return ttft_s
+    return max(min(ttft_s, deadline_s - answer_s), MIN_TTFT_SHARE * ttft_s)
