@@ -7,17 +7,16 @@ run is found in /proc.
 """
 
 import asyncio
-import ctypes
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 MARKER = "BUCKETSERVE_RUN"
 TAIL_LINES = 20
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
+_TETHER = Path(__file__).with_name("tether.py")
 
 
 class ChildDied(Exception):
@@ -48,13 +47,12 @@ class Child:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._argv,
+                *tethered(self._argv),
                 env=dict(self._env),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with(os.getpid()),
             )
 
     async def died(self) -> ChildDied:
@@ -123,12 +121,6 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def die_with(parent: int) -> Callable[[], None]:
-    """For `preexec_fn`: the child is killed when its parent dies."""
-
-    def in_child() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
-
-    return in_child
+def tethered(argv: Sequence[str]) -> list[str]:
+    """The same program, which is killed when this process dies."""
+    return [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *argv]

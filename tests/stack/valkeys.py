@@ -4,7 +4,6 @@ Every server dies with the tests' process, however that ends.
 """
 
 import contextlib
-import os
 import subprocess
 import tempfile
 import time
@@ -17,7 +16,7 @@ import redis
 from gateway import embedded
 from gateway.embedded import HOST
 from gateway.local import free_port
-from gateway.process import die_with, tail
+from gateway.process import tail, tethered
 
 PATIENCE_S = 20.0
 NODE_TIMEOUT_MS = 1000
@@ -33,9 +32,7 @@ class Server:
         file.write_text(f"port {self.port}\nbind {HOST}\ndir {folder}\nprotected-mode no\n{config}")
         binary = embedded.valkey_argv(0, folder)[0]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [binary, str(file), *flags], stdout=log, stderr=log, preexec_fn=die_with(os.getpid())
-            )
+            self._process = subprocess.Popen(tethered([binary, str(file), *flags]), stdout=log, stderr=log)
         self.client = redis.Redis(HOST, self.port, protocol=2, socket_timeout=5)
 
     @property
