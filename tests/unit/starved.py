@@ -22,7 +22,7 @@ ROWS = 32
 VOCABULARY = 32_768
 """So that a step's logits are its largest tensors: 4 MiB for all rows."""
 PIECE_BYTES = 2**20
-SPARE_BYTES = 3 * PIECE_BYTES
+SPARE_BYTES = 2 * PIECE_BYTES
 PREFILL_TOKENS = 5120
 """All rows in one chunk."""
 
