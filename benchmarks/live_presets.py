@@ -10,7 +10,6 @@ a step takes.  What lies in the folder is not measured again.
 
 import argparse
 import csv
-import json
 import math
 import random
 import subprocess
@@ -86,7 +85,7 @@ def _measure(folder: Path, port: int, served: list[str], load: list[str]) -> Non
     """Fill the folder, unless it was: a report, and the engine's steps."""
     if not (folder / "report.json").exists():
         with servers.ours(port, "--threads", "1", "--step-records", str(folder), *served) as url:
-            _run("bench", "--url", url, *load, "--out", str(folder))
+            servers.bench(url, folder, *load)
 
 
 def _targets() -> list[str]:
@@ -166,8 +165,7 @@ def _run(*arguments: str) -> str:
 
 
 def _total(folder: Path) -> Total:
-    (run,) = json.loads((folder / "report.json").read_text())["runs"]
-    total: Total = run["report"]["total"]
+    total: Total = servers.report(folder)["total"]
     return total
 
 

@@ -10,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
+from triton_backend.row_kernels import flat_rows
+
 GATE_SIZE = 2048
 """Numbers of a row that one program gates."""
 HEADS = 8
@@ -25,7 +27,7 @@ class CudaRows:
 
     def silu_gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate [..., dim] * sigmoid(gate) * up."""
-        gates, ups = _flat(gate), _flat(up)
+        gates, ups = flat_rows(gate), flat_rows(up)
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         dim = gates.shape[1]
         _silu_gate[(len(gates), triton.cdiv(dim, GATE_SIZE))](
@@ -50,12 +52,6 @@ class CudaRows:
             HALF=half,
             SIZE=triton.next_power_of_2(half),
         )
-
-
-def _flat(rows: Tensor) -> Tensor:
-    """[rows * positions, numbers], the numbers of each adjacent."""
-    flat = rows.reshape(rows.shape[0] * rows.shape[1], -1)
-    return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
 @triton.jit

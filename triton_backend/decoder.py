@@ -101,7 +101,9 @@ class Decoder:
         one of these is compiled by itself.
         """
         layers = [layer for layer in self._layers() if not is_native(layer)]
-        self._is_compiled = bool(layers)
+        if not layers:  # Then torch's compiler need not even be imported.
+            return
+        self._is_compiled = True
         config = torch._dynamo.config
         config.allow_unspec_int_on_nn_module = True
         config.recompile_limit = max(config.recompile_limit, _MAX_COMPILED)

@@ -148,7 +148,7 @@ class PagedRunner:
 
     @torch.inference_mode()
     def resize(self, kv_budget_bytes: int) -> None:
-        """Bring the cache to this size; the next decode steps are recorded anew.  Raises OverBudget, CacheLost."""
+        """Bring the cache to this size; the next steps are recorded anew.  Raises OverBudget, CacheLost."""
         for graphs in (self._graphs, self._prompt_graphs):
             if graphs:
                 graphs.clear()

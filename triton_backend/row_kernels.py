@@ -25,7 +25,7 @@ class RowKernels:
 
     def rms_norm(self, rows: Tensor, weight: Tensor, offset: float, epsilon: float) -> Tensor:
         """rows [..., dim] / sqrt(mean of their squares + epsilon) * (weight [dim] + offset)."""
-        flat, dim = _flat(rows), rows.shape[-1]
+        flat, dim = flat_rows(rows), rows.shape[-1]
         out = rows.new_empty(rows.shape)
         self.library.rms_norm(
             TYPES[rows.dtype],
@@ -45,7 +45,7 @@ class RowKernels:
 
     def silu_gate(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate [..., dim] * sigmoid(gate) * up."""
-        gates, ups = _flat(gate), _flat(up)
+        gates, ups = flat_rows(gate), flat_rows(up)
         out = gate.new_empty(gate.shape)
         self.library.silu_gate(
             TYPES[gate.dtype],
@@ -78,7 +78,7 @@ class RowKernels:
         )
 
 
-def _flat(rows: Tensor) -> Tensor:
+def flat_rows(rows: Tensor) -> Tensor:
     """[rows * positions, numbers], the numbers of each adjacent."""
     flat = rows.reshape(rows.shape[0] * rows.shape[1], -1)
     return flat if flat.stride(1) == 1 else flat.contiguous()

@@ -257,13 +257,7 @@ class Bench:
         num_rows = min(sizes.max_rows, int(0.95 * runner.kv_budget_bytes / row_bytes))
         engine = self._engine(runner)
         found = saturation.measure(
-            engine,
-            runner.vocabulary,
-            num_rows,
-            sizes.prompt_tokens,
-            sizes.output_tokens,
-            sizes.max_prefill_tokens,
-            sizes.window_s,
+            engine, runner.vocabulary, num_rows, sizes.prompt_tokens, sizes.output_tokens, sizes.window_s
         )
         engine.stop(0.0)
         runner.arrange({}, [])

@@ -8,7 +8,7 @@ from itertools import count
 from typing import NamedTuple
 
 from tests.unit.peer import GREEDY
-from triton_backend.contract import Attach, Batch, End, Event, NewRow, Step
+from triton_backend.contract import Attach, Attached, Batch, End, Event, NewRow, Step
 from triton_backend.engine import Engine
 
 BATCH_ROWS = 4
@@ -36,6 +36,8 @@ class Client:
         self._prompt_tokens = prompt_tokens
         self._output_tokens = output_tokens
         self._rng = random.Random(7)
+        self._chunk_tokens = 0
+        """Of prompts in a step of the engine, as it says."""
         self._numbers = count()
         self._seq = 0
         self.prompts: dict[int, int] = {}
@@ -49,7 +51,9 @@ class Client:
         engine.step()
 
     def send(self, event: Event) -> None:
-        if isinstance(event, Step):
+        if isinstance(event, Attached):
+            self._chunk_tokens = event.model.chunk_tokens
+        elif isinstance(event, Step):
             self.num_tokens += len(event.tokens)
             self.num_steps += 1
             for row in event.rows:
@@ -80,7 +84,7 @@ class Client:
         self.num_live += len(rows)
         assert self._engine.submit(Batch(1, self._seq, rows)).error is None
 
-    def fill(self, num_rows: int, chunk_tokens: int) -> int:
+    def fill(self, num_rows: int) -> int:
         """Rows that are at all points of their answers once all are there, as in the steady state; their prompts'
         tokens in all.
 
@@ -89,7 +93,7 @@ class Client:
         mean_tokens = self._prompt_tokens + self._output_tokens / 2
         lengths = []
         for number in range(num_rows):
-            coming = (num_rows - number) * mean_tokens / chunk_tokens
+            coming = (num_rows - number) * mean_tokens / self._chunk_tokens
             done = round(self._output_tokens * number / num_rows - coming)
             lengths.append((self._prompt_tokens + done, self._output_tokens - done))
         for start in range(0, num_rows, BATCH_ROWS):
@@ -107,13 +111,12 @@ def measure(
     num_rows: int,
     prompt_tokens: int,
     output_tokens: int,
-    chunk_tokens: int,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Throughput:
     client = Client(engine, vocabulary, prompt_tokens, output_tokens)
     began_s = clock()
-    filled_tokens = client.fill(num_rows, chunk_tokens)
+    filled_tokens = client.fill(num_rows)
     filled = set(client.prompts)
     while filled & client.prompts.keys():
         engine.step()

@@ -62,12 +62,14 @@ SHAPES: dict[str, PreTrainedConfig] = {
 }
 
 
-def build(shape: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Always with the same weights."""
+def build(shape: str, device: str, dtype: torch.dtype, **changes: object) -> PreTrainedModel:
+    """Always with the same weights.  `changes` to the shape's config."""
+    config = deepcopy(SHAPES[shape])
+    config.update(changes)
     torch.manual_seed(1)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            deepcopy(SHAPES[shape]), dtype=dtype
+            config, dtype=dtype
         )
     model.train(False).requires_grad_(False)
     return model

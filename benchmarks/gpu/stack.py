@@ -7,21 +7,18 @@ engine alone tells what the rest of the stack takes.  `--device cpu --tiny` runs
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.gpu import saturation
+from benchmarks.gpu import exact, saturation
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.shapes import SHAPES
+from benchmarks.gpu.shapes import build
 from benchmarks.speed import servers
 from benchmarks.speed.model import VOCABULARY, write_tokenizer
 from gateway.settings import DEMO_MODEL
@@ -68,13 +65,10 @@ def main() -> None:
 def answer(report: Report, device: str) -> None:
     """The demo model's greedy answers, all asked for at once."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    model: Any = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     torch.nn.Module.to(model, device)
-    expected = []
-    for text in TEXTS:
-        ids = tokenizer(text, return_tensors="pt").input_ids.to(device)
-        out = model.generate(ids, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-        expected.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    answers = [exact.generated(model, tokenizer(text).input_ids, ANSWER_TOKENS) for text in TEXTS]
+    expected = tokenizer.batch_decode(answers, skip_special_tokens=True)
     with servers.ours(PORT, "--device", device, "--dtype", "float32") as url:
 
         def ask(text: str) -> str:
@@ -97,12 +91,7 @@ def _post(url: str, body: dict[str, object]) -> dict[str, Any]:
 
 
 def write_model(folder: Path, shape: str, device: str) -> None:
-    config = deepcopy(SHAPES[shape])
-    config.vocab_size, config.eos_token_id = VOCABULARY, 0
-    torch.manual_seed(1)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-    model.save_pretrained(folder)
+    build(shape, device, torch.bfloat16, vocab_size=VOCABULARY, eos_token_id=0).save_pretrained(folder)
     write_tokenizer(folder)
 
 
@@ -134,11 +123,8 @@ def _bench(url: str, out: Path, job: Job, every_s: float) -> dict[str, Any]:
     rows = [f"{number * every_s},{job.prompt_tokens},{job.output_tokens}\n" for number in range(job.requests)]
     trace = out / "trace.csv"
     trace.write_text("".join(["arrival_s,prompt_tokens,output_tokens\n", *rows]))
-    command = [sys.executable, "-m", "gateway", "bench", "--url", url, "--trace", str(trace), *PATIENT]
-    command += ["--requests", str(job.requests), "--vocabulary", str(VOCABULARY), "--out", str(out)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (run,) = json.loads((out / "report.json").read_text())["runs"]
-    total: dict[str, Any] = run["report"]["total"]
+    flags = ["--trace", str(trace), "--requests", str(job.requests), "--vocabulary", str(VOCABULARY), *PATIENT]
+    total: dict[str, Any] = servers.bench(url, out, *flags)["total"]
     return total
 
 

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 START_S = 300.0
 NAME = "m"
@@ -93,6 +94,22 @@ def _await(server: subprocess.Popen[bytes], url: str) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
     raise SystemExit(f"{server.args!r} does not answer at {url}")
+
+
+def bench(url: str, out: Path, *flags: str) -> dict[str, Any]:
+    """Load a server with `bucketserve bench` at one rate.  The report, which is kept in the folder `out`."""
+    command = [sys.executable, "-m", "gateway", "bench", "--url", url, "--out", str(out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return report(out)
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """What a run of one rate left there."""
+    (run,) = json.loads((folder / "report.json").read_text())["runs"]
+    found: dict[str, Any] = run["report"]
+    return found
 
 
 def vllm_bench(

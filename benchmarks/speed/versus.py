@@ -9,9 +9,6 @@ runs, and ours is not there while vLLM runs.  ENV is a virtual environment with 
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -115,32 +112,8 @@ class Load(NamedTuple):
 
     def _bench(self, rate: float, url: str, requests: int, seed: int) -> Figures:
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "gateway",
-                "bench",
-                "--url",
-                url,
-                "--workload",
-                "chat",
-                "--out",
-                folder,
-            ]
-            command += [
-                "--rate",
-                str(rate),
-                "--requests",
-                str(requests),
-                "--seed",
-                str(seed),
-                "--vocabulary",
-                "8000",
-            ]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            (run,) = json.loads((Path(folder) / "report.json").read_text())["runs"]
-        report: Figures = run["report"]
-        return report
+            load = ["--workload", "chat", "--rate", str(rate), "--requests", str(requests), "--seed", str(seed)]
+            return servers.bench(url, Path(folder), *load, "--vocabulary", "8000")
 
 
 def _closed_row(concurrency: int, mine: Figures, theirs: Figures) -> str:

@@ -43,7 +43,7 @@ class Asked(msgspec.Struct, frozen=True):
     ttft_s: float
     """Its target for the time to the first token."""
     slack_s: float
-    """How long it may wait in the queue."""
+    """Until its prompt has to be run."""
     lead_s: float
     """By how much its tenant's virtual clock is ahead: its place is as much behind its target."""
     seconds: float

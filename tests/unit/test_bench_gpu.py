@@ -67,7 +67,7 @@ def test_saturation_keeps_rows_coming() -> None:
     runner = new_runner(4000)
     engine = Engine(EngineConfig(model="", name="tiny", max_prefill_tokens=64), lambda _: runner)
     ticks = iter(range(10**6))
-    found = saturation.measure(engine, 96, 8, 12, 10, chunk_tokens=64, seconds=60, clock=lambda: next(ticks))
+    found = saturation.measure(engine, 96, 8, 12, 10, seconds=60, clock=lambda: next(ticks))
     assert found.num_steps > 30
     assert 4 <= found.rows <= 8
     assert found.output_per_s > 0 < found.prompt_per_s
