@@ -18,7 +18,7 @@ from gateway.policy.features import FORMAT, Features
 from gateway.policy.snapshot import MAX_TOKENS
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_REFRESH = 64
+_REFRESH = 16
 """The quantiles are taken anew after every such part of the history."""
 
 
@@ -56,8 +56,9 @@ class LengthHistory:
         self._sorted: list[Seen] = []
         self._whole = np.empty(0)
         self._num_new = 0
+        self._quantiles: dict[float, float] = {}
         self._expected: dict[int, float] = {}
-        """By limit, until the quantiles are taken anew."""
+        """By level and by limit, until all is taken anew."""
 
     def __len__(self) -> int:
         return len(self._arrived)
@@ -73,7 +74,10 @@ class LengthHistory:
     def quantile(self, level: float) -> float:
         """The length that this part of the answers stays within, in tokens; inf if nobody knows."""
         self._refresh()
-        return float(self._whole.item(int(level * (len(self._whole) - 1))))
+        quantile = self._quantiles.get(level)
+        if quantile is None:
+            quantile = self._quantiles[level] = self._whole.item(int(level * (len(self._whole) - 1)))
+        return quantile
 
     def expected(self, max_tokens: int) -> float:
         """Mean length of an answer that is cut at `max_tokens`, in tokens."""
@@ -87,4 +91,4 @@ class LengthHistory:
         if self._num_new > len(self) // _REFRESH:
             self._whole = np.sort(whole_lengths(self._sorted))
             self._num_new = 0
-            self._expected = {}
+            self._quantiles, self._expected = {}, {}

@@ -5,6 +5,7 @@ a token costs nothing and the policy still sees every one of them.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from math import inf
 
@@ -22,20 +23,35 @@ _SILENT = 2**62
 """Of a ticket's tokens none is told apart: the vocabulary is never looked at."""
 
 
+class Messages:
+    """What an engine has told its only reader, who waits for more."""
+
+    def __init__(self) -> None:
+        self._steps: deque[contract.Step] = deque()
+        self._news: asyncio.Future[None] | None = None
+
+    def put(self, step: contract.Step) -> None:
+        self._steps.append(step)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def read(self) -> AsyncIterator[contract.Event]:
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._steps:
+                yield self._steps.popleft()
+            self._news = loop.create_future()
+            await self._news
+
+
 class SimSession:
-    def __init__(
-        self, engine: Engine, events: "asyncio.Queue[contract.Step]", attached: contract.Attached
-    ) -> None:
+    def __init__(self, engine: Engine, messages: Messages, attached: contract.Attached) -> None:
         self.attached = attached
+        self.events = messages.read
         self._engine = engine
-        self._events = events
 
     async def send(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> None:
         self._engine.submit(control)
-
-    async def events(self) -> AsyncIterator[contract.Event]:
-        while True:
-            yield await self._events.get()
 
     async def aclose(self) -> None:
         pass
@@ -46,8 +62,8 @@ class SimBackend:
 
     def __init__(self, replica: str, make_engine: Callable[[Report], Engine]) -> None:
         self.replica = replica
-        self._events: asyncio.Queue[contract.Step] = asyncio.Queue()
-        self.engine = make_engine(self._events.put_nowait)
+        self._messages = Messages()
+        self.engine = make_engine(self._messages.put)
 
     async def attach(self, attach: contract.Attach) -> SimSession:
         engine = self.engine
@@ -60,7 +76,7 @@ class SimBackend:
             [],
             engine.telemetry_step().telemetry,
         )
-        return SimSession(engine, self._events, attached)
+        return SimSession(engine, self._messages, attached)
 
     async def revive(self) -> None:
         raise BackendLost("a simulated engine does not die")
@@ -104,7 +120,7 @@ class SimRoster(Roster):
         self._engine.catch_up()
         decodes, live = self._engine.decodes, self._engine.live
         rows = []
-        for number, running in self._rows.items():
+        for number, running in self.rows.items():
             ticket, row = running.ticket, live.get(number)
             if row is None:
                 drawn = 0
@@ -138,7 +154,7 @@ class SimRoster(Roster):
         return super().step(step)
 
     def _depart(self, mails: Mails, number: int, end: contract.End | None, detail: str) -> None:
-        running = self._rows.get(number)
+        running = self.rows.get(number)
         if running is not None:
             self._unstarted.pop(number, None)
             tpot_s = running.ticket.tpot_s

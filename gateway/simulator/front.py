@@ -189,8 +189,7 @@ class Front:
             if left.end in _FINISHED:
                 self._finish(asked)
             elif left.end is End.FAILED:
-                del self._live[left.ticket]
-                self._outbox.finish(asked)
+                self._forget(asked)
                 self._end(asked.request, Ending.FAILED)
             else:
                 self._put_back(asked, left.end)
@@ -215,13 +214,17 @@ class Front:
         self._outbox.put_back(asked)
 
     def _finish(self, asked: _Asked) -> None:
-        del self._live[asked.ticket.id]
-        self._outbox.finish(asked)
+        self._forget(asked)
         self._lengths.observe(asked.request, asked.max_tokens)
         self._first_s[asked.request] = asked.first_s
         self._last_s[asked.request] = self._loop.time()
         self._output_tokens[asked.request] = len(asked.choice.tokens)
         self._end(asked.request, Ending.FINISHED)
+
+    def _forget(self, asked: _Asked) -> None:
+        del self._live[asked.ticket.id]
+        asked.call.live.clear()  # Else the two are a circle, which only the collector frees.
+        self._outbox.finish(asked)
 
     def _end(self, request: int, how: Ending) -> None:
         self._ending[request] = ENDINGS.index(how)
