@@ -7,6 +7,7 @@ was resized.  What a size has too much reads and writes block 0, which is nobody
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,11 @@ log = logging.getLogger(__name__)
 ROWS = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, 513, 64))
 """Of the recorded decode steps."""
 PROMPT_TOKENS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-"""Of the recorded chunks: larger ones take the device longer than starting them takes the host."""
+"""Of the recorded beginnings of prompts: larger ones take the device longer than starting them takes the host."""
+CHUNK_TOKENS = (256, 512, 1024, 2048)
+"""Of the recorded chunks that go on with prompts, each for all SEEN_TOKENS."""
+SEEN_TOKENS = (4096, 8192, 16384, 32768)
+"""What such a chunk sees, itself included."""
 _WARM_UPS = 2
 """Runs before the recording: the first allocates workspaces and compiles kernels, which a graph must not."""
 
@@ -31,16 +36,22 @@ class Graphs:
     """`step` maps inputs [size, width] int32 to logits [rows, vocabulary], all on the device."""
 
     def __init__(
-        self, step: Callable[[Tensor], Tensor], sizes: Sequence[int], width: int, device: torch.device
+        self,
+        step: Callable[[Tensor], Tensor],
+        sizes: Sequence[int],
+        width: int,
+        device: torch.device,
+        beside: "Graphs | None" = None,
     ) -> None:
+        """`beside` are others, never run at the same time: these use their memory."""
         self._step = step
         self._sizes = sizes
         self._inputs = torch.zeros(sizes[-1], width, dtype=torch.int32, device=device)
         self._logits: Tensor | None = None
         """Where all of them leave their logits: each with its own would keep as much memory apart."""
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool: Any = beside._pool if beside else torch.cuda.graph_pool_handle()
+        self._stream: torch.cuda.Stream = beside._stream if beside else _stream(device)
         self._is_recordable = True
 
     def run(self, inputs: Tensor) -> Tensor:
@@ -96,3 +107,7 @@ class Graphs:
             return False
         self._graphs[size] = graph
         return True
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -52,7 +52,7 @@ class PackedKV:
         self._ends = ends
         self._spans = spans
         self._max_length = max(span.length for span in spans) if spans else len(writes)
-        self._max_seen = max(span.seen for span in spans) if spans else len(writes)
+        self._max_seen = max(span.seen for span in spans) if spans else len(writes if reads is None else reads)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

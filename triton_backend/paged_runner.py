@@ -6,8 +6,10 @@ runs at once, as it is.
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from triton_backend.cache import CacheLost
 from triton_backend.contract import NewRow
 from triton_backend.decoder import Decoder, pick
 from triton_backend.device import device_of
-from triton_backend.graphs import PROMPT_TOKENS, ROWS, Graphs, padded
+from triton_backend.graphs import CHUNK_TOKENS, PROMPT_TOKENS, ROWS, SEEN_TOKENS, Graphs, padded
 from triton_backend.headroom import Headroom
 from triton_backend.joint import join
 from triton_backend.memory import OverBudget, Paged
@@ -37,27 +39,21 @@ SHRINK, GROWTH = 0.98, 1.1
 others take goes up and down all the time."""
 
 
-BEGIN_ROWS = 32
-"""Prompts in a recorded chunk of beginnings, at most; fewer than tokens in the smallest."""
-BEGIN_COLUMNS = 5
+CHUNK_ROWS = 32
+"""Prompts in a recorded chunk, at most; fewer than tokens in the smallest."""
+BEGINNING_COLUMNS, CHUNK_COLUMNS = 5, 7
 
 
-def begin_inputs(
-    size: int,
-    ids: NDArray[np.int64],
-    positions: NDArray[np.int64],
-    places: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    kept: NDArray[np.int64],
-) -> NDArray[np.int32]:
-    """A chunk of the beginnings of prompts in one array [size, BEGIN_COLUMNS]: of each token its id, position and
-    place in the pool; where the prompts end, after a zero; and the tokens whose logits are wanted.  Tokens of
-    padding belong to no prompt and go to block 0."""
-    inputs = np.zeros((size, BEGIN_COLUMNS), np.int32)
-    inputs[: len(ids), 0], inputs[: len(ids), 1], inputs[: len(ids), 2] = ids, positions, places
-    inputs[1 : BEGIN_ROWS + 1, 3] = ends[-1]
-    inputs[1 : len(ends) + 1, 3] = ends
-    inputs[: len(kept), 4] = kept
+def chunk_inputs(size: int, *columns: NDArray[np.int64]) -> NDArray[np.int32]:
+    """A chunk of prompts in one array [size, columns]: of its tokens ids, positions and places in the pool; the
+    tokens whose logits are wanted; where the prompts' parts end, after a zero.  If it does not begin them, also
+    where what each sees ends, after a zero, and the places of all that.  Padding belongs to no prompt and is in
+    block 0."""
+    inputs = np.zeros((size, len(columns)), np.int32)
+    for at, column in enumerate(columns):
+        inputs[: len(column), at] = column
+    for at in range(4, len(columns))[:2]:
+        inputs[len(columns[at]) : CHUNK_ROWS + 1, at] = columns[at][-1]
     return inputs
 
 
@@ -119,7 +115,9 @@ class PagedRunner:
             replace_layers(model, decoder.context_tokens)
             decoder.compile()
         self._graphs: Graphs | None = None
-        self._prompt_graphs: Graphs | None = None
+        self._beginnings: Graphs | None = None
+        self._chunks: dict[int, Graphs] = {}
+        """By tokens; each for any number of tokens seen."""
         workspace_bytes = self._workspace_bytes(max_prefill_tokens)
         device = device_of(self.device)
         device.settle()
@@ -149,7 +147,7 @@ class PagedRunner:
     @torch.inference_mode()
     def resize(self, kv_budget_bytes: int) -> None:
         """Bring the cache to this size; the next steps are recorded anew.  Raises OverBudget, CacheLost."""
-        for graphs in (self._graphs, self._prompt_graphs):
+        for graphs in (self._graphs, self._beginnings, *self._chunks.values()):
             if graphs:
                 graphs.clear()
         try:
@@ -226,9 +224,17 @@ class PagedRunner:
         device = self._decoder.device
         self._graphs = Graphs(self._decode, ROWS, 1 + self._cache.max_blocks, device)
         self._graphs.record_all()
-        if self._decoder.dtype in FLASH_TYPES:
-            self._prompt_graphs = Graphs(self._begin, PROMPT_TOKENS, BEGIN_COLUMNS, device)
-            self._prompt_graphs.record_all()
+        if self._decoder.dtype not in FLASH_TYPES:
+            return
+        self._beginnings = Graphs(self._chunk, PROMPT_TOKENS, BEGINNING_COLUMNS, device)
+        self._beginnings.record_all()
+        if not self._beginnings.takes(PROMPT_TOKENS[0]):
+            return
+        for tokens in reversed(CHUNK_TOKENS):
+            chunk = partial(self._chunk, tokens=tokens)
+            seen = SEEN_TOKENS[: 1 + bisect_left(SEEN_TOKENS, self.context_tokens)]
+            self._chunks[tokens] = Graphs(chunk, seen, CHUNK_COLUMNS, device, beside=self._beginnings)
+            self._chunks[tokens].record_all()
 
     def _decode_once(self, rows: list[Sequence]) -> Sampled:
         positions = np.array([row.held_tokens - 1 for row in rows], np.int32)
@@ -254,12 +260,14 @@ class PagedRunner:
         done = [at for at, row in enumerate(rows) if row.prompt_tokens <= start + length]
         # A chunk that ends no prompt draws nothing: one position is kept, for the model to have something.
         kept = ends[done or [0]] - 1
-        size = padded(len(ids), PROMPT_TOKENS)
-        if start == 0 and len(rows) <= BEGIN_ROWS and self._prompt_graphs and self._prompt_graphs.takes(size):
-            inputs = begin_inputs(size, ids, positions, places, ends, kept)
-            logits = self._prompt_graphs.run(self._staged(inputs))[: len(kept)]
+        seen = lengths + start
+        graphs, size = self._recorded(start, len(rows), len(ids), int(seen.sum()))
+        if graphs:
+            columns = [ids, positions, places, kept, np.array([0, *ends])]
+            if start:
+                columns += [np.array([0, *seen.cumsum()]), self._all_places(tables, seen)]
+            logits = graphs.run(self._staged(chunk_inputs(size, *columns)))[: len(kept)]
         else:
-            seen = lengths + start
             sums = np.array([[0, *ends], [0, *seen.cumsum()]], np.int32)
             spans = zip((ends - lengths).tolist(), lengths.tolist(), seen.tolist(), strict=True)
             kv = PackedKV(
@@ -276,6 +284,14 @@ class PagedRunner:
         finished = [rows[at] for at in done]
         return finished, self._draw(logits, finished, tables[done, 0])
 
+    def _recorded(self, start: int, num_rows: int, num_tokens: int, num_seen: int) -> tuple[Graphs | None, int]:
+        """Who has recorded such chunks, and the size of what they are given."""
+        if start:
+            graphs, size = self._chunks.get(padded(num_tokens, CHUNK_TOKENS)), padded(num_seen, SEEN_TOKENS)
+        else:
+            graphs, size = self._beginnings, padded(num_tokens, PROMPT_TOKENS)
+        return (graphs if graphs and graphs.takes(size) and num_rows <= CHUNK_ROWS else None), size
+
     def _draw(self, logits: Tensor, rows: list[Sequence], first_blocks: NDArray[np.int32]) -> Sampled:
         picks = [pick(row) for row in rows]
         table = sample(logits, picks)
@@ -288,12 +304,19 @@ class PagedRunner:
         ids = self._cache.newest[inputs[:, 1]]
         return self._decoder.logits(ids[:, None], inputs[:, :1].long(), NewestKV(self._cache, inputs))[:, 0]
 
-    def _begin(self, inputs: Tensor) -> Tensor:
-        """Logits [BEGIN_ROWS, vocabulary] of `begin_inputs`: on CUDA, what a graph records."""
-        ids, positions, places, ends, kept = inputs.unbind(1)
-        ends = ends[: BEGIN_ROWS + 1].expand(2, -1).contiguous()
-        kv = PackedKV(self._cache, writes=places.long(), reads=None, ends=ends)
-        return self._decoder.logits(ids.long()[None], positions.long()[None], kv, kept[:BEGIN_ROWS].long())[0]
+    def _chunk(self, inputs: Tensor, tokens: int | None = None) -> Tensor:
+        """Logits [CHUNK_ROWS, vocabulary] of `chunk_inputs`, on CUDA what a graph records.  `tokens`: padding
+        included, None: a token a line."""
+        *own, kept, ends = inputs[:, :BEGINNING_COLUMNS].unbind(1)
+        ids, positions, places = (column[:tokens].long() for column in own)
+        seen_ends, *reads = inputs[:, BEGINNING_COLUMNS:].unbind(1) or [ends]
+        kv = PackedKV(
+            self._cache,
+            writes=places,
+            reads=reads[0].long() if reads else None,
+            ends=torch.stack((ends, seen_ends))[:, : CHUNK_ROWS + 1].contiguous(),
+        )
+        return self._decoder.logits(ids[None], positions[None], kv, kept[:CHUNK_ROWS].long())[0]
 
     def _places(
         self, tables: NDArray[np.int32], row_at: NDArray[np.int64], positions: NDArray[np.int64]

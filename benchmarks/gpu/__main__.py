@@ -47,8 +47,8 @@ class Sizes:
     target_rows: int
     """Rows at which the target for a step is stated."""
     num_steps: int
-    prompts: tuple[tuple[int, int], ...]
-    """Numbers of prompts in a chunk, and their tokens."""
+    prompts: tuple[tuple[int, int, int], ...]
+    """Numbers of prompts in a chunk, their tokens in it and those before."""
     prompt_tokens: int
     output_tokens: int
     max_rows: int
@@ -78,7 +78,7 @@ FULL = Sizes(
     step_rows=(1, 8, 32, 64, 128, 256, 512),
     target_rows=64,
     num_steps=40,
-    prompts=((1, 128), (1, 500), (1, 1000), (4, 1000)),
+    prompts=((1, 128, 0), (1, 500, 0), (1, 1000, 0), (4, 1000, 0), (1, 200, 3000), (1, 1000, 3000)),
     prompt_tokens=1000,
     output_tokens=1000,
     max_rows=512,
@@ -103,7 +103,7 @@ TINY = Sizes(
     step_rows=(1, 4),
     target_rows=4,
     num_steps=5,
-    prompts=((2, 20),),
+    prompts=((2, 20, 0), (2, 20, 40)),
     prompt_tokens=20,
     output_tokens=20,
     max_rows=8,
@@ -229,12 +229,12 @@ class Bench:
             )
 
     def _prompts(self, shape: str, model: PreTrainedModel, runner: PagedRunner) -> None:
-        for count, tokens in self._sizes.prompts:
-            found = steps.measure_prompts(runner, count, tokens)
+        for count, tokens, start in self._sizes.prompts:
+            found = steps.measure_prompts(runner, count, tokens, start)
             flops = 2 * matrix_weights(model) * count * tokens
             self._report.add(
                 shape,
-                f"{count} prompts of {tokens} tokens",
+                f"{count} prompts of {tokens} tokens{f' behind {start}' if start else ''}",
                 f"{found.step_s * 1e3:.1f} ms, {flops / found.step_s / 1e12:.0f} TFLOP/s; host "
                 f"{found.start_s * 1e3:.1f} ms",
             )

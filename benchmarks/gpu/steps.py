@@ -114,15 +114,15 @@ def measure_steps(runner: PagedRunner, count: int, context_tokens: int, num_step
     return StepTimes(step_s, pool.start_s / num_steps)
 
 
-def measure_prompts(runner: PagedRunner, count: int, tokens: int, repeats: int = 7) -> StepTimes:
-    """So many prompts of so many tokens in one chunk: medians."""
-    prompt = [at % runner.vocabulary for at in range(tokens)]
+def measure_prompts(runner: PagedRunner, count: int, tokens: int, start: int = 0, repeats: int = 7) -> StepTimes:
+    """So many tokens of so many prompts in one chunk, behind `start` others: medians."""
+    prompt = [at % runner.vocabulary for at in range(start + tokens)]
     rows = [Sequence(NewRow(row, str(row), 0, "", prompt, index=0, max_tokens=2)) for row in range(count)]
-    runner.arrange({row.row: runner.layout.room_tokens(tokens + 1) for row in rows}, [])
+    runner.arrange({row.row: runner.layout.room_tokens(len(prompt) + 1) for row in rows}, [])
     times = []
     for _ in range(1 + repeats):
         began_s = time.perf_counter()
-        _, reading = runner.prefill(rows, 0, tokens)
+        _, reading = runner.prefill(rows, start, tokens)
         started_s = time.perf_counter()
         reading.read()
         times.append(StepTimes(time.perf_counter() - began_s, started_s - began_s))
@@ -155,9 +155,10 @@ def break_down(runner: PagedRunner, count: int, context_tokens: int, num_steps: 
 
 def made(runner: PagedRunner) -> str:
     """What the runner was made faster by, to see that nothing was left out without a word."""
-    steps, prompts = (len(graphs._graphs) if graphs else 0 for graphs in (runner._graphs, runner._prompt_graphs))
+    chunks = runner._beginnings, *runner._chunks.values()
+    num_steps, *num_chunks = (len(graphs._graphs) if graphs else 0 for graphs in (runner._graphs, *chunks))
     compiled = counters["stats"]["unique_graphs"]
-    return f"{compiled} layers compiled so far, {steps} steps and {prompts} chunks recorded"
+    return f"{compiled} layers compiled so far, {num_steps} steps and {sum(num_chunks)} chunks recorded"
 
 
 def fill_with_noise(runner: PagedRunner) -> None:

@@ -2,6 +2,7 @@
 tested in test_runner."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from tests.unit.peer import new_row
 from tests.unit.tiny_models import Causal, fresh, generate
 from triton_backend.contract import NewRow, Sampling
 from triton_backend.decoder import Decoder
-from triton_backend.graphs import PROMPT_TOKENS, ROWS, Graphs, padded
-from triton_backend.paged_runner import BEGIN_ROWS, PagedRunner
+from triton_backend.graphs import CHUNK_TOKENS, PROMPT_TOKENS, ROWS, SEEN_TOKENS, Graphs, padded
+from triton_backend.paged_runner import CHUNK_ROWS, PagedRunner
 from triton_backend.sampling import Pick, sample
 from triton_backend.sequence import Sequence
 
@@ -126,30 +127,35 @@ def test_steps_follow_each_other_unread() -> None:
 class Unrecorded(Graphs):
     """Runs every step as it is."""
 
-    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, step: Callable[[torch.Tensor], torch.Tensor], max_size: int) -> None:
         self.step = step
+        self.max_size = max_size
         self.sizes: list[int] = []
 
     def takes(self, size: int) -> bool:
-        return size <= PROMPT_TOKENS[-1]
+        return size <= self.max_size
 
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
         self.sizes.append(len(inputs))
         return self.step(inputs)
 
 
-def test_beginnings_of_prompts_may_be_padded_as_a_recorded_step_is() -> None:
-    """What comes behind a beginning is not, nor are more of them than such a step takes."""
+def test_chunks_of_prompts_may_be_padded_as_a_recorded_step_is() -> None:
+    """Beginnings, but not of more prompts than such a step takes; and what comes behind them."""
     runner = new_runner(kv_tokens=3000)
-    runner._prompt_graphs = graphs = Unrecorded(runner._begin)
-    rows = [sequence(at, [at % 9, 1, 4, 1, 5][: 5 - at % 5]) for at in range(BEGIN_ROWS + 1)]
-    for some in (rows[:2], rows[:BEGIN_ROWS], rows):
+    runner._beginnings = beginnings = Unrecorded(runner._chunk, PROMPT_TOKENS[-1])
+    rest = Unrecorded(partial(runner._chunk, tokens=CHUNK_TOKENS[0]), SEEN_TOKENS[-1])
+    runner._chunks[CHUNK_TOKENS[0]] = rest
+    rows = [sequence(at, [at % 9, 1, 4, 1, 5, 9, 2][: 7 - at % 7]) for at in range(CHUNK_ROWS + 1)]
+    for some in (rows[:2], rows[:CHUNK_ROWS], rows):
         arrange(runner, some)
-        parts = runner.prefill(some, 0, 3), runner.prefill([row for row in some if row.prompt_tokens > 3], 3, 2)
+        starts = range(0, 7, 3)
+        parts = [runner.prefill([row for row in some if row.prompt_tokens > at], at, 3) for at in starts]
         drawn = {row.row: token for done, got in parts for row, token in zip(done, got.read().tokens, strict=True)}
         assert drawn == {row.row: generate("llama", row.new.prompt, 1)[0] for row in some}
         runner.arrange({}, [])
-    assert graphs.sizes == [64, 96]
+    assert beginnings.sizes == [64, 96]
+    assert rest.sizes == 6 * [SEEN_TOKENS[0]]
 
 
 @pytest.mark.parametrize(
