@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import inf
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -75,6 +75,7 @@ class Metrics:
         self._define_lengths()
         self._define_engines()
         registry.register(VllmNames(model, self._ours))
+        ProcessCollector(registry=registry)
 
     def render(self) -> bytes:
         """The answer to a scrape, of type CONTENT_TYPE."""

@@ -7,6 +7,7 @@ engine alone tells what the rest of the stack takes.  `--device cpu --tiny` runs
 
 import argparse
 import json
+import resource
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from triton_backend.paged_runner import PagedRunner
 PORT = 8481
 TEXTS = [f"The number {number} is" for number in range(16)]
 ANSWER_TOKENS = 48
+GATEWAYS = 1, 4
+"""Before the same engine: each is one process, and takes its time for each token."""
 PATIENT = ["--slo-ttft-ms", "600000", "--slo-tpot-ms", "60000"]
 """Nothing is refused: it is the job's end that counts."""
 
@@ -55,10 +58,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as passing:
         folder = Path(passing) / "model"
         write_model(folder, shape, options.device)
-        together_s = load(report, options.device, folder, shape, job, single)
+        took_s = [load(report, options.device, folder, shape, job, single, gateways) for gateways in GATEWAYS]
         alone_s = by_engine_alone(options.device, folder, job)
-    ratio = together_s / alone_s
-    report.add(shape, f"{job}, engine alone", f"{alone_s:.2f} s; the whole stack takes {ratio:.2f} times as long")
+    ratios = " and ".join(f"{together_s / alone_s:.2f}" for together_s in took_s)
+    report.add(shape, f"{job}, engine alone", f"{alone_s:.2f} s; the whole stack takes {ratios} times as long")
     print(report.table(), flush=True)
 
 
@@ -95,18 +98,37 @@ def write_model(folder: Path, shape: str, device: str) -> None:
     write_tokenizer(folder)
 
 
-def load(report: Report, device: str, folder: Path, shape: str, job: Job, single: Job) -> float:
+def load(report: Report, device: str, folder: Path, shape: str, job: Job, single: Job, gateways: int) -> float:
     """Seconds that the job took."""
-    flags = ["--model", str(folder), "--device", device, "--dtype", "bfloat16"]
+    flags = ["--model", str(folder), "--device", device, "--dtype", "bfloat16", "--gateways", str(gateways)]
+    own = [f"http://127.0.0.1:{PORT + at}" for at in range(gateways > 1, gateways + (gateways > 1))]
+    out = folder.parent / f"gateways-{gateways}"
+    out.mkdir()
     with servers.ours(PORT, *flags) as url:
-        one = _bench(url, folder.parent / "single", single, every_s=0.5)
-        report.add(shape, f"{single}, one every 0.5 s", _latencies(one))
-        many = _bench(url, folder.parent / "job", job, every_s=0.0)
+        one, alone_s = _bench(url, out / "single", single, every_s=0.5)
+        before_s = sum(map(_processor_s, own))
+        many, client_s = _bench(url, out / "job", job, every_s=0.0)
+        gateway_s = sum(map(_processor_s, own)) - before_s
     assert one["finished"] == single.requests and many["finished"] == job.requests, (one, many)
-    took_s = job.requests * job.output_tokens / many["output_tokens_per_s"]
-    figures = f"{took_s:.2f} s, {many['output_tokens_per_s']:,.0f} tok/s; {_latencies(many)}"
-    report.add(shape, f"{job}, all at once", figures)
-    return float(took_s)
+    took_s = float(job.requests * job.output_tokens / many["output_tokens_per_s"])
+    named = f"{gateways} gateway{'s' if gateways > 1 else ''}"
+    report.add(shape, f"{named}, {single}, one every 0.5 s", _latencies(one))
+    report.add(
+        shape,
+        f"{named}, {job}, all at once",
+        f"{took_s:.2f} s, {many['output_tokens_per_s']:,.0f} tok/s; {_latencies(many)}; processor time: "
+        f"{gateway_s:.1f} s in all gateways, {client_s - alone_s:.1f} s of the client",
+    )
+    return took_s
+
+
+def _processor_s(gateway: str) -> float:
+    """That a gateway has used so far."""
+    with urllib.request.urlopen(f"{gateway}/metrics", timeout=60) as response:
+        page = response.read().decode()
+    return next(
+        float(line.split()[1]) for line in page.splitlines() if line.startswith("process_cpu_seconds_total")
+    )
 
 
 def _latencies(total: dict[str, Any]) -> str:
@@ -117,15 +139,17 @@ def _latencies(total: dict[str, Any]) -> str:
     )
 
 
-def _bench(url: str, out: Path, job: Job, every_s: float) -> dict[str, Any]:
-    """The figures of `bucketserve bench`."""
+def _bench(url: str, out: Path, job: Job, every_s: float) -> tuple[dict[str, Any], float]:
+    """The figures of `bucketserve bench`, and its processor time."""
     out.mkdir()
     rows = [f"{number * every_s},{job.prompt_tokens},{job.output_tokens}\n" for number in range(job.requests)]
     trace = out / "trace.csv"
     trace.write_text("".join(["arrival_s,prompt_tokens,output_tokens\n", *rows]))
     flags = ["--trace", str(trace), "--requests", str(job.requests), "--vocabulary", str(VOCABULARY), *PATIENT]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     total: dict[str, Any] = servers.bench(url, out, *flags)["total"]
-    return total
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return total, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def by_engine_alone(device: str, folder: Path, job: Job) -> float:

@@ -20,25 +20,21 @@ _FEW_TIMERS = 1024
 class _Handle:
     """What asyncio's own also keep, for loops that are debugged, takes longer than all else about an event."""
 
-    __slots__ = ("_args", "_callback", "_context")
+    __slots__ = ("args", "callback", "context")
 
     def __init__(
         self, callback: Callable[..., object] | None, args: tuple[Any, ...], context: Context | None
     ) -> None:
-        self._callback = callback
-        self._args = args
-        self._context = copy_context() if context is None else context
+        self.callback = callback
+        self.args = args
+        self.context = copy_context() if context is None else context
 
     def cancel(self) -> None:
-        self._callback = None
-        self._args = ()
+        self.callback = None
+        self.args = ()
 
     def cancelled(self) -> bool:
-        return self._callback is None
-
-    def run(self) -> None:
-        if self._callback is not None:
-            self._context.run(self._callback, *self._args)
+        return self.callback is None
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -92,7 +88,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         while self._timers and self._timers[0][0] < self._now_s + _RESOLUTION_S:
             soon.append(heapq.heappop(self._timers)[2])
         for _ in range(len(soon)):
-            soon.popleft().run()
+            handle = soon.popleft()
+            if handle.callback is not None:
+                handle.context.run(handle.callback, *handle.args)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:

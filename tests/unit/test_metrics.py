@@ -78,6 +78,11 @@ def test_a_calls_life(metrics: Metrics) -> None:
     assert page("bucketserve_duration_seconds_sum", service_class="default") == 0.5
 
 
+def test_the_process_itself_is_on_the_page(metrics: Metrics) -> None:
+    page = Page(metrics)
+    assert page("process_cpu_seconds_total") > 0 < page("process_resident_memory_bytes")
+
+
 def test_only_finished_calls_have_a_duration(metrics: Metrics) -> None:
     metrics.call_opened(FLEX, 1)
     metrics.call_ended(FLEX, Outcome.CANCELLED, 9.0)
