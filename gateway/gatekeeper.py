@@ -18,7 +18,7 @@ from gateway.card import Cards
 from gateway.errors import QueueFull, StoreLost, TooManyRequests, Unavailable
 from gateway.fleet import Fleet
 from gateway.policy import admission, demand, line
-from gateway.policy.admission import AdmissionRule, Asked, Everybody, Load
+from gateway.policy.admission import AdmissionRule, Asked, Everybody, Forecast, Load
 from gateway.policy.demand import Demand, octave
 from gateway.policy.line import Line
 from gateway.policy.margin import Margin
@@ -128,7 +128,7 @@ class Gatekeeper:
         if forecast.late_s > 0:
             raise self._refusal(request, asked, load, forecast.late_s)
         call.promise = Promise(asked, forecast.ttft_s)
-        return self._relied_on(backlog, backlog.seconds + _slip_s(asked, load))
+        return self._relied_on(backlog, backlog.seconds + asked.seconds + _slip_s(asked, load, forecast))
 
     def _load(self, call: OpenCall, request: Request, backlog: Backlog) -> tuple[Asked, Load]:
         """What the call asks for, and what it meets."""
@@ -244,6 +244,7 @@ def _asked(call: OpenCall, lead_s: float, slowdown: float) -> Asked:
     )
 
 
-def _slip_s(asked: Asked, load: Load) -> float:
-    """Work that others may queue between the reading and the put before the decision has to be taken again."""
-    return asked.seconds + 0.1 * asked.ttft_s * load.rate
+def _slip_s(asked: Asked, load: Load, forecast: Forecast) -> float:
+    """Work that others may queue between the reading and the put, as much as leaves the decision what it is; with
+    more, it has to be taken again."""
+    return max(0.1 * asked.ttft_s, -forecast.late_s) * load.rate if load.rate else inf

@@ -5,6 +5,7 @@ the host knows goes there from pinned memory.  Layers are compiled, and decode s
 runs at once, as it is.
 """
 
+import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +34,8 @@ from triton_backend.runner import WARM_UP_ROWS
 from triton_backend.sampling import Draws, Pick, Reading, sample, tell
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory, halves, is_shortage
+
+log = logging.getLogger(__name__)
 
 SHRINK, GROWTH = 0.98, 1.1
 """The pool is remade when it should be smaller or larger by so much: each time graphs are recorded anew, and what
@@ -167,6 +170,8 @@ class PagedRunner:
             raise CacheLost(str(error)) from error
         held_bytes, wanted_bytes = self._cache.allocated_bytes, self._headroom.kv_bytes
         if not SHRINK * held_bytes <= wanted_bytes <= GROWTH * held_bytes:
+            gib = held_bytes / 2**30, wanted_bytes / 2**30
+            log.warning("the room for keys and values goes from %.2f to %.2f GiB; steps are recorded anew", *gib)
             self.resize(wanted_bytes)
             self._headroom.give_back()
 
