@@ -177,6 +177,29 @@ def test_while_nothing_waits_it_is_asked_once_a_second_and_the_put_tells_when_th
     clock.run(main())
 
 
+class FarAway(Asked):
+    """What waits is known a little later, when others have come in."""
+
+    async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
+        backlog = await super().backlog(service_class, tenant)
+        await asyncio.sleep(0.01)
+        return backlog
+
+
+def test_whoever_has_time_to_spare_is_let_in_however_many_come_at_the_same_time() -> None:
+    async def main() -> None:
+        config = msgspec.structs.replace(ORIGIN, policy=FULL, aims=dict.fromkeys(ServiceClass, Aim(5.0, 5.0)))
+        store = FarAway()
+        async with World(store, [FakeBackend("r0")], config).running() as world:
+            await ask(world, request(20), "warm")
+            asked = request(300)
+            together = [ask(world, asked, f"together {number}") for number in range(30)]
+            assert [tokens for tokens, _, _ in await asyncio.gather(*together)] == 30 * [answer(asked)]
+            assert store.num_refused == 30 - 1
+
+    clock.run(main())
+
+
 def test_a_target_that_no_replica_could_keep_is_refused_for_good() -> None:
     async def scenario(world: World) -> None:
         await ask(world, request(20, prompt=300), "warm")
