@@ -247,4 +247,5 @@ def _asked(call: OpenCall, lead_s: float, slowdown: float) -> Asked:
 def _slip_s(asked: Asked, load: Load, forecast: Forecast) -> float:
     """Work that others may queue between the reading and the put, as much as leaves the decision what it is; with
     more, it has to be taken again."""
-    return max(0.1 * asked.ttft_s, -forecast.late_s) * load.rate if load.rate else inf
+    rate = admission.class_rate(asked.service_class, load)
+    return max(0.1 * asked.ttft_s * load.rate, -forecast.late_s * rate) if rate else inf
