@@ -478,7 +478,7 @@ def wake_one(drivers: Sequence[Driver]) -> None:
     best, fewest = None, inf
     for driver in drivers:
         # As has_room and num_rows, without the calls: there may be many drivers, and every request asks.
-        if driver._leased and not driver._is_short and (rows := len(driver._roster.rows)) < fewest:
+        if driver._leased and not driver._is_short and (rows := len(driver._roster)) < fewest:
             best, fewest = driver, rows
     if best is None:
         leading = (driver for driver in drivers if driver.leads)

@@ -44,40 +44,39 @@ Mails = dict[str, Mail]
 
 class Roster:
     def __init__(self) -> None:
-        self.rows: dict[int, Running] = {}
-        """By number."""
+        self._rows: dict[int, Running] = {}
         self._by_ticket: dict[str, Running] = {}
         self._next_number = 1
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
     def __contains__(self, number: int) -> bool:
-        return number in self.rows
+        return number in self._rows
 
     @property
     def memory(self) -> list[Row]:
-        return [running.memory for running in self.rows.values()]
+        return [running.memory for running in self._rows.values()]
 
     @property
     def unstarted(self) -> list[Unstarted]:
         """Rows that have drawn nothing yet."""
-        waiting = (running.ticket for running in self.rows.values() if not running.drawn)
+        waiting = (running.ticket for running in self._rows.values() if not running.drawn)
         return [Unstarted(ticket.score, ticket.prompt_tokens) for ticket in waiting]
 
     @property
     def tpot_s(self) -> float:
         """The tightest target for the time per token."""
-        return min((running.ticket.tpot_s for running in self.rows.values()), default=inf)
+        return min((running.ticket.tpot_s for running in self._rows.values()), default=inf)
 
     @property
     def victims(self) -> list[Victim]:
         """The rows, as candidates for making room."""
-        return [Victim(row.number, row.ticket, row.drawn, row.memory) for row in self.rows.values()]
+        return [Victim(row.number, row.ticket, row.drawn, row.memory) for row in self._rows.values()]
 
     @property
     def tickets(self) -> list[tuple[str, int]]:
-        return [(running.ticket.id, running.ticket.attempt) for running in self.rows.values()]
+        return [(running.ticket.id, running.ticket.attempt) for running in self._rows.values()]
 
     def add(self, ticket: Ticket) -> int:
         """The new row's number."""
@@ -92,7 +91,7 @@ class Roster:
         """Count an engine step in; what it means to each origin."""
         mails: Mails = {}
         for at, number in enumerate(step.rows):
-            running = self.rows.get(number)
+            running = self._rows.get(number)
             if running is not None:
                 running.drawn += 1
                 token = step.tokens[at]
@@ -107,11 +106,11 @@ class Roster:
         """Take over what an engine has.  Rows known here that it has not are lost; a driver in between may have
         given their numbers to others."""
         found = {row.row: (row.ticket, row.attempt) for row in live}
-        mails = self.lose(number for number, known in self.rows.items() if found.get(number) != _name(known))
+        mails = self.lose(number for number, known in self._rows.items() if found.get(number) != _name(known))
         for row in live:
-            if row.row not in self.rows:
+            if row.row not in self._rows:
                 self._insert(Running(row.row, _ticket_of(row), 0))
-            running = self.rows[row.row]
+            running = self._rows[row.row]
             running.drawn = len(row.tokens)
             _mail(mails, running).drawn.extend(
                 Drawn(row.ticket, row.attempt, row.index + at, token, _logprob(row, at, token))
@@ -124,22 +123,22 @@ class Roster:
     def lose(self, numbers: Iterable[int] | None = None) -> Mails:
         """These rows (by default all) died with their engine."""
         mails: Mails = {}
-        for number in list(self.rows if numbers is None else numbers):
+        for number in list(self._rows if numbers is None else numbers):
             self._depart(mails, number, None, "")
         return mails
 
     def clear(self) -> None:
         """Another driver has them now."""
-        self.rows.clear()
+        self._rows.clear()
         self._by_ticket.clear()
 
     def _insert(self, running: Running) -> None:
-        self.rows[running.number] = running
+        self._rows[running.number] = running
         self._by_ticket[running.ticket.id] = running
         self._next_number = max(self._next_number, running.number + 1)
 
     def _depart(self, mails: Mails, number: int, end: contract.End | None, detail: str) -> None:
-        running = self.rows.pop(number, None)
+        running = self._rows.pop(number, None)
         if running is None:
             return
         if self._by_ticket.get(running.ticket.id) is running:

@@ -45,6 +45,8 @@ others take goes up and down all the time."""
 CHUNK_ROWS = 32
 """Prompts in a recorded chunk, at most; fewer than tokens in the smallest."""
 BEGINNING_COLUMNS, CHUNK_COLUMNS = 5, 7
+ENDS = slice(4, 6)
+"""Columns whose padding is their last number: parts that end where the last one did are of no length."""
 
 
 def chunk_inputs(size: int, *columns: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -55,8 +57,8 @@ def chunk_inputs(size: int, *columns: NDArray[np.int64]) -> NDArray[np.int32]:
     inputs = np.zeros((size, len(columns)), np.int32)
     for at, column in enumerate(columns):
         inputs[: len(column), at] = column
-    for at in range(4, len(columns))[:2]:
-        inputs[len(columns[at]) : CHUNK_ROWS + 1, at] = columns[at][-1]
+    for at, ends in enumerate(columns[ENDS], ENDS.start):
+        inputs[len(ends) : CHUNK_ROWS + 1, at] = ends[-1]
     return inputs
 
 
@@ -235,9 +237,9 @@ class PagedRunner:
         self._beginnings.record_all()
         if not self._beginnings.takes(PROMPT_TOKENS[0]):
             return
+        seen = SEEN_TOKENS[: 1 + bisect_left(SEEN_TOKENS, self.context_tokens)]
         for tokens in reversed(CHUNK_TOKENS):
             chunk = partial(self._chunk, tokens=tokens)
-            seen = SEEN_TOKENS[: 1 + bisect_left(SEEN_TOKENS, self.context_tokens)]
             self._chunks[tokens] = Graphs(chunk, seen, CHUNK_COLUMNS, device, beside=self._beginnings)
             self._chunks[tokens].record_all()
 
@@ -267,19 +269,18 @@ class PagedRunner:
         kept = ends[done or [0]] - 1
         seen = lengths + start
         graphs, size = self._recorded(start, len(rows), len(ids), int(seen.sum()))
+        sums = np.array([[0, *ends], [0, *seen.cumsum()]])
+        reads = self._all_places(tables, seen) if start else None
         if graphs:
-            columns = [ids, positions, places, kept, np.array([0, *ends])]
-            if start:
-                columns += [np.array([0, *seen.cumsum()]), self._all_places(tables, seen)]
+            columns = [ids, positions, places, kept, *(sums[:1] if reads is None else (*sums, reads))]
             logits = graphs.run(self._staged(chunk_inputs(size, *columns)))[: len(kept)]
         else:
-            sums = np.array([[0, *ends], [0, *seen.cumsum()]], np.int32)
             spans = zip((ends - lengths).tolist(), lengths.tolist(), seen.tolist(), strict=True)
             kv = PackedKV(
                 self._cache,
                 writes=self._upload(places),
-                reads=self._upload(self._all_places(tables, seen)) if start else None,
-                ends=self._upload(sums),
+                reads=None if reads is None else self._upload(reads),
+                ends=self._upload(sums.astype(np.int32)),
                 spans=[Span(*span) for span in spans],
             )
             where = self._upload(ids)[None], self._upload(positions)[None]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.gpu import exact, saturation
@@ -22,7 +23,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.shapes import build
 from benchmarks.speed import servers
 from benchmarks.speed.model import VOCABULARY, write_tokenizer
-from gateway.settings import DEMO_MODEL
+from gateway.settings import DEMO_MODEL, Settings
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.paged_runner import PagedRunner
 
@@ -101,14 +102,14 @@ def write_model(folder: Path, shape: str, device: str) -> None:
 def load(report: Report, device: str, folder: Path, shape: str, job: Job, single: Job, gateways: int) -> float:
     """Seconds that the job took."""
     flags = ["--model", str(folder), "--device", device, "--dtype", "bfloat16", "--gateways", str(gateways)]
-    own = [f"http://127.0.0.1:{PORT + at}" for at in range(gateways > 1, gateways + (gateways > 1))]
+    ports = Settings(port=PORT, gateways=gateways).own_ports or [PORT]
     out = folder.parent / f"gateways-{gateways}"
     out.mkdir()
     with servers.ours(PORT, *flags) as url:
         one, alone_s = _bench(url, out / "single", single, every_s=0.5)
-        before_s = sum(map(_processor_s, own))
+        before_s = sum(map(_processor_s, ports))
         many, client_s = _bench(url, out / "job", job, every_s=0.0)
-        gateway_s = sum(map(_processor_s, own)) - before_s
+        gateway_s = sum(map(_processor_s, ports)) - before_s
     assert one["finished"] == single.requests and many["finished"] == job.requests, (one, many)
     took_s = float(job.requests * job.output_tokens / many["output_tokens_per_s"])
     named = f"{gateways} gateway{'s' if gateways > 1 else ''}"
@@ -122,13 +123,12 @@ def load(report: Report, device: str, folder: Path, shape: str, job: Job, single
     return took_s
 
 
-def _processor_s(gateway: str) -> float:
-    """That a gateway has used so far."""
-    with urllib.request.urlopen(f"{gateway}/metrics", timeout=60) as response:
-        page = response.read().decode()
-    return next(
-        float(line.split()[1]) for line in page.splitlines() if line.startswith("process_cpu_seconds_total")
-    )
+def _processor_s(port: int) -> float:
+    """That the gateway has used so far."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    samples = (sample for family in families for sample in family.samples)
+    return next(sample.value for sample in samples if sample.name == "process_cpu_seconds_total")
 
 
 def _latencies(total: dict[str, Any]) -> str:

@@ -120,7 +120,7 @@ class SimRoster(Roster):
         self._engine.catch_up()
         decodes, live = self._engine.decodes, self._engine.live
         rows = []
-        for number, running in self.rows.items():
+        for number, running in self._rows.items():
             ticket, row = running.ticket, live.get(number)
             if row is None:
                 drawn = 0
@@ -154,7 +154,7 @@ class SimRoster(Roster):
         return super().step(step)
 
     def _depart(self, mails: Mails, number: int, end: contract.End | None, detail: str) -> None:
-        running = self.rows.get(number)
+        running = self._rows.get(number)
         if running is not None:
             self._unstarted.pop(number, None)
             tpot_s = running.ticket.tpot_s

@@ -190,13 +190,13 @@ class PrefillRoster(SimRoster):
         self._prefill = engine
 
     def __len__(self) -> int:
-        return len(self.rows) - len(self._prefill.away)
+        return len(self._rows) - len(self._prefill.away)
 
     @property
     def memory(self) -> list[Memory]:
         """An answer takes no room here but that of its first token."""
         away = self._prefill.away
-        return [Memory(row.ticket.prompt_tokens, 1) for number, row in self.rows.items() if number not in away]
+        return [Memory(row.ticket.prompt_tokens, 1) for number, row in self._rows.items() if number not in away]
 
 
 def _nobody(step: Step) -> None:
