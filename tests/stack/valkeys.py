@@ -138,6 +138,12 @@ def sentinel() -> Iterator[Valkeys]:
         )
         hurry = {"info-period": 100, "ping-period": 100, "election-timeout": 300, "tilt-period": 500}
         watcher.ask("SENTINEL", "DEBUG", *(word for pair in hurry.items() for word in pair))
-        watcher.until(lambda: {b"slave", b"ok"} <= set(watcher.ask("SENTINEL", "REPLICAS", SERVICE)[0]))
+        watcher.until(lambda: _has_replica(watcher))
         running.url = f"redis+sentinel://{HOST}:{free_port()},{HOST}:{watcher.port}/{SERVICE}"
         yield running
+
+
+def _has_replica(watcher: Server) -> bool:
+    """It hears of one by its primary's next INFO, and lists none until then."""
+    listed = watcher.ask("SENTINEL", "REPLICAS", SERVICE)
+    return any({b"slave", b"ok"} <= set(replica) for replica in listed)
