@@ -34,6 +34,7 @@ from gateway.errors import BackendLost
 from gateway.process import MARKER, Child, ChildDied, command_line, marked, tail
 from gateway.run_folder import FolderInUse, RunFolder, clear_shared_memory
 from gateway.triton import TritonBackend
+from triton_backend.control_groups import num_processors
 
 START_TIMEOUT_S = 30.0
 POLL_S = 0.02
@@ -312,7 +313,7 @@ async def _first(*works: Coroutine[Any, Any, Any]) -> Any:
 def threads_each(replicas: int) -> int | None:
     """None: the engine's own choice.  The threads of one wait for each other awake: those of another on the same
     cores could not run meanwhile."""
-    return None if replicas == 1 else max(1, len(os.sched_getaffinity(0)) // replicas)
+    return None if replicas == 1 else max(1, num_processors() // replicas)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, object]]) -> None:

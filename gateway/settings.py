@@ -204,7 +204,8 @@ class Settings(Section):
     kv_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Most KV memory of each of those engines, such as 512MiB; by default what there is room for."""
     threads: PositiveInt | None = None
-    """CPU threads of each of those engines; by default the cores divided among them."""
+    """CPU threads of each of those engines; by default the cores, or what a container leaves of them,
+    divided among them."""
     context_tokens: PositiveInt | None = None
     """Longest prompt and answer together; by default the model's own limit."""
     step_records: Path | None = None

@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from triton_backend.control_groups import MOUNT, PROC, folders
+
 MACHINE_SHARE = 0.5
 
 
@@ -70,10 +72,9 @@ class Cuda:
 
 
 class _Hierarchy(NamedTuple):
-    """Where control groups tell of memory: below a mount, named by the controllers of their line in
-    /proc/self/cgroup (cgroups(7))."""
+    """Where control groups tell of memory (control_groups.py)."""
 
-    controllers: str
+    controller: str
     mount: str
     limit: str
     usage: str
@@ -91,7 +92,7 @@ _HIERARCHIES = (
 class Host:
     """The memory of this machine, and of the containers (control groups) that this process is in."""
 
-    def __init__(self, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
+    def __init__(self, proc: Path = PROC, cgroups: Path = MOUNT) -> None:
         self._proc = proc
         self._cgroups = cgroups
         self._base_bytes = 0
@@ -129,16 +130,11 @@ class Host:
         return Figures(_kib(meminfo, "MemAvailable"), _kib(meminfo, "MemTotal"))
 
     def _containers(self) -> Iterator[Figures]:
-        """Those with a limit.  Read anew each time: a process can be moved, and a limit changed."""
-        for line in (self._proc / "self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            for one in _HIERARCHIES:
-                if one.controllers in controllers.split(","):
-                    mount = self._cgroups / one.mount
-                    group = mount / path.lstrip("/")
-                    for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(mount))):
-                        if (folder / one.limit).exists() and (left := _left(folder, one)):
-                            yield left
+        """Those with a limit."""
+        for one in _HIERARCHIES:
+            for folder in folders(one.controller, self._cgroups / one.mount, self._proc):
+                if (folder / one.limit).exists() and (left := _left(folder, one)):
+                    yield left
 
     def _resident_bytes(self) -> int:
         """From statm (proc(5): second field, in pages)."""

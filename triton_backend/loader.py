@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from triton_backend import allocator
 from triton_backend.attention import NAME, UnsupportedModel
+from triton_backend.control_groups import num_processors
 
 HANDLED_LAYERS = {"full_attention", "sliding_attention"}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
@@ -12,9 +13,10 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length"
 
 
 def load_model(path: str, device: str, dtype: str, threads: int | None) -> PreTrainedModel:
-    """A local folder or a Hugging Face id, from safetensors only.  Raises UnsupportedModel."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """A local folder or a Hugging Face id, from safetensors only.  `threads` None: as many as there are
+    processors for.  Raises UnsupportedModel."""
+    # Threads wait for each other awake: one too many takes the others' time.
+    torch.set_num_threads(threads or min(torch.get_num_threads(), num_processors()))
     if device == "cpu":
         allocator.keep_freed()
     try:

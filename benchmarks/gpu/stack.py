@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that every part runs")
     parser.add_argument("--out", type=Path, help="JSON of what was found, written as it comes")
+    parser.add_argument("--logs", type=Path, help="folder where all servers' logs stay, also of a run that fails")
     options = parser.parse_args()
     report = Report(options.out)
     shape, job, single = "1.5b", Job(256, 1000, 256), Job(20, 200, 64)
@@ -59,7 +60,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as passing:
         folder = Path(passing) / "model"
         write_model(folder, shape, options.device)
-        took_s = [load(report, options.device, folder, shape, job, single, gateways) for gateways in GATEWAYS]
+        logs = options.logs or Path(passing) / "logs"
+        took_s = [
+            load(report, options.device, folder, logs, shape, job, single, gateways) for gateways in GATEWAYS
+        ]
         alone_s = by_engine_alone(options.device, folder, job)
     ratios = " and ".join(f"{together_s / alone_s:.2f}" for together_s in took_s)
     report.add(shape, f"{job}, engine alone", f"{alone_s:.2f} s; the whole stack takes {ratios} times as long")
@@ -99,9 +103,12 @@ def write_model(folder: Path, shape: str, device: str) -> None:
     write_tokenizer(folder)
 
 
-def load(report: Report, device: str, folder: Path, shape: str, job: Job, single: Job, gateways: int) -> float:
+def load(
+    report: Report, device: str, folder: Path, logs: Path, shape: str, job: Job, single: Job, gateways: int
+) -> float:
     """Seconds that the job took."""
     flags = ["--model", str(folder), "--device", device, "--dtype", "bfloat16", "--gateways", str(gateways)]
+    flags += ["--run-folder", str(logs / f"gateways-{gateways}")]
     ports = Settings(port=PORT, gateways=gateways).own_ports or [PORT]
     out = folder.parent / f"gateways-{gateways}"
     out.mkdir()
