@@ -40,6 +40,7 @@ UNITS = {
     "device": "DEVICE",
     "host": "ADDRESS",
     "records": "FOLDER",
+    "folder": "FOLDER",
 }
 """Last word of a setting's name -> what its value is counted in."""
 

@@ -26,7 +26,7 @@ _FRESH = "run-"
 
 
 class FolderInUse(Exception):
-    """Another run has the folder."""
+    """Another run has the folder, or somebody keeps something else there."""
 
 
 class RunFolder:
@@ -46,6 +46,9 @@ class RunFolder:
         """Also clears away what earlier runs left.  Raises FolderInUse."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._given:
+            # What a run leaves is removed by names that others use as well.
+            if any(self.path.iterdir()) and not (self.path / "lock").exists():
+                raise FolderInUse(f"{self.path} is neither empty nor an earlier run's: choose another")
             self._take()
         else:
             # Held until our folder is locked, so that nobody takes it for a leftover.

@@ -210,6 +210,9 @@ class Settings(Section):
     """Longest prompt and answer together; by default the model's own limit."""
     step_records: Path | None = None
     """Folder where each of those engines writes the size and time of every step, for `bucketserve fit`."""
+    run_folder: Path | None = None
+    """Folder for the logs of all that `up` starts, kept for the next run to add to; by default a fresh one,
+    removed at the end."""
     policy: Policy = "full"
     """How requests are admitted, ordered and grouped: full is ours, the others are the papers' and common ones to
     compare with."""

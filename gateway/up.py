@@ -60,6 +60,7 @@ async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
         threads=settings.threads,
         context_tokens=settings.context_tokens,
         step_records=settings.step_records,
+        run_dir=settings.run_folder,
         say=_say,
     ) as stack:
         given = [*arguments, *_started(settings, stack)]

@@ -114,6 +114,13 @@ def test_a_folder_has_one_run(tmp_path: Path) -> None:
     first.close()
 
 
+def test_a_folder_of_somebody_s_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(FolderInUse, match="neither empty nor an earlier run's"):
+        RunFolder(tmp_path).open()
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
 def test_a_fresh_folder_goes_with_its_run() -> None:
     run = RunFolder(None)
     run.open()
