@@ -311,8 +311,8 @@ async def _first(*works: Coroutine[Any, Any, Any]) -> Any:
 
 
 def threads_each(replicas: int) -> int | None:
-    """None: the engine's own choice.  The threads of one wait for each other awake: those of another on the same
-    cores could not run meanwhile."""
+    """None: the engine's own choice.  The threads of one wait for each other, and so for those of another on the
+    same cores."""
     return None if replicas == 1 else max(1, num_processors() // replicas)
 
 

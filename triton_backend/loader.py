@@ -15,7 +15,7 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length"
 def load_model(path: str, device: str, dtype: str, threads: int | None) -> PreTrainedModel:
     """A local folder or a Hugging Face id, from safetensors only.  `threads` None: as many as there are
     processors for.  Raises UnsupportedModel."""
-    # Threads wait for each other awake: one too many takes the others' time.
+    # Threads wait for each other: with more of them than can run, all wait for those that do not.
     torch.set_num_threads(threads or min(torch.get_num_threads(), num_processors()))
     if device == "cpu":
         allocator.keep_freed()

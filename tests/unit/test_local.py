@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from gateway import embedded, local
 from gateway.process import MARKER, Child, ChildDied, marked
 from gateway.run_folder import SHARED_MEMORY, FolderInUse, RunFolder, shm_prefix
+from triton_backend.control_groups import num_processors
 
 STUBBORN = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ignoring', flush=True); signal.pause()"
@@ -35,7 +36,7 @@ async def logged(child: Child, word: str) -> None:
 
 def test_replicas_of_one_machine_divide_its_cores() -> None:
     assert local.threads_each(1) is None
-    assert local.threads_each(2) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert local.threads_each(2) == max(1, num_processors() // 2)
     assert local.threads_each(10_000) == 1
 
 
