@@ -25,15 +25,14 @@ def api(serving: Serving) -> Any:
 
 def test_the_line_that_up_prints_streams_an_answer(serving: Serving) -> None:
     serving.wait_for(r"(?m)^  curl .*\n", 5.0)
-    command = serving.match(r"(?m)^  (curl .*)$")
+    # What is drawn is another story each time, and not always of a fox.
+    command = serving.match(r"(?m)^  (curl .*)$").replace('"stream": true', '"stream": true, "temperature": 0')
     printed = subprocess.run(["bash", "-c", f"{command} -s"], capture_output=True, text=True, check=True).stdout
     events = [line.removeprefix("data: ") for line in printed.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     chunks = [json.loads(event) for event in events[:-1]]
-    pieces = [piece for chunk in chunks if (piece := chunk["choices"][0]["delta"].get("content"))]
-    # What is drawn is another story each time, not always of a fox.
-    assert len(pieces) > 10
-    assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert "fox" in text
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert len(chunks) > 20
 
