@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path("/sys/fs/cgroup")
+from triton_backend.control_groups import MOUNT, folders
+
 _NAMES = (
-    ("memory", ROOT / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ("", ROOT, "memory.max", "memory.current"),
+    ("memory", MOUNT / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("", MOUNT, "memory.max", "memory.current"),
 )
 
 
@@ -40,11 +41,10 @@ def limited(limit_bytes: int) -> Iterator[ControlGroup]:
 
 
 def _create() -> ControlGroup:
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller, mount, limit, usage in _NAMES:
-            folder = mount / path.lstrip("/") / "bucketserve-benchmark"
-            if controller in controllers.split(",") and (folder.parent / usage).exists():
-                folder.mkdir()
-                return ControlGroup(folder, limit, usage)
+    for controller, mount, limit, usage in _NAMES:
+        own = next(folders(controller, mount), None)
+        if own and (own / usage).exists():
+            folder = own / "bucketserve-benchmark"
+            folder.mkdir()
+            return ControlGroup(folder, limit, usage)
     raise SystemExit("no control group of memory that this process may divide")
