@@ -32,6 +32,9 @@ from gateway.store.urls import Address, Cluster, Form, OneServer, Sentinels, par
 T = TypeVar("T")
 
 MAX_MOVES = 3
+FAILURES = RedisError, OSError, RuntimeError
+"""What comes instead of an answer.  uvloop raises the last on writing to a connection that it has closed, before
+the connection's reader had its turn."""
 
 
 class Client(Redis):
@@ -205,7 +208,7 @@ async def _first(works: Iterable[Coroutine[Any, Any, T]]) -> T:
         for next_done in asyncio.as_completed(tasks):
             try:
                 return await next_done
-            except (RedisError, OSError) as error:
+            except FAILURES as error:
                 failure = error
         raise failure
     finally:

@@ -13,11 +13,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from gateway.errors import StoreLost
 from gateway.store.breaker import Breaker
-from gateway.store.home import Home, Question
+from gateway.store.home import FAILURES, Home, Question
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Link:
         try:
             async with _patience(timeout_s):
                 answer = await self._home.ask(question)
-        except (RedisError, OSError) as error:
+        except FAILURES as error:
             if isinstance(error, ResponseError):
                 self._breaker.answered()
             else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -101,6 +102,28 @@ async def test_an_answer_that_came_while_this_process_stood_still_counts() -> No
     writer.close()
     await writer.wait_closed()
     there.close()
+
+
+def test_a_connection_that_uvloop_has_just_closed_is_a_failure_like_others() -> None:
+    async def ask() -> None:
+        here, there = socket.socketpair()
+        _, writer = await asyncio.open_connection(sock=here)
+
+        async def question(client: Redis) -> None:
+            # As when the other side goes, and whoever reads has not had its turn yet.
+            writer.transport.abort()
+            await writer.wait_closed()
+            writer.writelines([b"?"])
+
+        store = link(5.0)
+        with pytest.raises(StoreLost, match="RuntimeError"):
+            await store.ask(question)
+        await store.aclose()
+        here.close()
+        there.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(ask())
 
 
 def test_the_time_that_the_store_may_take_is_added() -> None:
