@@ -10,7 +10,7 @@ from torch import Tensor
 
 from triton_backend.attention import Scores
 from triton_backend.native_attention import Part, ScoresBy
-from triton_backend.native_linear import Linear, NativeLinear, tiles_for
+from triton_backend.native_linear import Linear, NativeLinear
 
 
 class Norm(NamedTuple):
@@ -61,9 +61,9 @@ class _Block(Structure):
 
 
 _ARGUMENTS = {
-    "before_attention": (c_void_p, c_int64, *[c_void_p] * 6),
-    "after_attention": (c_void_p, c_int64, *[c_void_p] * 5),
-    "run_blocks": (POINTER(POINTER(_Block)), c_int64, POINTER(Part), c_int64, c_int64, *[c_void_p] * 8),
+    "before_attention": (c_void_p, c_int64, *[c_void_p] * 5),
+    "after_attention": (c_void_p, c_int64, *[c_void_p] * 4),
+    "run_blocks": (POINTER(POINTER(_Block)), c_int64, POINTER(Part), c_int64, c_int64, *[c_void_p] * 7),
 }
 
 
@@ -71,7 +71,6 @@ class Workspace(NamedTuple):
     """Of a step's blocks, one after the other."""
 
     normed: Tensor
-    tiles: Tensor
     gated: Tensor
 
 
@@ -109,10 +108,10 @@ class BlockKernels:
     def before_attention(self, rows: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Queries and keys, normed and rotated, and values [..., numbers]; cosines and sines are [..., numbers
         rotated of a head]."""
-        normed, tiles, _ = self.workspace(rows)
+        normed, _ = self.workspace(rows)
         joint = rows.new_empty(*rows.shape[:-1], self.layers.joint.outputs)
         self.prepare(cosines.shape[-1])
-        tensors = rows, cosines, sines, normed, tiles, joint
+        tensors = rows, cosines, sines, normed, joint
         self.library.before_attention(byref(self.block), *_given(*tensors))
         return joint
 
@@ -128,14 +127,9 @@ class BlockKernels:
         self.block.threads, self.block.rotated_dim = torch.get_num_threads(), rotated_dim
 
     def workspace(self, rows: Tensor) -> Workspace:
-        layers, num_rows = self.layers, _num(rows)
+        layers = self.layers
         assert rows.dtype is torch.bfloat16 and rows.is_contiguous() and rows.shape[-1] == layers.joint.inputs
-        most_inputs = max(layers.joint.inputs, layers.attended.inputs, layers.down.inputs)
-        return Workspace(
-            normed=torch.empty_like(rows),
-            tiles=tiles_for(rows, num_rows, most_inputs),
-            gated=rows.new_empty(num_rows, layers.down.inputs),
-        )
+        return Workspace(normed=torch.empty_like(rows), gated=rows.new_empty(_num(rows), layers.down.inputs))
 
 
 class StackKernels:
@@ -154,8 +148,8 @@ class StackKernels:
         out, first = rows.clone(), self._blocks[0]
         for block in self._blocks:
             block.prepare(cosines.shape[-1])
-        normed, tiles, gated = first.workspace(out)
-        num_rows, *tensors = _given(out, cosines, sines, normed, tiles, joint, attended, gated)
+        normed, gated = first.workspace(out)
+        num_rows, *tensors = _given(out, cosines, sines, normed, joint, attended, gated)
         first.library.run_blocks(self._pointers, len(self._pointers), parts, len(parts), num_rows, *tensors)
         return out
 

@@ -29,7 +29,6 @@ class Linear(Structure):
         ("weight", c_void_p),
         ("bias", c_void_p),
         ("out", c_void_p),
-        ("tiles", c_void_p),
         ("num_rows", c_int64),
         ("inputs", c_int64),
         ("outputs", c_int64),
@@ -39,11 +38,12 @@ class Linear(Structure):
 
 
 class NativeLinear:
-    """`weight` [out, in] and `bias` [out], in bfloat16."""
+    """`weight` [out, in] and `bias` [out], in bfloat16; inputs are a multiple of `WIDTH`."""
 
     def __init__(self, library: CDLL, weight: Tensor, bias: Tensor | None) -> None:
         self._library = library
         self.outputs, self.inputs = weight.shape
+        assert self.inputs % WIDTH == 0
         self._weight = _panels(weight)
         self._bias = None if bias is None else pad(bias, (0, -self.outputs % WIDTH))
 
@@ -74,23 +74,17 @@ class NativeLinear:
         assert rows.dtype is torch.bfloat16 and rows.shape[-1] == self.inputs
         rows = rows.contiguous()
         num_rows = rows.numel() // self.inputs
-        tiles = tiles_for(rows, num_rows, self.inputs)
         call = self.arguments(is_gated=is_gated)
         out = rows.new_empty(*rows.shape[:-1], call.outputs)
-        call.rows, call.out, call.tiles = rows.data_ptr(), out.data_ptr(), tiles.data_ptr()
+        call.rows, call.out = rows.data_ptr(), out.data_ptr()
         call.num_rows, call.threads = num_rows, torch.get_num_threads()
         self._library.linear(byref(call))
         return out
 
 
-def tiles_for(rows: Tensor, num_rows: int, inputs: int) -> Tensor:
-    """Where the kernel puts so many rows of so many inputs, or of fewer."""
-    return rows.new_empty(num_rows + -num_rows % LINES, inputs + -inputs % WIDTH)
-
-
 def _panels(weight: Tensor) -> Tensor:
     """[panels, inputs / 32, 2, 16, 16, 2]: tiles of the even and the odd outputs, their lines, pairs of inputs."""
     outputs, inputs = weight.shape
-    whole = pad(weight, (0, -inputs % WIDTH, 0, -outputs % WIDTH))
-    parts = whole.view(whole.shape[0] // WIDTH, LINES, 2, whole.shape[1] // WIDTH, LINES, 2)
+    whole = pad(weight, (0, 0, 0, -outputs % WIDTH))
+    parts = whole.view(-1, LINES, 2, inputs // WIDTH, LINES, 2)
     return parts.permute(0, 3, 2, 4, 1, 5).contiguous()

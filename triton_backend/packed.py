@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from triton_backend.joint import join
-from triton_backend.native_linear import NativeLinear, usable_library
+from triton_backend.native_linear import WIDTH, NativeLinear, usable_library
 
 _ops = torch.ops.mkldnn
 
@@ -20,7 +20,10 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         library = usable_library()
-        self.product = OneDnnLinear(weight, bias) if library is None else NativeLinear(library, weight, bias)
+        if library is None or weight.shape[1] % WIDTH:
+            self.product: OneDnnLinear | NativeLinear = OneDnnLinear(weight, bias)
+        else:
+            self.product = NativeLinear(library, weight, bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.product(rows)

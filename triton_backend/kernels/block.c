@@ -20,7 +20,7 @@ struct block {
     struct scores scores;
     struct norm attention_norm, feed_forward_norm;
     struct norm query_norm, key_norm;
-    struct linear joint, attended, gated, down; /* Their rows, their number, outputs and tiles are the call's. */
+    struct linear joint, attended, gated, down; /* Their rows, the rows' number and outputs are the call's. */
 };
 
 static void norm(const struct block *block, const struct norm *norm, int64_t tokens, int64_t heads, int64_t dim,
@@ -31,25 +31,24 @@ static void norm(const struct block *block, const struct norm *norm, int64_t tok
 }
 
 static void multiply(const struct block *block, const struct linear *weights, int64_t num_rows, const char *rows,
-                     char *tiles, char *out)
+                     char *out)
 {
     struct linear call = *weights;
     call.threads = block->threads;
     call.num_rows = num_rows;
     call.rows = rows;
-    call.tiles = tiles;
     call.out = out;
     linear(&call);
 }
 
 /* joint [rows, outputs]: queries, normed and rotated, then keys, the same, then values. */
 void before_attention(const struct block *block, int64_t num_rows, const char *rows, const char *cosines,
-                      const char *sines, char *normed, char *tiles, char *joint)
+                      const char *sines, char *normed, char *joint)
 {
     const int64_t hidden = block->joint.inputs, stride = block->joint.outputs * 2;
     char *keys = joint + block->heads * block->key_dim * 2;
     norm(block, &block->attention_norm, num_rows, 1, hidden, rows, normed, hidden * 2);
-    multiply(block, &block->joint, num_rows, normed, tiles, joint);
+    multiply(block, &block->joint, num_rows, normed, joint);
     if (block->query_norm.weight)
         norm(block, &block->query_norm, num_rows, block->heads, block->key_dim, joint, joint, stride);
     if (block->key_norm.weight)
@@ -62,14 +61,14 @@ void before_attention(const struct block *block, int64_t num_rows, const char *r
 
 /* rows [rows, hidden] += attention's, and that += the feed-forward layer's. */
 void after_attention(const struct block *block, int64_t num_rows, char *rows, const char *attended, char *normed,
-                     char *tiles, char *gated)
+                     char *gated)
 {
     const int64_t hidden = block->attended.outputs, count = num_rows * hidden;
-    multiply(block, &block->attended, num_rows, attended, tiles, normed);
+    multiply(block, &block->attended, num_rows, attended, normed);
     add(block->threads, count, rows, normed, rows);
     norm(block, &block->feed_forward_norm, num_rows, 1, hidden, rows, normed, hidden * 2);
-    multiply(block, &block->gated, num_rows, normed, tiles, gated);
-    multiply(block, &block->down, num_rows, gated, tiles, normed);
+    multiply(block, &block->gated, num_rows, normed, gated);
+    multiply(block, &block->down, num_rows, gated, normed);
     add(block->threads, count, rows, normed, rows);
 }
 
@@ -95,14 +94,14 @@ static void attend(const struct block *block, const struct part *part)
 
 /* All blocks, over rows in place; parts have their queries in `joint`, and say what they attend to in `attended`. */
 void run_blocks(const struct block *const *blocks, int64_t num_blocks, const struct part *parts, int64_t num_parts,
-                int64_t num_rows, char *rows, const char *cosines, const char *sines, char *normed, char *tiles,
-                char *joint, const char *attended, char *gated)
+                int64_t num_rows, char *rows, const char *cosines, const char *sines, char *normed, char *joint,
+                const char *attended, char *gated)
 {
     for (const struct block *const *block = blocks; block < blocks + num_blocks; block++) {
-        before_attention(*block, num_rows, rows, cosines, sines, normed, tiles, joint);
+        before_attention(*block, num_rows, rows, cosines, sines, normed, joint);
         for (const struct part *part = parts; part < parts + num_parts; part++)
             attend(*block, part);
-        after_attention(*block, num_rows, rows, attended, normed, tiles, gated);
+        after_attention(*block, num_rows, rows, attended, normed, gated);
     }
 }
 

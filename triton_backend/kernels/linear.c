@@ -10,6 +10,10 @@
  *
  * With few rows the weights' way from memory is all that takes time.  So every thread fetches a panel while it works
  * on the one before; and it takes the next that nobody has, as cores that others use too differ in speed.
+ *
+ * With many rows the products' own time counts, and they leave most of a core idle.  So the sums of 32 rows and 32
+ * outputs, a square, are rounded and written line by line during the products of the next square.  What is written is
+ * in another core's cache, or in none: without being asked for in time, each line keeps all that comes after it waiting.
  */
 #include "linear.h"
 
@@ -18,7 +22,9 @@
 enum {
     OUTPUTS = 2 * LINES,         /* Of a panel. */
     STEP_BYTES = 2 * TILE_BYTES, /* What a panel has for the same inputs. */
-    BLOCK_ROWS = 256,            /* Whose inputs stay in a core's own cache, beside two panels. */
+    SQUARE = 2 * LINES,          /* Rows of one. */
+    BLOCK_ROWS = 256,            /* That a panel is multiplied with while it is at hand, */
+    BLOCK_BYTES = 1 << 20,       /* and that stay in a core's own cache meanwhile: both at most. */
 };
 
 /* The registers; the instructions want plain numbers. */
@@ -31,10 +37,16 @@ enum {
 #define EVEN 6
 #define ODD 7
 
-/* Of 32 rows and 32 outputs: the upper rows' even outputs, their odd ones, and the same of the lower rows. */
+/* Of a square's rows, its even outputs and its odd ones; LINES before the first are of rows before it. */
 typedef struct {
-    floats of[2][2][LINES];
+    floats even[LINES + SQUARE], odd[LINES + SQUARE];
 } sums;
+
+struct square {
+    int64_t row, num_rows; /* The first, and how many. */
+    int64_t panel;
+    sums *sums; /* With a gate, its, and after them the numbers'. */
+};
 
 /* A line less of rows is a line less of work. */
 static struct registers registers_for(int64_t num_rows)
@@ -47,25 +59,17 @@ static struct registers registers_for(int64_t num_rows)
     };
 }
 
-/* One tile of rows.  Lines of rows that are not there stay as they are, and so do sums that nobody reads. */
-static void gather(const struct linear *linear, int64_t upper, int64_t step, char *tile)
+/* Blocks are of about the same size, and of whole squares but for the last. */
+static int64_t block_rows(const struct linear *linear)
 {
-    const int64_t inputs = least(linear->inputs - step * NUMBERS, NUMBERS);
-    const char *from = linear->rows + (upper * linear->inputs + step * NUMBERS) * 2;
-    const int64_t lines = least(linear->num_rows - upper, LINES);
-    for (int64_t line = 0; line < lines; line++, from += linear->inputs * 2, tile += LINE_BYTES) {
-        if (inputs == NUMBERS) {
-            memcpy(tile, from, LINE_BYTES);
-        } else {
-            memset(tile, 0, LINE_BYTES);
-            memcpy(tile, from, inputs * 2);
-        }
-    }
+    const int64_t fitting = least(BLOCK_ROWS, BLOCK_BYTES / (linear->inputs * 2)) / SQUARE * SQUARE;
+    const int64_t blocks = ceiling(linear->num_rows, fitting ? fitting : SQUARE);
+    return ceiling(ceiling(linear->num_rows, blocks), SQUARE) * SQUARE;
 }
 
 static const char *panel_of(const struct linear *linear, int64_t panel)
 {
-    return linear->weight + panel * ceiling(linear->inputs, NUMBERS) * STEP_BYTES;
+    return linear->weight + panel * (linear->inputs / NUMBERS) * STEP_BYTES;
 }
 
 /* What is to come from memory meanwhile, some of it at each step. */
@@ -92,38 +96,14 @@ INLINE void fetch(struct ahead *ahead)
     }
 }
 
-/* The sums of up to 32 rows for a panel.  `rows` has a tile a step of the upper ones, then of the lower, if any. */
-INLINE void multiply(sums *sums, const char *rows, const char *panel, int64_t steps, struct ahead *ahead,
-                     int has_lower)
+INLINE char *out_of(const struct linear *linear, const struct square *square, int64_t line)
 {
-    const char *upper = rows, *lower = rows + steps * TILE_BYTES;
-    _tile_zero(UPPER_EVEN);
-    _tile_zero(UPPER_ODD);
-    _tile_zero(LOWER_EVEN);
-    _tile_zero(LOWER_ODD);
-    for (int64_t step = 0; step < steps; step++) {
-        _tile_loadd(EVEN, panel + step * STEP_BYTES, LINE_BYTES);
-        _tile_loadd(UPPER, upper + step * TILE_BYTES, LINE_BYTES);
-        _tile_loadd(ODD, panel + step * STEP_BYTES + TILE_BYTES, LINE_BYTES);
-        _tile_dpbf16ps(UPPER_EVEN, UPPER, EVEN);
-        _tile_dpbf16ps(UPPER_ODD, UPPER, ODD);
-        if (has_lower) {
-            _tile_loadd(LOWER, lower + step * TILE_BYTES, LINE_BYTES);
-            _tile_dpbf16ps(LOWER_EVEN, LOWER, EVEN);
-            _tile_dpbf16ps(LOWER_ODD, LOWER, ODD);
-        }
-        fetch(ahead);
-    }
-    _tile_stored(UPPER_EVEN, sums->of[0][0], LINE_BYTES);
-    _tile_stored(UPPER_ODD, sums->of[0][1], LINE_BYTES);
-    _tile_stored(LOWER_EVEN, sums->of[1][0], LINE_BYTES);
-    _tile_stored(LOWER_ODD, sums->of[1][1], LINE_BYTES);
+    return linear->out + ((square->row + line) * linear->outputs + square->panel * OUTPUTS) * 2;
 }
 
-INLINE pair sums_of(const struct linear *linear, const sums *sums, int64_t row, int64_t panel)
+INLINE pair sums_of(const struct linear *linear, const sums *sums, int64_t line, int64_t panel)
 {
-    const floats(*lines)[LINES] = sums->of[row / LINES];
-    pair numbers = {lines[0][row % LINES], lines[1][row % LINES]};
+    pair numbers = {sums->even[LINES + line], sums->odd[LINES + line]};
     if (linear->bias) {
         pair bias = load(linear->bias + panel * OUTPUTS * 2, BFLOAT16);
         numbers.a += bias.a;
@@ -132,37 +112,90 @@ INLINE pair sums_of(const struct linear *linear, const sums *sums, int64_t row, 
     return numbers;
 }
 
-/* A block of rows times a panel, or two. */
-static void multiply_block(const struct linear *linear, int64_t block, int64_t panel, int64_t next_panel)
+/* Some lines of a square. */
+INLINE void finish(const struct linear *linear, const struct square *square, int64_t line, int64_t end)
 {
-    const int64_t steps = ceiling(linear->inputs, NUMBERS), panels = ceiling(linear->outputs, OUTPUTS);
-    const int64_t first = block * BLOCK_ROWS, end = least(first + BLOCK_ROWS, linear->num_rows);
+    for (; line < end; line++) {
+        pair numbers = sums_of(linear, &square->sums[0], line, square->panel);
+        if (linear->is_gated) {
+            pair gate = numbers;
+            numbers = sums_of(linear, &square->sums[1], line, square->panel + ceiling(linear->outputs, OUTPUTS));
+            numbers.a *= silu(gate.a);
+            numbers.b *= silu(gate.b);
+        }
+        store_some(out_of(linear, square, line), numbers, linear->outputs - square->panel * OUTPUTS, BFLOAT16);
+    }
+}
+
+/* A square's sums for a panel: the first, or the second for the numbers of a gate.  The square before is finished
+ * meanwhile, and memory asked for this one's outputs.
+ *
+ * A last tile that would have lines of no rows has rows before its own instead, whose sums are the same again. */
+INLINE void multiply(const struct linear *linear, const struct square *given, const struct square *given_before,
+                     int number, struct ahead *given_ahead, int has_lower)
+{
+    /* Here, gcc keeps them in registers. */
+    const struct square square = *given, before = *given_before;
+    struct ahead ahead = *given_ahead;
+    const int64_t steps = linear->inputs / NUMBERS, stride = linear->inputs * 2, rest = linear->num_rows - square.row;
+    const int64_t upper = rest < LINES && linear->num_rows > LINES ? rest - LINES : 0, lower = least(LINES, rest - LINES);
+    const char *rows = linear->rows + square.row * stride;
+    const char *panel = panel_of(linear, square.panel + number * ceiling(linear->outputs, OUTPUTS));
+    const int64_t lines_per_step = ceiling(SQUARE, steps * (linear->is_gated ? 2 : 1));
+    int64_t line = number * steps * lines_per_step;
+    _tile_zero(UPPER_EVEN);
+    _tile_zero(UPPER_ODD);
+    _tile_zero(LOWER_EVEN);
+    _tile_zero(LOWER_ODD);
+    for (int64_t step = 0; step < steps; step++, line += lines_per_step) {
+        _tile_loadd(EVEN, panel + step * STEP_BYTES, LINE_BYTES);
+        _tile_loadd(UPPER, rows + upper * stride + step * LINE_BYTES, stride);
+        _tile_loadd(ODD, panel + step * STEP_BYTES + TILE_BYTES, LINE_BYTES);
+        _tile_dpbf16ps(UPPER_EVEN, UPPER, EVEN);
+        _tile_dpbf16ps(UPPER_ODD, UPPER, ODD);
+        if (has_lower) {
+            _tile_loadd(LOWER, rows + lower * stride + step * LINE_BYTES, stride);
+            _tile_dpbf16ps(LOWER_EVEN, LOWER, EVEN);
+            _tile_dpbf16ps(LOWER_ODD, LOWER, ODD);
+        }
+        fetch(&ahead);
+        for (int64_t at = line; at < least(line + lines_per_step, square.num_rows); at++)
+            __builtin_prefetch(out_of(linear, &square, at), 1);
+        finish(linear, &before, line, least(line + lines_per_step, before.num_rows));
+    }
+    sums *sums = &square.sums[number];
+    _tile_stored(UPPER_EVEN, sums->even + LINES + upper, LINE_BYTES);
+    _tile_stored(UPPER_ODD, sums->odd + LINES + upper, LINE_BYTES);
+    if (has_lower) {
+        _tile_stored(LOWER_EVEN, sums->even + LINES + lower, LINE_BYTES);
+        _tile_stored(LOWER_ODD, sums->odd + LINES + lower, LINE_BYTES);
+    }
+    *given_ahead = ahead;
+}
+
+/* A block of rows times a panel, or two.  The last square is left to be finished, and so it is given. */
+static void multiply_block(const struct linear *linear, int64_t first, int64_t panel, int64_t next_panel,
+                           sums (*sums)[2], struct square *before)
+{
+    const int64_t panels = ceiling(linear->outputs, OUTPUTS);
+    const int64_t end = least(first + block_rows(linear), linear->num_rows);
     const int num = linear->is_gated ? 2 : 1;
     struct ahead ahead[2] = {0};
-    for (int at = 0; at < num && next_panel < panels; at++)
-        ahead[at] = ahead_of(linear, next_panel + at * panels, ceiling(end - first, 2 * LINES));
-    for (int64_t row = first; row < end; row += 2 * LINES) {
-        const char *rows = linear->tiles + row / LINES * steps * TILE_BYTES;
-        const int64_t num_rows = least(end - row, 2 * LINES);
-        sums sums[2];
-        for (int at = 0; at < num; at++) {
-            const char *weight = panel_of(linear, panel + at * panels);
-            if (num_rows > LINES)
-                multiply(&sums[at], rows, weight, steps, &ahead[at], 1);
+    for (int number = 0; number < num && next_panel < panels; number++)
+        ahead[number] = ahead_of(linear, next_panel + number * panels, ceiling(end - first, SQUARE));
+    for (int64_t row = first; row < end; row += SQUARE) {
+        const struct square square = {
+            .row = row,
+            .num_rows = least(end - row, SQUARE),
+            .panel = panel,
+            .sums = sums[before->sums == sums[0]],
+        };
+        for (int number = 0; number < num; number++)
+            if (square.num_rows > LINES)
+                multiply(linear, &square, before, number, &ahead[number], 1);
             else
-                multiply(&sums[at], rows, weight, steps, &ahead[at], 0);
-        }
-        char *out = linear->out + (row * linear->outputs + panel * OUTPUTS) * 2;
-        for (int64_t line = 0; line < num_rows; line++, out += linear->outputs * 2) {
-            pair numbers = sums_of(linear, &sums[0], line, panel);
-            if (linear->is_gated) {
-                pair gate = numbers;
-                numbers = sums_of(linear, &sums[1], line, panel + panels);
-                numbers.a *= silu(gate.a);
-                numbers.b *= silu(gate.b);
-            }
-            store_some(out, numbers, linear->outputs - panel * OUTPUTS, BFLOAT16);
-        }
+                multiply(linear, &square, before, number, &ahead[number], 0);
+        *before = square;
     }
 }
 
@@ -175,24 +208,23 @@ void linear(const struct linear *linear)
 {
     if (!linear->num_rows)
         return; /* Tiles without lines are an error. */
-    const int64_t steps = ceiling(linear->inputs, NUMBERS), tiles = ceiling(linear->num_rows, LINES) * steps;
-    const int64_t panels = ceiling(linear->outputs, OUTPUTS);
-    const int64_t parts = ceiling(linear->num_rows, BLOCK_ROWS) * panels;
+    const int64_t panels = ceiling(linear->outputs, OUTPUTS), size = block_rows(linear);
+    const int64_t parts = ceiling(linear->num_rows, size) * panels;
     /* In memory, as threads share it: gcc does not know that loading it reads it all. */
     const struct registers registers = registers_for(linear->num_rows);
     int64_t untaken = 0;
 #pragma omp parallel num_threads(linear->threads)
     {
-#pragma omp for
-        for (int64_t tile = 0; tile < tiles; tile++)
-            gather(linear, tile / steps * LINES, tile % steps, linear->tiles + tile * TILE_BYTES);
-
+        sums sums[2][2];
+        struct square last = {0};
         _tile_loadconfig(&registers);
         for (int64_t part = take(&untaken), next; part < parts; part = next) {
             next = take(&untaken);
-            multiply_block(linear, part / panels, part % panels, next < parts ? next % panels : panels);
+            multiply_block(linear, part / panels * size, part % panels, next < parts ? next % panels : panels, sums,
+                           &last);
         }
         _tile_release();
+        finish(linear, &last, 0, last.num_rows);
     }
 }
 

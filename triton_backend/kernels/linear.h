@@ -8,8 +8,8 @@
 
 struct linear {
     const char *rows, *weight, *bias; /* Bias: of whole panels, or null. */
-    char *out, *tiles;                /* Tiles: of the rows, filled up to whole ones. */
-    int64_t num_rows, inputs, outputs;
+    char *out;
+    int64_t num_rows, inputs, outputs; /* Inputs: a multiple of NUMBERS. */
     int64_t is_gated; /* The gate's weight and bias, of whole panels, and after them those of the numbers. */
     int64_t threads;
 };
