@@ -123,9 +123,12 @@ class Chunk:
         return self.group.part(self.slot, self.slot + 1)
 
 
-@pytest.mark.skipif(
+needs_matrix_units = pytest.mark.skipif(
     prefill_view(torch.bfloat16, torch.device("cpu")) is PrefillKV, reason="this processor has no matrix units"
 )
+
+
+@needs_matrix_units
 @pytest.mark.parametrize("seed", range(42))
 def test_chunks_attend_and_write_alike(seed: int) -> None:
     assert library is not None
@@ -138,6 +141,39 @@ def test_chunks_attend_and_write_alike(seed: int) -> None:
         torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=2**-7)
     for written, wanted in zip(ours.group.tensors, theirs.group.tensors, strict=True):
         assert torch.equal(written.float(), wanted)
+
+
+def attended(chunk: Chunk) -> Tensor:
+    assert library is not None
+    view = NativePrefillKV(library, chunk.row, chunk.start)
+    return view.attend(0, chunk.query, chunk.key, chunk.value, chunk.scores)
+
+
+@needs_matrix_units
+@pytest.mark.parametrize("size", [30, 1e4])
+def test_weights_of_far_lower_scores_are_zero(size: float) -> None:
+    """Which is no number that its processor would take long for, and no infinity less another one."""
+    ours, theirs = Chunk(1), Chunk(1).to_float32()
+    for chunk in (ours, theirs):
+        chunk.query *= size
+    reference = PrefillKV(theirs.row, theirs.start)
+    out = attended(ours)
+    assert out.isfinite().all()
+    expected = reference.attend(0, theirs.query, theirs.key, theirs.value, theirs.scores)
+    # Two scores may be so near each other that float32 sums in another order tell them apart otherwise.
+    assert ((out.float() - expected).abs() < 2**-5).float().mean() > 0.99
+
+
+@needs_matrix_units
+def test_a_query_that_is_no_number_leaves_others_alone() -> None:
+    chunk = Chunk(4)
+    positions = chunk.query.shape[2]
+    expected = attended(Chunk(4))
+    chunk.query[:, :, positions // 2] = torch.nan
+    out = attended(chunk)
+    assert out[:, positions // 2].isnan().all()
+    others = torch.arange(positions) != positions // 2
+    assert torch.equal(out[:, others], expected[:, others])
 
 
 def test_threads_change_nothing() -> None:

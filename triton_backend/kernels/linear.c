@@ -1,8 +1,8 @@
 /* Linear layers in bfloat16 on the processor's matrix units (Intel's AMX): out = rows weight^T + bias; and two of them
  * as the gate and the numbers of a feed-forward layer: out = silu(gate) * numbers.
  *
- * Sums are float32, rounded once.  A line of a tile (tiles.h) has 32 inputs of a row; or of weights a pair of inputs for
- * each of 16 outputs; or of sums 16 outputs.
+ * Sums are float32, rounded once.  A line of a tile (tiles.h) has 32 inputs of a row; or of weights a pair of inputs
+ * for each of 16 outputs; or of sums 16 outputs.
  *
  * Weights lie in memory in the order in which they are read: panels of 32 outputs, each from its first inputs to its
  * last, two tiles for the same inputs at a time.  One has the even outputs and one the odd, so that two lines of
@@ -12,8 +12,8 @@
  * on the one before; and it takes the next that nobody has, as cores that others use too differ in speed.
  *
  * With many rows the products' own time counts, and they leave most of a core idle.  So the sums of 32 rows and 32
- * outputs, a square, are rounded and written line by line during the products of the next square.  What is written is
- * in another core's cache, or in none: without being asked for in time, each line keeps all that comes after it waiting.
+ * outputs, a square, are rounded and written line by line during the products of the next square.  What is written
+ * over is in another core's cache or in none: if it is not asked for in time, all that comes after it waits.
  */
 #include "linear.h"
 
@@ -137,8 +137,9 @@ INLINE void multiply(const struct linear *linear, const struct square *given, co
     /* Here, gcc keeps them in registers. */
     const struct square square = *given, before = *given_before;
     struct ahead ahead = *given_ahead;
-    const int64_t steps = linear->inputs / NUMBERS, stride = linear->inputs * 2, rest = linear->num_rows - square.row;
-    const int64_t upper = rest < LINES && linear->num_rows > LINES ? rest - LINES : 0, lower = least(LINES, rest - LINES);
+    const int64_t steps = linear->inputs / NUMBERS, stride = linear->inputs * 2;
+    const int64_t rest = linear->num_rows - square.row, lower = least(LINES, rest - LINES);
+    const int64_t upper = linear->num_rows > LINES ? least(0, rest - LINES) : 0;
     const char *rows = linear->rows + square.row * stride;
     const char *panel = panel_of(linear, square.panel + number * ceiling(linear->outputs, OUTPUTS));
     const int64_t lines_per_step = ceiling(SQUARE, steps * (linear->is_gated ? 2 : 1));

@@ -4,7 +4,7 @@
 
 #include "vectors.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__AVX512BF16__) && defined(__linux__)
 #define HAS_TILES
 
 #include <immintrin.h>

@@ -13,6 +13,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define LANES 16
 #define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 #elif defined(__AVX2__)
@@ -52,12 +53,20 @@ INLINE floats either(ints mask, floats first, floats second)
 /* Of each lane; the second where one of them is no number. */
 INLINE floats larger(floats first, floats second)
 {
+#if defined(__AVX512F__)
+    return (floats)_mm512_max_ps((__m512)first, (__m512)second);
+#else
     return either(first > second, first, second);
+#endif
 }
 
 INLINE floats smaller(floats first, floats second)
 {
+#if defined(__AVX512F__)
+    return (floats)_mm512_min_ps((__m512)first, (__m512)second);
+#else
     return either(first < second, first, second);
+#endif
 }
 
 INLINE pair load(const char *from, enum type type)
