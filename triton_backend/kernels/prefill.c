@@ -375,7 +375,7 @@ void prefill_attention(const struct chunk *chunk)
         for (int64_t number = 0; number < parts; number++)
             keep(chunk, part_of(chunk, number));
 
-        /* Denormal numbers take a processor a hundred times as long, and no weight that small matters. */
+        /* Denormal numbers take a processor many times as long, and no weight that small matters. */
         const unsigned before = _mm_getcsr();
         _mm_setcsr(before | TO_ZERO);
         _tile_loadconfig(&WHOLE);
