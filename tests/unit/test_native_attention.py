@@ -152,7 +152,7 @@ def attended(chunk: Chunk) -> Tensor:
 @needs_matrix_units
 @pytest.mark.parametrize("size", [30, 1e4])
 def test_weights_of_far_lower_scores_are_zero(size: float) -> None:
-    """Which is no number that its processor would take long for, and no infinity less another one."""
+    """Neither denormal nor the difference of two infinities."""
     ours, theirs = Chunk(1), Chunk(1).to_float32()
     for chunk in (ours, theirs):
         chunk.query *= size

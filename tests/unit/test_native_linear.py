@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from triton_backend.native_linear import NativeLinear, usable_library
+from triton_backend.packed import PackedLinear
 
 pytestmark = pytest.mark.skipif(usable_library() is None, reason="no compiler or no matrix units here")
 
@@ -95,6 +96,14 @@ def test_what_is_no_number_stays_in_its_row(library: CDLL) -> None:
         out = NativeLinear(library, numbers(5, 32), None)(rows)
         assert out[::2].isfinite().all()
         assert out[1::2].isnan().all()
+
+
+def test_other_numbers_of_inputs_are_left_to_onednn(library: CDLL) -> None:
+    torch.manual_seed(0)
+    rows, weight = numbers(3, 33), numbers(5, 33)
+    layer = PackedLinear(weight, None)
+    assert not isinstance(layer.product, NativeLinear)
+    torch.testing.assert_close(layer(rows), linear(rows, weight), rtol=2 * ROUNDING, atol=2 * ROUNDING)
 
 
 def test_rows_of_any_shape_and_order(library: CDLL) -> None:
