@@ -24,12 +24,11 @@ struct open {
 static float soften(float *scores, int first, int end, struct open *open, struct scores by)
 {
     float scaling = by.scaling;
-    const float softcap = by.softcap;
     floats *lanes = (floats *)scores;
     const int vectors = (end + LANES - 1) / LANES;
-    if (softcap) {
+    if (by.softcap) {
         for (int at = 0; at < vectors; at++)
-            lanes[at] = softcap * hyperbolic_tangent(lanes[at] * (scaling / softcap));
+            lanes[at] = capped(lanes[at], by);
         scaling = 1;
     }
     for (int at = 0; at < first; at++)

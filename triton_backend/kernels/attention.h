@@ -19,6 +19,13 @@ struct scores { /* How a layer scores keys. */
     double scaling, softcap; /* softcap 0: none. */
 };
 
+/* Products of queries and keys, where there is a softcap; what is left to scale them by is 1. */
+INLINE floats capped(floats products, struct scores by)
+{
+    const float scaling = by.scaling, softcap = by.softcap;
+    return softcap * hyperbolic_tangent(products * (scaling / softcap));
+}
+
 struct group { /* Rows in the first slots of tensors [slots, kv heads, capacity, dim]. */
     char *const *tensors;     /* Keys and values by turns, layer by layer. */
     const int64_t *positions; /* Where each row's newest key and value go; those before are there. */

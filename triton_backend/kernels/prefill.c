@@ -217,7 +217,9 @@ static void keep(const struct chunk *chunk, struct part part)
 /* 16 queries of a head. */
 struct stripe {
     int64_t head, at; /* The first's position in the chunk. */
-    floats most, sum; /* Of each: its largest score, as a power of two, and the sum of its weights. */
+    const char *queries;
+    floats *sums;
+    floats most, total; /* Of each: its largest score, as a power of two, and the sum of its weights. */
 };
 
 /* Keys of a block, in whole steps. */
@@ -225,7 +227,14 @@ struct range {
     int64_t start, end;
 };
 
-/* Those that some query of a stripe sees; `first` is where the first query is in the block. */
+/* What a stripe sees of a block. */
+struct view {
+    struct stripe *stripe;
+    int64_t first; /* Where its first query is in the block. */
+    struct range keys;
+};
+
+/* Those that some query of a stripe sees, if any. */
 INLINE struct range range_of(int64_t first, int64_t width, int64_t window)
 {
     const int64_t oldest = window && window <= first ? first + 1 - window : 0, end = least(first + LINES, width);
@@ -236,13 +245,16 @@ INLINE struct range range_of(int64_t first, int64_t width, int64_t window)
 
 /* Scores of keys become weights, in tiles; returns what sums of blocks before have to be scaled by.  Meanwhile two
  * products are done. */
-static floats weigh(floats *scores, char *weights, struct range keys, int64_t first, struct stripe *stripe,
-                    struct scores by, struct product *next, struct product *last)
+static floats weigh(floats *scores, char *weights, struct view view, struct scores by, struct product *next,
+                    struct product *last)
 {
+    struct stripe *stripe = view.stripe;
+    const struct range keys = view.keys;
+    const int64_t first = view.first;
     float scaling = by.scaling;
     if (by.softcap) {
         for (int64_t key = keys.start; key < keys.end; key++)
-            scores[key] = (float)by.softcap * hyperbolic_tangent(scores[key] * (float)(scaling / by.softcap));
+            scores[key] = capped(scores[key], by);
         scaling = 1;
     }
     scaling *= M_LOG2E;
@@ -276,8 +288,15 @@ static floats weigh(floats *scores, char *weights, struct range keys, int64_t fi
     }
     const floats factor = power(before - most);
     stripe->most = most;
-    stripe->sum = stripe->sum * factor + (even_sum + odd_sum);
+    stripe->total = stripe->total * factor + (even_sum + odd_sum);
     return factor;
+}
+
+static void scale(floats *sums, int64_t num, floats factor)
+{
+    if (_mm512_cmp_ps_mask((__m512)factor, (__m512)all(1), _CMP_NEQ_UQ))
+        for (int64_t at = 0; at < num; at++)
+            sums[at] *= factor;
 }
 
 /* Some positions: `first` of the chunk and those after it. */
@@ -291,79 +310,74 @@ static void attend(const struct chunk *chunk, struct part part, int64_t first)
     const int64_t num = share * ceiling(count, LINES), key_bytes = steps * LINE_BYTES;
 
     struct stripe stripes[num];
+    struct view views[num];
     char queries[num][steps * TILE_BYTES] __attribute__((aligned(64)));
     floats sums[num][columns * LINES];
     floats scores[2][KEYS];
-    char keys[KEYS * steps * LINE_BYTES] __attribute__((aligned(64)));
+    char keys[KEYS * key_bytes] __attribute__((aligned(64)));
     char values[KEYS / NUMBERS * columns * TILE_BYTES] __attribute__((aligned(64)));
     char weights[2][KEYS / NUMBERS * TILE_BYTES] __attribute__((aligned(64)));
 
     memset(sums, 0, sizeof sums);
-    for (int64_t at = 0; at < num; at++) {
-        struct stripe stripe = {at % share, at / share * LINES, all(UNSEEN), {0}};
-        stripes[at] = stripe;
-        stand(queries[at], head_of(&chunk->query, 0, part.kv_head * share + stripe.head, first + stripe.at),
-              chunk->query.position_stride, least(count - stripe.at, LINES), chunk->key_dim);
+    for (int64_t number = 0; number < num; number++) {
+        const int64_t head = part.kv_head * share + number % share, at = first + number / share * LINES;
+        stand(queries[number], head_of(&chunk->query, 0, head, at), chunk->query.position_stride,
+              least(chunk->length - at, LINES), chunk->key_dim);
+        stripes[number] = (struct stripe){head, at, queries[number], sums[number], all(UNSEEN), {0}};
     }
 
     for (int64_t from = seen; from < end; from += KEYS) {
         const int64_t width = least(end - from, KEYS);
         lay(keys, part.keys + from * chunk->key_dim * 2, width, chunk->key_dim);
         turn(values, part.values + from * chunk->value_dim * 2, width, chunk->value_dim);
-        struct product last = {0};
-        for (int64_t at = 0; at <= num; at++) {
-            struct product next = {0};
-            if (at < num) {
-                const struct range range = range_of(position + stripes[at].at - from, width, window);
+        int64_t num_views = 0;
+        for (struct stripe *stripe = stripes; stripe < stripes + num; stripe++) {
+            const struct view view = {stripe, chunk->start + stripe->at - from,
+                                      range_of(chunk->start + stripe->at - from, width, window)};
+            if (view.keys.start < view.keys.end)
+                views[num_views++] = view;
+        }
+        struct product next = {0}, last = {0};
+        for (int64_t at = 0; at <= num_views; at++) {
+            if (at < num_views)
                 next = (struct product){
-                    .sums = &scores[at % 2][range.start],
-                    .lines = {keys + range.start * key_bytes, key_bytes, LINES * key_bytes, LINE_BYTES},
-                    .columns = queries[at],
-                    .num = (range.end - range.start) / LINES,
+                    .sums = &scores[at % 2][views[at].keys.start],
+                    .lines = {keys + views[at].keys.start * key_bytes, key_bytes, LINES * key_bytes, LINE_BYTES},
+                    .columns = views[at].stripe->queries,
+                    .num = (views[at].keys.end - views[at].keys.start) / LINES,
                     .steps = steps,
                 };
-            }
             if (at > 0) {
-                struct stripe *stripe = &stripes[at - 1];
-                const int64_t own = position + stripe->at - from;
-                const struct range range = range_of(own, width, window);
-                const int64_t skipped_bytes = range.start / NUMBERS * TILE_BYTES;
-                struct product sum = {
-                    .sums = sums[at - 1],
+                const struct view view = views[at - 1];
+                char *own = weights[(at - 1) % 2];
+                const floats factor = weigh(scores[(at - 1) % 2], own, view, chunk->scores, &next, &last);
+                go_on(&last, last.num);
+                scale(view.stripe->sums, columns * LINES, factor);
+                const int64_t skipped_bytes = view.keys.start / NUMBERS * TILE_BYTES;
+                last = (struct product){
+                    .sums = view.stripe->sums,
                     .lines = {values + skipped_bytes, LINE_BYTES, KEYS / NUMBERS * TILE_BYTES, TILE_BYTES},
-                    .columns = weights[at % 2] + skipped_bytes,
-                    .num = range.end ? columns : 0,
-                    .steps = (range.end - range.start) / NUMBERS,
+                    .columns = own + skipped_bytes,
+                    .num = columns,
+                    .steps = (view.keys.end - view.keys.start) / NUMBERS,
                     .grows = 1,
                 };
-                if (range.end) {
-                    const floats factor = weigh(scores[(at - 1) % 2], weights[at % 2], range, own, stripe,
-                                                chunk->scores, &next, &last);
-                    if (_mm512_cmp_ps_mask((__m512)factor, (__m512)all(1), _CMP_NEQ_UQ))
-                        for (int64_t line = 0; line < columns * LINES; line++)
-                            sums[at - 1][line] *= factor;
-                }
-                go_on(&last, last.num);
-                last = sum;
             }
             go_on(&next, next.num);
         }
         go_on(&last, last.num);
     }
 
-    for (int64_t at = 0; at < num; at++) {
-        const struct stripe stripe = stripes[at];
+    for (const struct stripe *stripe = stripes; stripe < stripes + num; stripe++)
         for (int64_t column = 0; column < columns; column++) {
-            floats *lines = &sums[at][column * LINES];
+            floats *lines = stripe->sums + column * LINES;
             for (int64_t line = 0; line < LINES; line++)
-                lines[line] /= stripe.sum;
+                lines[line] /= stripe->total;
             transpose((ints *)lines);
-            for (int64_t line = 0; line < least(count - stripe.at, LINES); line++)
-                store_halves(head_of(&chunk->out, 0, part.kv_head * share + stripe.head, first + stripe.at + line) +
-                                 column * LINES * 2,
+            for (int64_t line = 0; line < least(chunk->length - stripe->at, LINES); line++)
+                store_halves(head_of(&chunk->out, 0, stripe->head, stripe->at + line) + column * LINES * 2,
                              lines[line], chunk->value_dim - column * LINES);
         }
-    }
 }
 
 void prefill_attention(const struct chunk *chunk)
