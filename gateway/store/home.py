@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     ClusterDownError,
@@ -43,11 +44,21 @@ class Client(Redis):
     def __init__(self, pool: ConnectionPool) -> None:
         super().__init__(connection_pool=pool)
         self.auto_close_connection_pool = True
-        self.pipe = Pipe(pool.make_connection)
+        self.pipe = Pipe(partial(_connected, pool))
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         await self.pipe.aclose()
         await super().aclose(close_connection_pool)
+
+
+async def _connected(pool: ConnectionPool) -> asyncio.StreamWriter:
+    """redis-py has no public name for a connection's socket, which it does not use any more from here on."""
+    connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+    await connection.connect()  # type: ignore[no-untyped-call]
+    writer = connection._writer
+    assert writer is not None, "open"
+    connection._reader = connection._writer = None
+    return writer
 
 
 Question = Callable[[Client], Awaitable[T]]
@@ -55,8 +66,8 @@ Open = Callable[[str], Client]
 
 
 def open_client(url: str, *, max_connections: int = 16, connect_timeout_s: float = 0.5) -> Client:
-    """A client of one server, fit for a Link.  Sockets have no timeout of their own: the Link's deadline covers
-    them, and redis-py closes a connection that is cancelled between a command and its reply.
+    """A client of one server, fit for a Link.  Sockets have no timeout of their own: deadlines are the asker's,
+    and redis-py closes a connection that is cancelled between a command and its reply.
 
     RESP2, because over RESP3 redis-py turns maintenance notifications on and then skips its check that a
     pooled connection has no unread reply."""
@@ -97,6 +108,11 @@ class Home:
         self._is_sure = False
         self._looking = asyncio.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        """What is asked of a pipe now is sent at once."""
+        return self._is_sure and self._visit is not None and self._visit.is_open
+
     async def ask(self, question: Question[T]) -> T:
         """Ask the server that has the queue.  One that answers that it has not has done nothing, so the question
         goes on to the next: it must be a single command.  Nothing else is ever asked twice."""
@@ -118,8 +134,10 @@ class Home:
         raise ConnectionError("no server says that it has the queue")
 
     async def aclose(self) -> None:
+        """Returns when nothing waits for an answer."""
         if self._visit:
             await self._visit.leave()
+            await self._visit.closed.wait()
 
     async def _arrive(self) -> "_Visit":
         while self._visit is None or not self._is_sure:
@@ -143,6 +161,7 @@ class _Visit:
     def __init__(self, url: str, client: Client) -> None:
         self.url = url
         self._client = client
+        self.closed = asyncio.Event()
         self._num_asked = 0
         self._is_over = False
 
@@ -150,21 +169,27 @@ class _Visit:
     def host(self) -> str:
         return str(self._client.connection_pool.connection_kwargs["host"])
 
+    @property
+    def is_open(self) -> bool:
+        return self._client.pipe.is_open
+
     async def ask(self, question: Question[T]) -> T:
         self._num_asked += 1
         try:
             return await question(self._client)
         finally:
             self._num_asked -= 1
-            await self._close()
+            if self._is_over:
+                await self._close()
 
     async def leave(self) -> None:
         self._is_over = True
         await self._close()
 
     async def _close(self) -> None:
-        if self._is_over and not self._num_asked:
+        if not self._num_asked:
             await self._client.aclose()
+            self.closed.set()
 
 
 def _is_elsewhere(error: BaseException) -> bool:

@@ -1,17 +1,17 @@
 """How a question reaches Redis and comes back.
 
-Four rules: no question takes longer than its deadline, all waiting included; every failure is a StoreLost;
-no answer is ever read by somebody else; and a store that does not answer is not asked (breaker.py).  For the
-first, a process that was itself kept from running must not take the store for silent: what came meanwhile is
-read before a deadline counts.  For the third, a question runs in a task of its own: cancelling whoever asked
-does not stop it halfway, and the cancellation is passed on once it is over.  So a cancelled verb has happened or
-failed by the time its caller sees CancelledError, and no second verb can overtake it.
+Four rules: every question has a deadline; every failure is a StoreLost; no answer is ever read by somebody else;
+and a store that does not answer is not asked (breaker.py).  For the first, a process that was itself kept from
+running must not take the store for silent: what came meanwhile is read before a deadline counts.  For the third,
+what was sent is waited for: cancelling whoever asked does not stop it, and the cancellation is passed on once it
+is over (pipe.py).  So a cancelled verb has happened or failed by the time its caller sees CancelledError, and no
+second verb can overtake it.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from redis.exceptions import ResponseError
 
@@ -33,34 +33,38 @@ class Link:
         probe: Question[object],
         changed: Callable[[bool], None] = lambda is_lost: None,
     ) -> None:
+        """`timeout_s` is for all until there is an open pipe, over which questions bring their own."""
         self._home = home
         self._timeout_s = timeout_s
-        self._breaker = Breaker(lambda: self._bounded(probe, timeout_s), changed)
-        self._asked: set[asyncio.Task[Any]] = set()
+        self._breaker = Breaker(lambda: self._ask(probe), changed)
 
-    async def ask(self, question: Question[T], wait_s: float = 0.0) -> T:
-        """`wait_s` is how long the store itself may rightly take."""
+    async def ask(self, question: Question[T]) -> T:
+        """Over the home's pipe."""
         self._breaker.check()
-        task = asyncio.create_task(self._bounded(question, self._timeout_s + wait_s))
-        self._asked.add(task)
-        task.add_done_callback(self._asked.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
+        return await self._ask(question)
+
+    async def wait(self, question: Question[T], wait_s: float) -> T:
+        """Over a connection of its own, for which the store may rightly take `wait_s`."""
+        self._breaker.check()
+        return await self._judged(self._bounded(question, self._timeout_s + wait_s))
 
     async def aclose(self) -> None:
         """Returns when nothing is in flight any more."""
-        if self._asked:
-            await asyncio.wait(self._asked)
         await self._breaker.aclose()
         await self._home.aclose()
 
+    async def _ask(self, question: Question[T]) -> T:
+        if self._home.is_open:
+            return await self._judged(self._home.ask(question))
+        return await self._judged(self._bounded(question, self._timeout_s))
+
     async def _bounded(self, question: Question[T], timeout_s: float) -> T:
+        async with _patience(timeout_s):
+            return await self._home.ask(question)
+
+    async def _judged(self, asking: Awaitable[T]) -> T:
         try:
-            async with _patience(timeout_s):
-                answer = await self._home.ask(question)
+            answer = await asking
         except FAILURES as error:
             if isinstance(error, ResponseError):
                 self._breaker.answered()

@@ -1,106 +1,152 @@
 """One connection on which questions follow each other without waiting, and each is answered in its turn.
 
-redis-py makes the connection and reads the answers; what is left out is its pool, which costs more than a
-question does.  Nothing is sent twice.  Behind an answer that does not come nothing comes: whoever stops waiting
-for one breaks the connection for all that wait, and the next question opens another.
+redis-py opens the connection and gives errors their types; its pool, its streams and its timeouts, which cost more
+than a question does, are left out.  Nothing is sent twice.  What was asked cannot be taken back, and behind an
+answer that does not come nothing comes: when one is late, the connection is given up for all that wait, and the
+next question opens another.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError, ResponseError
+from redis._parsers import BaseParser
+from redis.exceptions import InvalidResponse
 
 Word = str | bytes | int | float
 
+_NOT_YET = object()
+
 
 class Pipe:
-    def __init__(self, make: Callable[[], AbstractConnection]) -> None:
-        """`make` gives a connection that is not open yet."""
-        self._make = make
+    def __init__(self, connect: Callable[[], Awaitable[asyncio.StreamWriter]]) -> None:
+        """`connect` gives a connection on which nothing is to be read."""
+        self._connect = connect
         self._line: _Line | None = None
         self._opening = asyncio.Lock()
 
-    async def ask(self, *command: Word) -> Any:
-        """The answer.  Raises RedisError and OSError, and TypeError for words of a subclass."""
-        line = self._line or await self._open()
-        try:
-            return await line.ask(command)
-        except ResponseError:
-            raise
-        except BaseException:
-            await line.close()
-            raise
+    @property
+    def is_open(self) -> bool:
+        return self._line is not None and self._line.is_open
+
+    async def ask(self, command: tuple[Word, ...], timeout_s: float) -> Any:
+        """The answer; `timeout_s` begins when there is a connection.  Whoever is cancelled while waiting for it
+        hears of that when it is there, or at once if cancelled again.
+
+        Raises RedisError and OSError, TimeoutError among them, and TypeError for words of a subclass."""
+        line = self._line if self._line is not None and self._line.is_open else await self._open()
+        return await line.ask(command, timeout_s)
 
     async def aclose(self) -> None:
-        if (line := self._line) is not None:
-            await line.close()
-            await asyncio.wait({line.reading})
+        """Returns when nothing waits for an answer."""
+        if self._line is not None:
+            await self._line.aclose()
 
     async def _open(self) -> "_Line":
         async with self._opening:
-            if self._line is None:
-                connection = self._make()
-                await connection.connect()  # type: ignore[no-untyped-call]
-                self._line = _Line(connection, self._lost)
+            if not self.is_open:
+                self._line = _Line(await self._connect())
+            assert self._line is not None
             return self._line
 
-    def _lost(self, line: "_Line") -> None:
-        if self._line is line:
-            self._line = None
+
+class _Answer(asyncio.Future[Any]):
+    """What was asked happens, whoever stops waiting for it.  So a first cancellation is put off until the answer
+    is there: asyncio cancels what a task waits for, and if that declines, the task when it next runs."""
+
+    asked_s = 0.0
+    timeout_s = 0.0
+    _has_declined = False
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self._has_declined:
+            return super().cancel(msg)
+        self._has_declined = True
+        return False
 
 
-class _Line:
+class _Line(asyncio.Protocol):
     """From a connection's opening to its end."""
 
-    def __init__(self, connection: AbstractConnection, on_end: Callable[["_Line"], None]) -> None:
-        self._connection = connection
-        self._on_end = on_end
-        self._waiting: deque[asyncio.Future[Any]] = deque()
-        self.reading = asyncio.create_task(self._read())
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        """Kept, as it closes the transport when it is let go."""
+        self._replies = hiredis.Reader(InvalidResponse, BaseParser.parse_error, notEnoughData=_NOT_YET)
+        self._waiting: deque[_Answer] = deque()
+        self._looking: asyncio.TimerHandle | None = None
+        self._suspect: _Answer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self._transport = writer.transport
+        self._transport.set_protocol(self)
 
-    async def ask(self, command: tuple[Word, ...]) -> Any:
+    @property
+    def is_open(self) -> bool:
+        return not self._transport.is_closing()
+
+    def ask(self, command: tuple[Word, ...], timeout_s: float) -> _Answer:
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub wants one word
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer = _Answer(loop=self._loop)
+        answer.asked_s, answer.timeout_s = self._loop.time(), timeout_s
+        self._transport.write(packed)
         self._waiting.append(answer)
+        if self._looking is None:
+            self._look()
+        return answer
+
+    async def aclose(self) -> None:
+        if self._waiting:
+            await asyncio.wait([self._waiting[-1]])
+        self._transport.close()
+        await self._ended
+
+    def _look(self) -> None:
+        """Is the oldest question's time over?  It is looked at once before: this process may have been kept from
+        running, and then what came meanwhile is still to be read."""
+        self._looking = None
+        if not self._waiting:
+            return
+        oldest = self._waiting[0]
+        if oldest is self._suspect:
+            self._give_up(TimeoutError(f"no answer for {oldest.timeout_s:g} s"))
+            return
+        left_s = oldest.asked_s + oldest.timeout_s - self._loop.time()
+        quarter_s = oldest.timeout_s / 4
+        if left_s <= quarter_s:
+            self._suspect = oldest
+            pause_s = max(left_s, quarter_s)
+        else:
+            pause_s = left_s - quarter_s
+        self._looking = self._loop.call_later(pause_s, self._look)
+
+    def data_received(self, data: bytes) -> None:
         try:
-            await self._connection.send_packed_command(packed, check_health=False)
-        except BaseException:
-            answer.cancel()
-            raise
-        return await answer
+            self._replies.feed(data)
+            while (reply := self._replies.gets()) is not _NOT_YET:
+                answer = self._waiting.popleft()
+                if answer.done():
+                    continue
+                if isinstance(reply, Exception):
+                    answer.set_exception(reply)
+                else:
+                    answer.set_result(reply)
+        except (InvalidResponse, IndexError) as error:
+            self._give_up(ConnectionError(f"nothing that was asked for: {error!r}"))
 
-    async def close(self) -> None:
-        # The task may not have begun to run: it cannot be left to it to end all this.
-        self.reading.cancel()
-        await self._end(ConnectionError("the connection was given up"))
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(exc or ConnectionError("the server closed the connection"))
+        if self._looking is not None:
+            self._looking.cancel()
+        self._ended.set_result(None)
 
-    async def _end(self, failure: Exception) -> None:
-        self._on_end(self)
-        for answer in self._waiting:
+    def _give_up(self, failure: Exception) -> None:
+        self._fail(failure)
+        self._transport.abort()
+
+    def _fail(self, failure: Exception) -> None:
+        while self._waiting:
+            answer = self._waiting.popleft()
             if not answer.done():
                 answer.set_exception(failure)
-        await self._connection.disconnect(nowait=True)
-
-    async def _read(self) -> None:
-        try:
-            while True:
-                await self._read_one()
-        except (RedisError, OSError, IndexError) as error:
-            await self._end(error)
-
-    async def _read_one(self) -> None:
-        """Raises RedisError and OSError if the connection is lost, IndexError for what nobody asked."""
-        try:
-            reply = await self._connection.read_response()
-        except ResponseError as error:
-            answer = self._waiting.popleft()
-            if not answer.done():
-                answer.set_exception(error)
-        else:
-            answer = self._waiting.popleft()
-            if not answer.done():
-                answer.set_result(reply)

@@ -36,7 +36,7 @@ class Scripts:
         observe: Observe,
         changed: Changed = lambda is_lost: None,
     ) -> None:
-        self._scripts = {verb: _Script(text) for verb, text in sources.items()}
+        self._scripts = {verb: _Script(text, timeout_s) for verb, text in sources.items()}
         verb, keys, args = probe
         self._link = Link(home, timeout_s, lambda client: self._scripts[verb](client, keys, args), changed)
         self._observe = observe
@@ -55,7 +55,7 @@ class Scripts:
         self, command: Callable[[Client], Awaitable[Any]], wait_s: float, parse: Callable[[Any], T]
     ) -> T:
         """No script: a command for which the store may rightly take `wait_s`.  Raises StoreLost."""
-        return wire.parsed(parse, await self._link.ask(command, wait_s))
+        return wire.parsed(parse, await self._link.wait(command, wait_s))
 
     async def aclose(self) -> None:
         await self._link.aclose()
@@ -64,12 +64,13 @@ class Scripts:
 class _Script:
     """Sent as its hash; in full to a server that does not know it."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, timeout_s: float) -> None:
         self._source = source
+        self._timeout_s = timeout_s
         self._hash = hashlib.sha1(source.encode()).hexdigest()
 
     async def __call__(self, client: Client, keys: Sequence[str], args: Sequence[wire.Arg]) -> Any:
         try:
-            return await client.pipe.ask("EVALSHA", self._hash, len(keys), *keys, *args)
+            return await client.pipe.ask(("EVALSHA", self._hash, len(keys), *keys, *args), self._timeout_s)
         except NoScriptError:
-            return await client.pipe.ask("EVAL", self._source, len(keys), *keys, *args)
+            return await client.pipe.ask(("EVAL", self._source, len(keys), *keys, *args), self._timeout_s)

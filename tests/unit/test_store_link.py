@@ -1,4 +1,4 @@
-"""The link's four rules, with a question that ends when the test says so."""
+"""The link's rules before its pipe is open, with a question that ends when the test says so."""
 
 import asyncio
 import socket
@@ -44,36 +44,6 @@ def link(timeout_s: float) -> Link:
 async def turns(count: int = 15) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("moment", range(4))
-async def test_a_cancelled_question_is_over_when_the_cancellation_arrives(moment: int) -> None:
-    question = Question()
-    task = asyncio.create_task(link(5.0).ask(question))
-    await turns(moment)
-    task.cancel()
-    await turns()
-    assert task.done() == (moment == 0), "nothing was asked yet"
-    question.answer.set()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    assert question.state == ("unasked" if moment == 0 else "answered")
-
-
-@pytest.mark.asyncio
-async def test_whoever_is_cancelled_twice_goes_and_the_question_goes_on() -> None:
-    store, question = link(5.0), Question()
-    task = asyncio.create_task(store.ask(question))
-    for _ in range(2):
-        await turns()
-        task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    assert question.state == "asked"
-    question.answer.set()
-    await store.aclose()
-    assert question.state == "answered"
 
 
 @pytest.mark.asyncio
@@ -129,7 +99,7 @@ def test_a_connection_that_uvloop_has_just_closed_is_a_failure_like_others() -> 
 def test_the_time_that_the_store_may_take_is_added() -> None:
     async def wait() -> float:
         with pytest.raises(StoreLost):
-            await link(1.0).ask(Question(), wait_s=6.0)
+            await link(1.0).wait(Question(), wait_s=6.0)
         return asyncio.get_running_loop().time()
 
     assert clock.run(wait()) == 7.0
@@ -141,17 +111,6 @@ async def test_a_foreign_error_stops_here(error: Exception) -> None:
     with pytest.raises(StoreLost) as lost:
         await link(5.0).ask(raising(error))
     assert lost.value.__cause__ is error
-
-
-@pytest.mark.asyncio
-async def test_a_failure_after_a_cancellation_is_nobodys_and_makes_no_noise() -> None:
-    store, question = link(0.01), Question()
-    task = asyncio.create_task(store.ask(question))
-    await turns()
-    task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    await store.aclose()
 
 
 def raising(error: Exception) -> Callable[[Redis], Coroutine[Any, Any, None]]:
