@@ -349,6 +349,20 @@ async def test_a_record_and_its_log_expire(store: RedisStore, client: Redis) -> 
 
 
 @pytest.mark.asyncio
+async def test_what_is_written_to_a_log_again_or_refused_does_not_prolong_it(
+    store: RedisStore, client: Redis
+) -> None:
+    await store.keep([msgspec.structs.replace(record("a"), log=b"one")], 60)
+    for offset, verdict in ((0, Written.DONE), (3, Written.DONE), (9, Written.MISSING)):
+        assert await store.log([LogWrite("a", 0, offset, b"two", prolongs=False)], 600) == [verdict]
+        assert 0 < await client.pttl(f"{KEYS.log}:a") <= 60_000
+        assert 0 < await client.pttl(f"{KEYS.record}:a") <= 60_000
+    await client.delete(f"{KEYS.log}:a")
+    assert await store.log([LogWrite("a", 0, 6, b"x")], 60) == [Written.MISSING]
+    assert not await client.exists(f"{KEYS.log}:a")
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("key", [KEYS.record, KEYS.log])
 async def test_a_spoiled_record_costs_only_itself(store: RedisStore, client: Redis, key: str) -> None:
     await store.keep([record("a"), record("b")], 60)

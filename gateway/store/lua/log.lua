@@ -2,21 +2,40 @@
 -- ARGV: time to live in milliseconds, then (call, epoch, offset, data, 1 to prolong) each.
 -- Returns 'done', 'fenced' or 'missing' each.
 
+-- How long the log was before, or nil: it is shorter than the offset, or no log of ours.  Each streamed token comes
+-- by here, and a command takes as long as all else about one: so it is appended as if the log ended there, and
+-- looked at only if it did not.
+local function write(log, offset, data)
+  if data == '' then
+    local size = redis.pcall('STRLEN', log)
+    return type(size) == 'number' and size >= offset and size or nil
+  end
+  local size = redis.pcall('APPEND', log, data)
+  if type(size) == 'table' then return nil end
+  local before = size - #data
+  if before == offset then return before end
+  if before == 0 then
+    redis.call('DEL', log)
+    return nil
+  end
+  redis.call('SET', log, redis.call('GETRANGE', log, 0, before - 1), 'KEEPTTL')
+  if before < offset then return nil end
+  redis.call('SETRANGE', log, offset, data)
+  return before
+end
+
 local written = {}
 for at = 2, #ARGV, 5 do
   local record, log = RECORD .. ':' .. ARGV[at], LOG .. ':' .. ARGV[at]
-  local epoch, size = epoch_of(record), redis.pcall('STRLEN', log)
-  if epoch and epoch ~= tonumber(ARGV[at + 1]) then
-    written[#written + 1] = 'fenced'
-  elseif not epoch or type(size) == 'table' or size < tonumber(ARGV[at + 2]) then
-    written[#written + 1] = 'missing'
-  else
-    if ARGV[at + 3] ~= '' then redis.call('SETRANGE', log, ARGV[at + 2], ARGV[at + 3]) end
-    if ARGV[at + 4] == '1' or size == 0 then
+  if redis.pcall('HGET', record, 'epoch') == ARGV[at + 1] then
+    local before = write(log, tonumber(ARGV[at + 2]), ARGV[at + 3])
+    if before == 0 or before and ARGV[at + 4] == '1' then
       redis.call('PEXPIRE', record, ARGV[1])
       redis.call('PEXPIRE', log, ARGV[1])
     end
-    written[#written + 1] = 'done'
+    written[#written + 1] = before and 'done' or 'missing'
+  else
+    written[#written + 1] = epoch_of(record) and 'fenced' or 'missing'
   end
 end
 return written
