@@ -43,6 +43,7 @@ class HFTokenizer:
         self._special = frozenset(token for token, added_token in added.items() if added_token.special)
         self._max_chars = max_chars
         self._token_texts: dict[int, str] = {}
+        self._token_chars: dict[int, int] = {}
         self._threads = ThreadPoolExecutor(threads, "tokenizer")
 
     @classmethod
@@ -78,7 +79,7 @@ class HFTokenizer:
         return await self._off_loop(lambda: self._encode_chat(messages, limit_tokens))
 
     def detokenizer(self) -> "HFDetokenizer":
-        return HFDetokenizer(self._rust, self._special)
+        return HFDetokenizer(self._rust, self._special, self._token_chars)
 
     def token_text(self, token: int) -> str:
         text = self._token_texts.get(token)
@@ -156,11 +157,13 @@ class HFDetokenizer:
     some sequences of byte tokens that a model may well draw, and can hold text back without end.)
     """
 
-    __slots__ = ("_context", "_pending", "_rust", "_shown", "_special")
+    __slots__ = ("_chars", "_context", "_pending", "_rust", "_shown", "_special")
 
-    def __init__(self, rust: tokenizers.Tokenizer, special: frozenset[int]) -> None:
+    def __init__(self, rust: tokenizers.Tokenizer, special: frozenset[int], chars: dict[int, int]) -> None:
+        """`chars` is where to remember how many characters a token has as a text of its own."""
         self._rust = rust
         self._special = special
+        self._chars = chars
         self._context: list[int] = []
         self._pending: list[int] = []
         self._shown = 0
@@ -177,8 +180,18 @@ class HFDetokenizer:
         if (sure < len(text) or not new) and len(self._pending) < _MAX_HELD_TOKENS:
             return ""
         self._context, self._pending = self._pending, []
-        self._shown = len(self._rust.decode(self._context)) - (len(text) - sure)
+        self._shown = self._context_chars() - (len(text) - sure)
         return new
+
+    def _context_chars(self) -> int:
+        """Nearly always of one token: then it need not be decoded again."""
+        if len(self._context) > 1:
+            return len(self._rust.decode(self._context))
+        token = self._context[0]
+        chars = self._chars.get(token)
+        if chars is None:
+            chars = self._chars[token] = len(self._rust.decode(self._context))
+        return chars
 
     def flush(self) -> str:
         return self._rust.decode(self._context + self._pending)[self._shown :]

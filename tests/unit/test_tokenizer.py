@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,13 @@ def test_a_tokens_own_text_keeps_its_space(tokenizer: HFTokenizer) -> None:
 # Detokenising
 
 
+remembered: defaultdict[int, dict[int, int]] = defaultdict(dict)
+"""Of each tokenizer, over all texts."""
+
+
 def stepped(tokenizer: Any, tokens: list[int]) -> tuple[list[str], str]:
     special = frozenset(tokenizer.token_to_id(word) for word in made.SPECIAL)
-    detokenizer = HFDetokenizer(tokenizer, special)
+    detokenizer = HFDetokenizer(tokenizer, special, remembered[id(tokenizer)])
     return [detokenizer.step(token) for token in tokens], detokenizer.flush()
 
 
