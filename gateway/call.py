@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ from gateway.policy import bucket
 from gateway.policy.admission import Asked
 from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
-from gateway.ports import Entry
+from gateway.ports import Entry, Take
 from gateway.quota import Allowance
 from gateway.recipe import Recipe
 from gateway.recorder import Recording
@@ -127,35 +128,60 @@ class OpenCall:
         self._held: deque[tuple[int, Delta]] = deque()
         """What the log has to tell first, up to the given size."""
         self._deltas: list[Delta] = []
-        self._reader: asyncio.Future[None] | None = None
-        """Waits for news.  Bare: an asyncio.Event around it costs each token half a microsecond."""
-        self._is_nudged = False
+        self._take: Take | None = None
+        self._turn: asyncio.Future[Callable[[], Awaitable[object]] | None] | None = None
+        """Until it is the reader's: whose `take` gets what comes meanwhile."""
 
     @property
     def tickets(self) -> list[Ticket]:
         """Of what has not ended."""
         return [live.ticket for live in self.live.values()]
 
-    async def next(self) -> list[Delta] | None:
-        while (self.live or self._held) and not self._deltas and self.error is None:
-            if self._is_nudged:
-                self._is_nudged = False
-                return None
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        deltas, self._deltas = self._deltas, []
-        self._is_nudged = False
-        if not deltas and self.error is not None:
+    async def read(self, take: Take) -> None:
+        try:
+            while (later := await self._next_turn(take)) is not None:
+                await later()
+        finally:
+            # It may hold the call: a circle that only the collector would find.
+            self._take = None
+        if self.error is not None:
             raise self.error
-        return deltas
+
+    async def _next_turn(self, take: Take) -> Callable[[], Awaitable[object]] | None:
+        self._take, self._turn = take, asyncio.get_running_loop().create_future()
+        self._wake()
+        return await self._turn
 
     def nudge(self) -> None:
-        self._is_nudged = True
-        self._wake()
+        self._give([])
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        """There is something new, or nothing will be."""
+        if self._deltas and self._give(self._deltas):
+            self._deltas = []
+        is_over = self.error is not None or not (self.live or self._held)
+        if is_over and self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+
+    def _give(self, deltas: list[Delta]) -> bool:
+        """False: the reader is busy."""
+        if self._take is None or self._turn is None or self._turn.done():
+            return False
+        try:
+            later = self._take(deltas)
+        except Exception as error:
+            # The reader's alone: whoever brought these has others to serve.
+            self._turn.set_exception(error)
+        else:
+            if later is not None:
+                self._turn.set_result(later)
+        return True
+
+    def ended(self, live: Live) -> None:
+        """Nothing comes of this ticket any more."""
+        self.live.pop(live.ticket.id, None)
+        if not self.live:
+            self._wake()
 
     def succeed(self, before: "OpenCall") -> None:
         """Take over the call from another connection, which is interrupted."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -33,16 +34,26 @@ class EventStream:
     def begun(self) -> bool:
         return self.response.prepared
 
+    def send(self, data: bytes) -> Callable[[], Awaitable[None]] | None:
+        """Write it now, if that need not wait: the common case, which costs no turn of the event loop.  Otherwise
+        the function that writes it, and raises ClientGone."""
+        if not data:
+            return None
+        if not (self.begun and self._has_room(data)):
+            return partial(self.write, data)
+        try:
+            self.response.write(data).send(None)
+        except StopIteration:
+            return None
+        raise AssertionError("aiohttp waits, though there is room")
+
     async def write(self, data: bytes) -> None:
         """Waits while the client has too much unread.  Raises ClientGone."""
         try:
             if not self.begun:
                 await self.response.prepare(self._request)
-            if self._has_room(data):
+            async with asyncio.timeout(None if self._has_room(data) else self._slow_client_s):
                 await self.response.write(data)
-            else:
-                async with asyncio.timeout(self._slow_client_s):
-                    await self.response.write(data)
         except TimeoutError:
             if self._request.transport is not None:
                 self._request.transport.abort()
@@ -51,9 +62,10 @@ class EventStream:
             raise ClientGone from None
 
     def _has_room(self, data: bytes) -> bool:
-        """Writing cannot wait: the common case, which can do without a timer."""
         transport = self._request.transport
-        return transport is not None and transport.get_write_buffer_size() + len(data) < _LOW_WATER_BYTES
+        if transport is None or transport.is_closing():
+            return False
+        return transport.get_write_buffer_size() + len(data) < _LOW_WATER_BYTES
 
     def cut(self) -> web.StreamResponse:
         """End it as a broken connection would, so that nobody takes what was sent for everything."""

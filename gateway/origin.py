@@ -355,7 +355,7 @@ class Origin:
         self._live.pop(live.ticket.id, None)
         if live.heard_s is None:
             self._metrics.ticket_dequeued(live.ticket.service_class)
-        live.call.live.pop(live.ticket.id, None)
+        live.call.ended(live)
         if not (live.call.live or live.call.is_read):
             self._close(live.call)
 

@@ -1,6 +1,6 @@
 """What the driver and the origin need from the world.  One contract suite runs over every adapter of a port."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from math import inf
@@ -348,6 +348,10 @@ class Tokenizer(Protocol):
         """One token by itself, for log probabilities."""
 
 
+Take = Callable[[list[Delta]], Callable[[], Awaitable[object]] | None]
+"""Gets news.  If it returns a function, what that gives is to be awaited before anything else is given."""
+
+
 class Call(Protocol):
     """One API call in flight: what the server reads its answer from."""
 
@@ -378,12 +382,12 @@ class Call(Protocol):
     def allowance(self) -> Allowance:
         """What its tenant had left when it came in."""
 
-    async def next(self) -> list[Delta] | None:
-        """All that is new, at least one delta; [] when every choice has finished; None after a `nudge`.  If it is
-        cancelled nothing is lost.  Raises ApiError."""
+    async def read(self, take: Take) -> None:
+        """Give `take` all that is new, as soon as it comes in and without a turn of the event loop, until every
+        choice has finished.  Raises ApiError, and what `take` raises."""
 
     def nudge(self) -> None:
-        """Have `next` return, even if nothing is new."""
+        """Give `take` nothing, if it waits."""
 
 
 class Calls(Protocol):

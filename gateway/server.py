@@ -7,7 +7,7 @@ leaving the `async with` block of its call frees all that the call held, unless 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -22,7 +22,7 @@ from gateway.openai import answer, headers, position
 from gateway.openai.position import LAST_EVENT_ID, Position
 from gateway.ports import Call, Calls, Tokenizer
 from gateway.reader import Kind, Reader
-from gateway.request import Request, Tenant
+from gateway.request import Delta, Request, Tenant
 
 _encode = msgspec.json.Encoder().encode
 
@@ -189,9 +189,12 @@ class Front:
     async def _whole(self, exchange: Exchange, call: Call) -> web.Response:
         whole = answer.Whole(call, self._tokenizer.token_text)
         exchange.answer = whole
-        while not whole.finished and (deltas := await call.next()):
+
+        def take(deltas: list[Delta]) -> None:
             exchange.saw_tokens()
             whole.take(deltas)
+
+        await call.read(take)
         return web.Response(body=whole.body(), content_type="application/json")
 
     async def _stream(
@@ -203,16 +206,17 @@ class Front:
         exchange.answer, exchange.stream = events, stream
         # Proxies cut silent streams.
         silence = Silence(self._keepalive_s, call.nudge)
+
+        def take(deltas: list[Delta]) -> Callable[[], Awaitable[None]] | None:
+            silence.broken()
+            if not deltas:
+                return stream.send(events.keep_alive)
+            exchange.saw_tokens()
+            return stream.send(events.take(deltas))
+
         self._metrics.stream_opened()
         try:
-            while not events.finished and (deltas := await call.next()) != []:
-                silence.broken()
-                if deltas is None:
-                    await stream.write(events.keep_alive)
-                    continue
-                exchange.saw_tokens()
-                if data := events.take(deltas):
-                    await stream.write(data)
+            await call.read(take)
         finally:
             silence.end()
             self._metrics.stream_closed()

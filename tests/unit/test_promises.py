@@ -15,7 +15,7 @@ from gateway.metrics import Metrics
 from gateway.policy import bucket
 from gateway.policy.preset import FULL
 from gateway.ports import Entry, Limits
-from gateway.request import Backlog, FinishReason, Profile, Request, ServiceClass, Targets, Ticket
+from gateway.request import Backlog, Delta, FinishReason, Profile, Request, ServiceClass, Targets, Ticket
 from gateway.roster import Roster
 from gateway.store.memory import MemoryStore
 from gateway.ticketing import Aim
@@ -54,14 +54,10 @@ def request(tokens: int, service_class: ServiceClass = DEFAULT, prompt: int = 10
 
 async def ask(world: World, request: Request, call_id: str) -> tuple[list[int], FinishReason | None, str]:
     """Tokens, finish reason and detail."""
-    tokens: list[int] = []
-    last = None
+    deltas: list[Delta] = []
     async with world.origin.open(request, call_id, asyncio.get_running_loop().time()) as call:
-        while deltas := await call.next():
-            tokens += [token for delta in deltas for token in delta.tokens]
-            last = deltas[-1]
-    assert last is not None
-    return tokens, last.finish_reason, last.detail
+        await call.read(deltas.extend)
+    return [token for delta in deltas for token in delta.tokens], deltas[-1].finish_reason, deltas[-1].detail
 
 
 def answer(request: Request) -> list[int]:

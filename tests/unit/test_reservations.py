@@ -1,6 +1,7 @@
 """Reservations on virtual time: what is taken before a call is queued comes back or is paid for in the end."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
@@ -10,7 +11,7 @@ from gateway.chooser import Chooser
 from gateway.errors import ApiError, OverQuota, StoreLost, TooManyRequests, Unavailable
 from gateway.ports import Denied, Granted, Limits
 from gateway.quota import Quota
-from gateway.request import Request, Tenant, Ticket
+from gateway.request import Delta, Request, Tenant, Ticket
 from gateway.reservations import TTL_S
 from gateway.roster import Roster
 from gateway.store.memory import MemoryStore
@@ -18,6 +19,7 @@ from gateway.store.memory_tenants import MemoryTenants
 from tests.tenants_contract import used
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend
+from tests.unit.fakes.reader import Left
 from tests.unit.fakes.world import DRIVER, ORIGIN, World
 from triton_backend.contract import Sampling
 
@@ -96,11 +98,16 @@ def asking(prompt_tokens: int = 10, max_tokens: int = 20, tenant: Tenant = ACME,
 async def run(world: World, request: Request, call_id: str = "call", leave_after: int | None = None) -> None:
     """To its end, or until so many tokens have come."""
     tokens = 0
-    async with world.origin.open(request, call_id, asyncio.get_running_loop().time()) as call:
-        while deltas := await call.next():
-            tokens += sum(len(delta.tokens) for delta in deltas)
-            if leave_after is not None and tokens >= leave_after:
-                return
+
+    def take(deltas: list[Delta]) -> None:
+        nonlocal tokens
+        tokens += sum(len(delta.tokens) for delta in deltas)
+        if leave_after is not None and tokens >= leave_after:
+            raise Left
+
+    with contextlib.suppress(Left):
+        async with world.origin.open(request, call_id, asyncio.get_running_loop().time()) as call:
+            await call.read(take)
 
 
 async def refused(world: World, request: Request, kind: type[ApiError]) -> None:

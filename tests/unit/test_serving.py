@@ -13,7 +13,7 @@ from gateway.policy.features import Features
 from gateway.policy.length import MIN_HISTORY, Mode
 from gateway.ports import Limits, Store
 from gateway.profiler import Profiler
-from gateway.request import FinishReason, Profile, Request, ServiceClass
+from gateway.request import Delta, FinishReason, Profile, Request, ServiceClass
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend, token_at
@@ -162,8 +162,7 @@ def test_answers_are_learned_from_unless_made_to_ignore_their_end() -> None:
         request = Request(model="fake", prompts=[[9]], max_tokens=30, stop=[chr(expected([9], 30)[5])])
         for at in range(MIN_HISTORY):
             async with world.origin.open(request, f"call{at}", 0.0) as call:
-                while await call.next():
-                    pass
+                await call.read(lambda deltas: None)
         modes.append(world.profiler.mode)
         assert modes == [Mode.COLD, Mode.GLOBAL]
         features = world.profiler.features([9], 30, ServiceClass.DEFAULT, "")
@@ -270,9 +269,8 @@ def test_a_choice_ends_at_its_stop_string_and_frees_its_row() -> None:
         answer = expected([9], 30)
         request = Request(model="fake", prompts=[[9]], max_tokens=30, stop=[chr(answer[5])])
         async with world.origin.open(request, "call", 0.0) as call:
-            deltas = []
-            while news := await call.next():
-                deltas += news
+            deltas: list[Delta] = []
+            await call.read(deltas.extend)
         assert "".join(delta.text for delta in deltas) == "".join(map(chr, answer[:5]))
         assert deltas[-1].finish_reason is FinishReason.STOP
 
@@ -282,11 +280,12 @@ def test_a_choice_ends_at_its_stop_string_and_frees_its_row() -> None:
 def test_choices_of_several_prompts_are_numbered_through() -> None:
     async def scenario(world: World) -> None:
         request = Request(model="fake", prompts=[[1], [2]], num_choices=2, max_tokens=3)
+        deltas: list[Delta] = []
         seen: dict[int, list[int]] = {}
         async with world.origin.open(request, "call", 0.0) as call:
-            while news := await call.next():
-                for delta in news:
-                    seen.setdefault(delta.choice, []).extend(delta.tokens)
+            await call.read(deltas.extend)
+        for delta in deltas:
+            seen.setdefault(delta.choice, []).extend(delta.tokens)
         first, second = expected([1], 3), expected([2], 3)
         assert seen == {0: first, 1: first, 2: second, 3: second}
 

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from gateway.errors import ApiError, NotFound
+from gateway.ports import Take
 from gateway.quota import Allowance
 from gateway.request import Delta, FinishReason, Request, Tenant, TokenLogprob
 
@@ -51,19 +52,22 @@ class ScriptedCall:
     def nudge(self) -> None:
         self._nudge.set()
 
-    async def next(self) -> list[Delta] | None:
+    async def read(self, take: Take) -> None:
         while self._steps:
+            later = None
             match self._steps[0]:
                 case asyncio.Event() as event:
-                    if not await self._happens(event):
-                        return None
-                    self._steps.pop(0)
+                    if await self._happens(event):
+                        self._steps.pop(0)
+                    else:
+                        later = take([])
                 case Exception() as error:
                     raise error
                 case deltas:
                     self._steps.pop(0)
-                    return list(deltas)
-        return []
+                    later = take(list(deltas))
+            if later is not None:
+                await later()
 
     async def _happens(self, event: asyncio.Event) -> bool:
         """Unless it is nudged before."""

@@ -1,6 +1,7 @@
 """A client that reads one stream over as many connections as it takes."""
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -8,8 +9,12 @@ import msgspec
 
 from gateway.openai import answer, position
 from gateway.quota import UNLIMITED, Quota
-from gateway.request import Request, Tenant
+from gateway.request import Delta, Request, Tenant
 from tests.unit.fakes.world import World
+
+
+class Left(Exception):
+    """Who reads has had enough."""
 
 
 class Reader:
@@ -37,14 +42,20 @@ class Reader:
         await self._read(world.origin.resume(self.call_id, self.tenant), sent, most_events)
 
     async def _read(self, opening: Any, sent: Any, most_events: int) -> None:
-        async with opening as call:
-            stream = answer.Stream(call, chr, sent)
-            while not stream.finished and (deltas := await call.next()):
-                for event in stream.take(deltas).split(b"\n\n")[:-1]:
-                    if most_events == 0:
-                        return
-                    most_events -= 1
-                    self._take(event)
+        left = most_events
+
+        def take(deltas: list[Delta]) -> None:
+            nonlocal left
+            for event in stream.take(deltas).split(b"\n\n")[:-1]:
+                if left == 0:
+                    raise Left
+                left -= 1
+                self._take(event)
+
+        with contextlib.suppress(Left):
+            async with opening as call:
+                stream = answer.Stream(call, chr, sent)
+                await call.read(take)
 
     def _take(self, event: bytes) -> None:
         lines = dict(line.split(b": ", 1) for line in event.split(b"\n"))

@@ -138,8 +138,7 @@ class World:
         now_s = asyncio.get_running_loop().time()
         tokens: list[int] = []
         async with self.origin.open(request, call_id, now_s) as call:
-            while deltas := await call.next():
-                tokens += [token for delta in deltas for token in delta.tokens]
+            await call.read(lambda deltas: tokens.extend(token for delta in deltas for token in delta.tokens))
         return tokens
 
     async def is_idle(self) -> bool:
