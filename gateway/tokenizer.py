@@ -1,8 +1,9 @@
-"""The model's own tokenizer (Hugging Face), off the event loop.
+"""The model's own tokenizer (Hugging Face), off the event loop where it takes long.
 
-Encoding and templates run in a few threads: the tokenizers library frees the interpreter while it encodes a batch
-(not a single text), so a long prompt delays no one's tokens.  It does not while it makes a list of a million
-tokens, so none is made of a prompt that is too long.  Decoding one token takes microseconds and happens in place.
+Long texts and their templates run in a few threads: the tokenizers library frees the interpreter while it encodes
+a batch (not a single text), so a long prompt delays no one's tokens.  It does not while it makes a list of a
+million tokens, so none is made of a prompt that is too long.  Short texts are encoded in place, in about the time
+that going to a thread and back takes, and so are tokens decoded.
 """
 
 import asyncio
@@ -19,6 +20,11 @@ from gateway.errors import BadRequest, PromptTooLong
 REPLACEMENT = "\ufffd"
 _MAX_HELD_TOKENS = 8
 """A character has at most four bytes, so longer waits are in vain."""
+
+_SHORT_CHARS = 1024
+"""Take half a millisecond at most."""
+_TURN_CHARS = 64
+"""A text takes as long as so many characters besides its own, most of it in the template."""
 
 _PROBED_CHARS = 16
 """Of a text, for each token that fits; texts have 2 to 6 characters a token."""
@@ -70,13 +76,14 @@ class HFTokenizer:
     async def encode(self, texts: Sequence[str], limit_tokens: int) -> list[list[int]]:
         """Raises PromptTooLong, and BadRequest if the texts are too long to be worth encoding."""
         self._check_length(texts, "prompt")
-        return await self._off_loop(lambda: self._ids(texts, limit_tokens, add_special_tokens=True))
+        return await self._run(texts, lambda: self._ids(texts, limit_tokens, add_special_tokens=True))
 
     async def encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:
         """Raises PromptTooLong, and BadRequest if the texts are too long to be worth encoding, the model has no
         chat template, or the template refuses the turns."""
-        self._check_length([message["content"] for message in messages], "messages")
-        return await self._off_loop(lambda: self._encode_chat(messages, limit_tokens))
+        texts = [message["content"] for message in messages]
+        self._check_length(texts, "messages")
+        return await self._run(texts, lambda: self._encode_chat(messages, limit_tokens))
 
     def detokenizer(self) -> "HFDetokenizer":
         return HFDetokenizer(self._rust, self._special, self._token_chars)
@@ -99,7 +106,10 @@ class HFTokenizer:
                 code="context_length_exceeded",
             )
 
-    async def _off_loop(self, work: Callable[[], _T]) -> _T:
+    async def _run(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
+        """What is to be done with these texts, in the right place."""
+        if sum(map(len, texts)) + _TURN_CHARS * len(texts) <= _SHORT_CHARS:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:

@@ -8,6 +8,7 @@ them and the first ones, where instructions stand, singly.
 import math
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -69,15 +70,18 @@ def features(
 
 
 def _slots(prompt: Sequence[int]) -> list[int]:
-    size = len(prompt)
-    far = max(0, size - _NEAR - _FAR)
+    far = max(0, len(prompt) - _NEAR - _FAR)
     first = np.array(prompt[: min(_FIRST, far)], np.uint64)
     last = np.array(prompt[far:], np.uint64)
     near = last[-_NEAR:]
     grams = np.concatenate((near, (near[1:] << np.uint64(24)) ^ near[:-1], last[:-_NEAR], first))
-    kinds = np.repeat(_KINDS, (len(near), len(near) - 1, len(last) - len(near), len(first)))
-    slots: list[int] = np.unique(_hash(np.bitwise_xor(grams, kinds))).tolist()
-    return slots
+    return sorted(set(_hash(grams ^ _kinds(len(near), len(last), len(first))).tolist()))
+
+
+@lru_cache(_NEAR + _FAR + _FIRST)
+def _kinds(near: int, last: int, first: int) -> NDArray[np.uint64]:
+    """Of the grams of so many tokens."""
+    return np.repeat(_KINDS, (near, near - 1, last - near, first))
 
 
 def _hash(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -98,7 +98,15 @@ def test_prompts_far_too_long_are_counted_in_their_beginnings(tokenizer: HFToken
     assert 16 <= int(str(caught.value).split()[2]) < len(whole) / 2
 
 
-def test_a_long_text_does_not_hold_up_the_loop() -> None:
+def test_a_short_text_needs_no_turn_of_the_loop(tokenizer: HFTokenizer) -> None:
+    encoding = tokenizer.encode(["a hello world"], LIMIT_TOKENS)
+    with pytest.raises(StopIteration) as ended:
+        encoding.send(None)
+    assert ended.value.value == asyncio.run(tokenizer.encode(["a hello world"], LIMIT_TOKENS))
+
+
+@pytest.mark.parametrize("turns", [["x" * 1000], 100 * ["x"]])
+def test_a_long_text_does_not_hold_up_the_loop(turns: list[str]) -> None:
     """The template waits in its thread until the loop has shown that it runs."""
     loop_ran = threading.Event()
 
@@ -112,7 +120,8 @@ def test_a_long_text_does_not_hold_up_the_loop() -> None:
 
     async def main() -> None:
         tokenizer = HFTokenizer(Slow(), [], max_chars=1000, threads=1)
-        encoding = asyncio.ensure_future(tokenizer.encode_chat([{"role": "user", "content": "x"}], LIMIT_TOKENS))
+        messages = [{"role": "user", "content": content} for content in turns]
+        encoding = asyncio.ensure_future(tokenizer.encode_chat(messages, LIMIT_TOKENS))
         await asyncio.sleep(0)
         loop_ran.set()
         assert await encoding
