@@ -99,7 +99,8 @@ class _Line(asyncio.Protocol):
     async def aclose(self) -> None:
         if self._waiting:
             await asyncio.wait([self._waiting[-1]])
-        self._transport.close()
+        # All is said.  TLS would wait for the other side's goodbye.
+        self._transport.abort()
         await self._ended
 
     def _look(self) -> None:
