@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -15,7 +14,7 @@ from gateway.policy import bucket
 from gateway.policy.admission import Asked
 from gateway.policy.features import Features
 from gateway.policy.length import left_tokens
-from gateway.ports import Entry, Take
+from gateway.ports import Entry, Later, Take
 from gateway.quota import Allowance
 from gateway.recipe import Recipe
 from gateway.recorder import Recording
@@ -129,7 +128,7 @@ class OpenCall:
         """What the log has to tell first, up to the given size."""
         self._deltas: list[Delta] = []
         self._take: Take | None = None
-        self._turn: asyncio.Future[Callable[[], Awaitable[object]] | None] | None = None
+        self._turn: asyncio.Future[Later | None] | None = None
         """Until it is the reader's: whose `take` gets what comes meanwhile."""
 
     @property
@@ -147,7 +146,7 @@ class OpenCall:
         if self.error is not None:
             raise self.error
 
-    async def _next_turn(self, take: Take) -> Callable[[], Awaitable[object]] | None:
+    async def _next_turn(self, take: Take) -> Later | None:
         self._take, self._turn = take, asyncio.get_running_loop().create_future()
         self._wake()
         return await self._turn

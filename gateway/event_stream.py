@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 from aiohttp import web
+
+from gateway.ports import Later
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -34,9 +36,9 @@ class EventStream:
     def begun(self) -> bool:
         return self.response.prepared
 
-    def send(self, data: bytes) -> Callable[[], Awaitable[None]] | None:
+    def send(self, data: bytes) -> Later | None:
         """Write it now, if that need not wait: the common case, which costs no turn of the event loop.  Otherwise
-        the function that writes it, and raises ClientGone."""
+        it is left for later, which raises ClientGone."""
         if not data:
             return None
         if not (self.begun and self._has_room(data)):

@@ -348,8 +348,10 @@ class Tokenizer(Protocol):
         """One token by itself, for log probabilities."""
 
 
-Take = Callable[[list[Delta]], Callable[[], Awaitable[object]] | None]
-"""Gets news.  If it returns a function, what that gives is to be awaited before anything else is given."""
+Later = Callable[[], Awaitable[object]]
+"""What could not be done at once: to be called, and awaited."""
+Take = Callable[[list[Delta]], Later | None]
+"""Gets news.  What it leaves for later is to be done before it gets more."""
 
 
 class Call(Protocol):

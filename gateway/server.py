@@ -7,7 +7,7 @@ leaving the `async with` block of its call frees all that the call held, unless 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
@@ -20,7 +20,7 @@ from gateway.keyring import Keyring
 from gateway.middleware import EXCHANGE, Exchange, Middleware
 from gateway.openai import answer, headers, position
 from gateway.openai.position import LAST_EVENT_ID, Position
-from gateway.ports import Call, Calls, Tokenizer
+from gateway.ports import Call, Calls, Later, Tokenizer
 from gateway.reader import Kind, Reader
 from gateway.request import Delta, Request, Tenant
 
@@ -207,7 +207,7 @@ class Front:
         # Proxies cut silent streams.
         silence = Silence(self._keepalive_s, call.nudge)
 
-        def take(deltas: list[Delta]) -> Callable[[], Awaitable[None]] | None:
+        def take(deltas: list[Delta]) -> Later | None:
             silence.broken()
             if not deltas:
                 return stream.send(events.keep_alive)

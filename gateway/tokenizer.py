@@ -75,15 +75,13 @@ class HFTokenizer:
 
     async def encode(self, texts: Sequence[str], limit_tokens: int) -> list[list[int]]:
         """Raises PromptTooLong, and BadRequest if the texts are too long to be worth encoding."""
-        self._check_length(texts, "prompt")
-        return await self._run(texts, lambda: self._ids(texts, limit_tokens, add_special_tokens=True))
+        return await self._run(texts, "prompt", lambda: self._ids(texts, limit_tokens, add_special_tokens=True))
 
     async def encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:
         """Raises PromptTooLong, and BadRequest if the texts are too long to be worth encoding, the model has no
         chat template, or the template refuses the turns."""
         texts = [message["content"] for message in messages]
-        self._check_length(texts, "messages")
-        return await self._run(texts, lambda: self._encode_chat(messages, limit_tokens))
+        return await self._run(texts, "messages", lambda: self._encode_chat(messages, limit_tokens))
 
     def detokenizer(self) -> "HFDetokenizer":
         return HFDetokenizer(self._rust, self._special, self._token_chars)
@@ -97,7 +95,8 @@ class HFTokenizer:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _check_length(self, texts: Sequence[str], field: str) -> None:
+    async def _run(self, texts: Sequence[str], field: str, work: Callable[[], _T]) -> _T:
+        """What is to be done with a field's texts, in the right place.  Raises BadRequest if they are too long."""
         total = sum(map(len, texts))
         if total > self._max_chars:
             raise BadRequest(
@@ -105,10 +104,7 @@ class HFTokenizer:
                 param=field,
                 code="context_length_exceeded",
             )
-
-    async def _run(self, texts: Sequence[str], work: Callable[[], _T]) -> _T:
-        """What is to be done with these texts, in the right place."""
-        if sum(map(len, texts)) + _TURN_CHARS * len(texts) <= _SHORT_CHARS:
+        if total + _TURN_CHARS * len(texts) <= _SHORT_CHARS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 

@@ -544,9 +544,8 @@ class StoreContract:
         assert await store.log([LogWrite("a", 0, 1, b"x")], 60) == [Written.MISSING]
         for offset, data in ((0, b"one"), (0, b"onetwo"), (3, b"two"), (6, b""), (6, b"three")):
             assert await store.log([LogWrite("a", 0, offset, data)], 60) == [Written.DONE]
-        assert (
-            await store.log([LogWrite("a", 0, 12, b"x"), LogWrite("a", 0, 12, b"")], 60) == [Written.MISSING] * 2
-        )
+        beyond = [LogWrite("a", 0, 12, b"x"), LogWrite("a", 0, 12, b"")]
+        assert await store.log(beyond, 60) == [Written.MISSING] * 2
         assert await store.log([LogWrite("a", 0, 2, b"ET")], 60) == [Written.DONE]
         assert (await adopt(store)).log == b"onETwothree"
 

@@ -116,7 +116,7 @@ class Stream(Answer):
     def take(self, deltas: Sequence[Delta]) -> bytes:
         """What to send for them, and the stream's end after the last; empty if there is nothing to show."""
         events = b"".join(map(self._event, deltas))
-        return events if self._unfinished else events + self._end()
+        return events + self._end() if self.finished else events
 
     def _event(self, delta: Delta) -> bytes:
         choice = delta.choice

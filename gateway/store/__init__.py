@@ -7,7 +7,7 @@
 - `minute`: what was used of a quota per minute
 - `keys`: the schema, every key built in one place
 - `urls`, `home`: one server, Sentinels or a Cluster, and which server has the queue now
-- `scripts`, `link`: how a question reaches it and comes back: deadline, cancellation, errors
+- `scripts`, `link`, `pipe`: how a question reaches it and comes back: deadline, cancellation, errors
 - `breaker`: when none is asked, because it does not answer
 - `wire`: tickets and replies to and from bytes
 

@@ -29,14 +29,14 @@ class Pipe:
 
     @property
     def is_open(self) -> bool:
-        return self._line is not None and self._line.is_open
+        return self._open_line is not None
 
     async def ask(self, command: tuple[Word, ...], timeout_s: float) -> Any:
         """The answer; `timeout_s` begins when there is a connection.  Whoever is cancelled while waiting for it
         hears of that when it is there, or at once if cancelled again.
 
         Raises RedisError and OSError, TimeoutError among them, and TypeError for words of a subclass."""
-        line = self._line if self._line is not None and self._line.is_open else await self._open()
+        line = self._open_line or await self._open()
         return await line.ask(command, timeout_s)
 
     async def aclose(self) -> None:
@@ -44,21 +44,26 @@ class Pipe:
         if self._line is not None:
             await self._line.aclose()
 
+    @property
+    def _open_line(self) -> "_Line | None":
+        return self._line if self._line is not None and self._line.is_open else None
+
     async def _open(self) -> "_Line":
         async with self._opening:
-            if not self.is_open:
-                self._line = _Line(await self._connect())
-            assert self._line is not None
-            return self._line
+            if (line := self._open_line) is None:
+                line = self._line = _Line(await self._connect())
+            return line
 
 
 class _Answer(asyncio.Future[Any]):
     """What was asked happens, whoever stops waiting for it.  So a first cancellation is put off until the answer
     is there: asyncio cancels what a task waits for, and if that declines, the task when it next runs."""
 
-    asked_s = 0.0
-    timeout_s = 0.0
-    _has_declined = False
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        super().__init__(loop=loop)
+        self.timeout_s = timeout_s
+        self.due_s = loop.time() + timeout_s
+        self._has_declined = False
 
     def cancel(self, msg: Any = None) -> bool:
         if self._has_declined:
@@ -88,8 +93,7 @@ class _Line(asyncio.Protocol):
 
     def ask(self, command: tuple[Word, ...], timeout_s: float) -> _Answer:
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub wants one word
-        answer = _Answer(loop=self._loop)
-        answer.asked_s, answer.timeout_s = self._loop.time(), timeout_s
+        answer = _Answer(self._loop, timeout_s)
         self._transport.write(packed)
         self._waiting.append(answer)
         if self._looking is None:
@@ -113,7 +117,7 @@ class _Line(asyncio.Protocol):
         if oldest is self._suspect:
             self._give_up(TimeoutError(f"no answer for {oldest.timeout_s:g} s"))
             return
-        left_s = oldest.asked_s + oldest.timeout_s - self._loop.time()
+        left_s = oldest.due_s - self._loop.time()
         quarter_s = oldest.timeout_s / 4
         if left_s <= quarter_s:
             self._suspect = oldest

@@ -1,7 +1,6 @@
 """How a call's reader gets what is new, on virtual time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import cast
 
@@ -9,6 +8,7 @@ import pytest
 
 from gateway.call import Live, OpenCall
 from gateway.errors import Interrupted
+from gateway.ports import Later
 from gateway.request import Delta, Request
 from tests.unit.fakes import clock
 from tests.unit.fakes.calls import delta
@@ -28,7 +28,7 @@ class Reader:
         self._failure = failure
         self.reading = asyncio.create_task(self.call.read(self._take))
 
-    def _take(self, deltas: list[Delta]) -> Callable[[], Awaitable[object]] | None:
+    def _take(self, deltas: list[Delta]) -> Later | None:
         if self._failure is not None:
             raise self._failure
         self.taken.append("+".join(one.text for one in deltas))
