@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -41,13 +42,12 @@ class EventStream:
         it is left for later, which raises ClientGone."""
         if not data:
             return None
-        if not (self.begun and self._has_room(data)):
+        if not self._has_room(data):
             return partial(self.write, data)
-        try:
-            self.response.write(data).send(None)
-        except StopIteration:
-            return None
-        raise AssertionError("aiohttp waits, though there is room")
+        if not self.begun:
+            _at_once(self.response.prepare(self._request))
+        _at_once(self.response.write(data))
+        return None
 
     async def write(self, data: bytes) -> None:
         """Waits while the client has too much unread.  Raises ClientGone."""
@@ -80,6 +80,15 @@ class EventStream:
         with contextlib.suppress(ClientGone):
             await self.write(event)
         return self.response
+
+
+def _at_once(work: Coroutine[Any, Any, object]) -> None:
+    """Run to its end what does not wait."""
+    try:
+        work.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("aiohttp waits, though there is room")
 
 
 class Silence:
