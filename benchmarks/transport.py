@@ -17,7 +17,7 @@ from gateway.session import TritonSession
 from gateway.triton import TritonBackend
 from tests.stack import standin
 from tests.stack.serving import resident_bytes
-from triton_backend.contract import Attach, Batch, Cancel, NewRow
+from triton_backend.contract import Attach, Batch, NewRow
 
 ROWS = 32
 WARM_UP = 1000
@@ -79,7 +79,7 @@ async def paced(backend: TritonBackend, count: int) -> str:
     for seq in range(1, count + 1):
         await asyncio.sleep(0.005)
         started = time.perf_counter()
-        await session.send(Cancel(2, seq, []) if seq % 2 else Batch(2, seq, rows(seq * ROWS + 10**6, 64)))
+        await (session.probe() if seq % 2 else session.send(Batch(2, seq, rows(seq * ROWS + 10**6, 64))))
         took_ms.append((time.perf_counter() - started) * 1e3)
     reader.cancel()
     await session.aclose()

@@ -96,7 +96,7 @@ class Driver:
         self._cancelled: set[int] = set()
         self._cancels = asyncio.Event()
         self._dispatching = asyncio.Lock()
-        """Held from a claim to the engine's acknowledgement."""
+        """Held from a claim until what was claimed is on its way to the engine."""
         self._doomed: dict[str, int] | None = None
         """While a claim is under way: tickets cancelled meanwhile, up to which attempt."""
         self._leased = False

@@ -287,7 +287,8 @@ class Session(Protocol):
     attached: Attached
 
     async def send(self, control: Batch | Cancel | Evict | Detach) -> None:
-        """Returns once the engine has taken it into its inbox.  Raises Outranked, BackendLost."""
+        """Returns once it is on its way, in the order of sending; a Detach, once the engine has it.  If the engine
+        refuses one, or takes none, the session ends.  Raises Outranked and BackendLost if it has ended."""
 
     def events(self) -> AsyncIterator[Event]:
         """Everything after `attached`, to be read by one task.  Ends with Outranked or BackendLost; returns only

@@ -1,8 +1,8 @@
 """One driver's hold on one engine, over Triton's gRPC.
 
-A session is one ModelStreamInfer stream: first the attach, then every control, in order; events and
-acknowledgements come back on it, told apart by the request id that Triton repeats.  (A second stream for the
-controls was measured: the same latency up to 740 events a second, and better only flat out.)  One task
+A session is one ModelStreamInfer stream: first the attach, then every control, in order; events, and answers to
+those controls that have one, come back on it, told apart by the request id that Triton repeats.  (A second stream
+for the controls was measured: the same latency up to 740 events a second, and better only flat out.)  One task
 reads and one, grpc's own, writes, so cancelling a caller never cancels the call: client cancels have crashed
 Triton (server#7368), so a session ends with a Detach and a half-close wherever the peer still answers.
 
@@ -32,6 +32,7 @@ from triton_backend.contract import (
     Detach,
     Event,
     Evict,
+    Step,
     Superseded,
 )
 
@@ -39,7 +40,7 @@ ACK_TIMEOUT_S = 5.0
 """The engine's message thread answers at once, but behind the events that were said before: so this counts while
 nothing at all is heard."""
 MAX_ACK_S = 30.0
-"""And this in any case."""
+"""And this in any case; also until a step says that a control was taken, which is between two steps."""
 ATTACH_TIMEOUT_S = 15.0
 """The engine answers an attach between two steps."""
 SILENCE_S = 0.4
@@ -63,7 +64,12 @@ class TritonSession:
         self._outbox: asyncio.Queue[pb.ModelInferRequest | None] = asyncio.Queue(MAX_UNSENT)
         self._events: asyncio.Queue[Event | None] = asyncio.Queue(MAX_UNREAD)
         self._acks: dict[int, asyncio.Future[Ack]] = {}
-        self._epoch = self._seq = 0
+        self._epoch = 0
+        self._seq = self._taken = 0
+        """Of the last control sent, and of the last that the engine has taken."""
+        self._untaken_since_s = 0.0
+        """Since when it could have taken another."""
+        self._num_probes = 0
         self._loss: Exception | None = None
         self._is_detached = False
         self._is_over = False
@@ -88,21 +94,29 @@ class TritonSession:
         self._watcher = asyncio.create_task(self._watch())
 
     async def send(self, control: Control) -> None:
-        self._is_detached |= isinstance(control, Detach)
+        if isinstance(control, Detach):
+            await self._detach(control)
+            return
+        self._check_open()
+        if self._taken >= self._seq:
+            self._untaken_since_s = asyncio.get_running_loop().time()
         self._seq = control.seq
+        await self._outbox.put(_request(self._model, str(control.seq), control))
+
+    async def _detach(self, detach: Detach) -> None:
+        self._is_detached = True
         try:
-            ack = await self._ask(control)
+            ack = await self._ask(detach)
         except BackendLost:
-            if isinstance(control, Detach) and self._is_over:
-                return  # The session's end overtook the acknowledgement, and says the same.
+            if self._is_over:
+                return  # The session's end overtook the answer, and says the same.
             raise
-        if ack.epoch > control.epoch:
-            raise Outranked(ack.epoch)
         if ack.error is not None:
-            raise BackendLost(ack.error)
+            raise _refusal(ack, self._epoch)
 
     async def probe(self) -> None:
-        await self._ask(Cancel(epoch=0, seq=0, rows=[]))
+        self._num_probes += 1
+        await self._ask(Cancel(epoch=0, seq=-self._num_probes, rows=[]))
 
     async def events(self) -> AsyncIterator[Event]:
         while not (self._is_over and self._events.empty()):
@@ -132,15 +146,17 @@ class TritonSession:
         while not self._is_over:
             heard = self._heard
             await asyncio.sleep(SILENCE_S)
-            if heard == self._heard:
+            waited_s = asyncio.get_running_loop().time() - self._untaken_since_s
+            if self._taken < self._seq and waited_s > MAX_ACK_S:
+                self._end(BackendLost(f"nothing sent was taken for {waited_s:.0f} s"))
+            elif heard == self._heard:
                 try:
                     await self.probe()
                 except BackendLost as loss:
                     self._end(loss)
 
     async def _ask(self, control: Control) -> Ack:
-        if self._is_over:
-            raise self._loss or BackendLost("the session is over")
+        self._check_open()
         answer: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         self._acks[control.seq] = answer
         try:
@@ -155,8 +171,19 @@ class TritonSession:
         finally:
             del self._acks[control.seq]
         if not answer.done():
-            raise BackendLost("no acknowledgement in time")
+            raise BackendLost("no answer in time")
+        if answer.cancelled():
+            raise self._over
         return answer.result()
+
+    def _check_open(self) -> None:
+        """Raises Outranked, BackendLost."""
+        if self._is_over:
+            raise self._over
+
+    @property
+    def _over(self) -> Exception:
+        return self._loss or BackendLost("the session is over")
 
     async def _requests(self) -> AsyncIterator[pb.ModelInferRequest]:
         while (request := await self._outbox.get()) is not None:
@@ -189,7 +216,11 @@ class TritonSession:
 
     def _acknowledge(self, ack: Ack) -> None:
         waiting = self._acks.get(ack.seq)
-        if waiting is not None and not waiting.done():
+        if waiting is None:
+            # It may also be late, of a probe.
+            if ack.error is not None and ack.seq > 0:
+                self._end(_refusal(ack, self._epoch))
+        elif not waiting.done():
             waiting.set_result(ack)
 
     async def _hear(self, event: Event) -> None:
@@ -200,6 +231,8 @@ class TritonSession:
                 self._end(OtherVersion(event.version))
             case _ if not self._is_over:
                 self._heard += 1
+                if isinstance(event, Step) and event.seq > self._taken:
+                    self._taken, self._untaken_since_s = event.seq, asyncio.get_running_loop().time()
                 await self._events.put(event)
 
     def _end(self, loss: Exception) -> None:
@@ -209,8 +242,7 @@ class TritonSession:
         self._is_over = True
         self._loss = None if self._is_detached else loss
         for waiting in self._acks.values():
-            if not waiting.done():
-                waiting.set_exception(loss)
+            waiting.cancel()
         # A full queue needs no waking: its reader does not wait.
         with suppress(asyncio.QueueFull):
             self._events.put_nowait(None)
@@ -226,6 +258,10 @@ def _request(model: str, request_id: str, control: contract.Control) -> pb.Model
         # Without it Triton keeps a final flag that comes without data to itself.
         request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
+
+
+def _refusal(ack: Ack, epoch: int) -> Outranked | BackendLost:
+    return Outranked(ack.epoch) if ack.epoch > epoch else BackendLost(ack.error or "refused")
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:

@@ -140,8 +140,10 @@ class TritonPythonModel:
             raise RuntimeError("the engine is dead")
         if isinstance(control, contract.Attach):
             self._engine.attach(control, ResponseSink(sender))
+        elif ack := self._engine.submit(control):
+            _answer(sender, _response(ack))
         else:
-            _answer(sender, _response(self._engine.submit(control)))
+            sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_ready(self) -> bool:
         """Asked by Triton from 25.x on; the gateway's probe tells the same on older ones."""

@@ -1,8 +1,8 @@
 """What a driver and an engine say to each other, and nothing else.
 
 One `attach` request opens a session; every event of the engine leaves through its response sender.  All other
-controls are short requests of their own, answered with one `Ack` each: accepted into the engine's inbox, or
-refused because another epoch holds the engine.  What became of them is told by later events.
+controls are short requests of their own.  One that is refused, because another epoch holds the engine, is answered
+with an `Ack` that says so; that one was taken is told by the `seq` of later steps, and so is what became of it.
 
 Messages are MessagePack maps.  A field may be added with a default (readers skip what they do not know),
 never renamed or retyped; `CONTRACT_VERSION` rises with each addition, and both sides speak their own version and
@@ -16,7 +16,7 @@ import msgspec
 
 from triton_backend.memory import Layout
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 
 
 class ContractError(Exception):
@@ -99,7 +99,8 @@ Control = Attach | Batch | Cancel | Evict | Detach
 
 
 class Ack(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Answer to a control other than Attach.  `epoch` is the one that holds the engine."""
+    """Answer to a control other than Attach.  `epoch` is the one that holds the engine.  Before version 3 every
+    control has one."""
 
     seq: int
     epoch: int
@@ -239,6 +240,12 @@ _encoder = msgspec.msgpack.Encoder()
 _control_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _ack_decoder = msgspec.msgpack.Decoder(Ack)
+
+
+def is_acknowledged(control: Control, version: int) -> bool:
+    """Whether a control that is taken is answered: a Detach, as no step will tell of it, and one of epoch 0, which
+    only asks whether the engine lives."""
+    return version < 3 or isinstance(control, Detach) or not control.epoch
 
 
 def encode(message: Control | Event | Ack) -> bytes:

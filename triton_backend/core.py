@@ -134,6 +134,11 @@ class Core:
         """The highest that ever attached."""
         return self._reception.epoch
 
+    @property
+    def version(self) -> int:
+        """Of the contract, as spoken with that one."""
+        return self._reception.version
+
     def close(self) -> None:
         """End the session, if there is one."""
         self._reception.close()
@@ -155,7 +160,7 @@ class Core:
 
     def obey(self, control: Batch | Cancel | Evict | Detach) -> None:
         if control.epoch != self._reception.epoch:
-            return  # Its driver was superseded after the acknowledgement; the origins put the tickets back.
+            return  # Its driver was superseded after it came; the origins put the tickets back.
         self._seq = max(self._seq, control.seq)
         match control:
             case Batch():

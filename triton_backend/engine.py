@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_backend.contract import Ack, Attach, Batch, Cancel, Detach, Evict
+from triton_backend.contract import Ack, Attach, Batch, Cancel, Detach, Evict, is_acknowledged
 from triton_backend.core import HEARTBEAT_S, Core, Executor
 from triton_backend.loader import load_model
 from triton_backend.paged_runner import PagedRunner
@@ -122,8 +122,8 @@ class Engine:
                 return
         sink.finish()
 
-    def submit(self, control: _Control) -> Ack:
-        """Put a control of the attached session into the inbox, or refuse it."""
+    def submit(self, control: _Control) -> Ack | None:
+        """Put a control of the attached session into the inbox, or refuse it; the answer, if it has one."""
         with self._door:
             epoch = self._core.epoch
             if self._is_closed:
@@ -131,7 +131,7 @@ class Engine:
             if control.epoch != epoch:
                 return Ack(control.seq, epoch, f"epoch {epoch} holds the engine")
             self._inbox.put(control)
-            return Ack(control.seq, epoch)
+            return Ack(control.seq, epoch) if is_acknowledged(control, self._core.version) else None
 
     def stop(self, timeout_s: float) -> None:
         """End the session after the step in progress, drop all rows, and join the thread."""

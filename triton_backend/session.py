@@ -33,6 +33,8 @@ class Reception:
     clock: Callable[[], float]
     epoch: int = 0
     """The highest that ever attached."""
+    version: int = CONTRACT_VERSION
+    """What that one speaks."""
     vacant_since: float | None = None
     """When the last session ended; None while one is served."""
     last_sent: float = 0.0
@@ -52,7 +54,7 @@ class Reception:
             return False
         if self._sink:
             _dismiss(self._sink, Superseded(attach.epoch))
-        self._sink, self.epoch, self.vacant_since = sink, attach.epoch, None
+        self._sink, self.epoch, self.version, self.vacant_since = sink, attach.epoch, attach.version, None
         return True
 
     def send(self, event: Attached | Step) -> bool:

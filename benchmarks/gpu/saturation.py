@@ -82,7 +82,7 @@ class Client:
             self.prompts[number] = prompt_tokens
         self._seq += 1
         self.num_live += len(rows)
-        assert self._engine.submit(Batch(1, self._seq, rows)).error is None
+        assert self._engine.submit(Batch(1, self._seq, rows)) is None
 
     def fill(self, num_rows: int) -> int:
         """Rows that are at all points of their answers once all are there, as in the steady state; their prompts'

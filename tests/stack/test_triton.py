@@ -62,6 +62,13 @@ async def until_end(session: TritonSession, row: int) -> tuple[list[int], Ended]
     raise AssertionError("the session ended before the row")
 
 
+async def until_taken(session: TritonSession, seq: int) -> None:
+    async for event in session.events():
+        if isinstance(event, Step) and event.seq >= seq:
+            return
+    raise AssertionError("the session ended before")
+
+
 async def all_events(session: TritonSession) -> list[Event]:
     return [event async for event in session.events()]
 
@@ -121,6 +128,7 @@ async def test_controls_arrive_in_the_order_of_sending(backend: TritonBackend) -
     epoch = next(EPOCHS)
     session = await backend.attach(Attach(epoch, "driver"))
     await asyncio.gather(*(session.send(Cancel(epoch, seq, [])) for seq in range(1, 300)))
+    await until_taken(session, 299)
     await session.aclose()
 
 
@@ -144,6 +152,7 @@ async def test_a_higher_epoch_takes_over_and_finds_the_rows(backend: TritonBacke
     low, high, row = next(EPOCHS), next(EPOCHS), new_row(FOREVER)
     first = await backend.attach(Attach(low, "driver"))
     await first.send(Batch(low, 1, [row]))
+    await until_taken(first, 1)
     second = await backend.attach(Attach(high, "other driver"))
     assert [live.row for live in second.attached.rows] == [row.row]
     with pytest.raises(Outranked) as outranked:
@@ -195,13 +204,13 @@ async def error_of(client: tritonclient.InferenceServerClient, raw: bytes) -> st
 async def test_a_caller_that_gives_up_leaves_the_session_whole(backend: TritonBackend) -> None:
     epoch, row = next(EPOCHS), new_row(5)
     session = await backend.attach(Attach(epoch, "driver"))
-    sending = asyncio.create_task(session.send(Cancel(epoch, 1, [])))
+    asking = asyncio.create_task(session.probe())
     await asyncio.sleep(0)
-    sending.cancel()
+    asking.cancel()
     reading = asyncio.create_task(all_events(session))
     await asyncio.sleep(0.05)
     reading.cancel()
-    await asyncio.wait({sending, reading})
+    await asyncio.wait({asking, reading})
     await session.send(Batch(epoch, 2, [row]))
     assert (await until_end(session, row.row))[1].reason == End.LENGTH
     await session.aclose()

@@ -104,7 +104,7 @@ class Peer:
         rows = [ticket.next_row(number) for number, ticket in numbered.items()]
         self.live.update(numbered)
         self._seq += 1
-        assert self.engine.submit(Batch(self.epoch, self._seq, rows)).error is None
+        assert self.engine.submit(Batch(self.epoch, self._seq, rows)) is None
 
     def put_back(self) -> None:
         """Send what waits for another attempt: nothing else has a ticket that neither lives nor has ended."""
@@ -115,7 +115,7 @@ class Peer:
 
     def end(self, control: type[Cancel] | type[Evict], rows: list[int]) -> None:
         self._seq += 1
-        assert self.engine.submit(control(self.epoch, self._seq, rows)).error is None
+        assert self.engine.submit(control(self.epoch, self._seq, rows)) is None
 
     def run(self) -> None:
         """Turn the crank, putting back, until every ticket has ended."""

@@ -79,6 +79,13 @@ def test_an_ack_survives_the_wire(ack: Ack) -> None:
     assert contract.decode_ack(contract.encode(ack)) == ack
 
 
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: type(control).__name__)
+def test_what_is_taken_is_answered_only_where_no_step_tells_of_it(control: contract.Control) -> None:
+    assert contract.is_acknowledged(control, 2)
+    assert contract.is_acknowledged(control, 3) == isinstance(control, Detach)
+    assert contract.is_acknowledged(Cancel(0, -1, []), 3), "a probe"
+
+
 @given(st.binary(max_size=200))
 def test_bytes_of_any_kind_are_a_message_or_a_contract_error(raw: bytes) -> None:
     for decode in (contract.decode_control, contract.decode_event, contract.decode_ack):

@@ -12,6 +12,7 @@ from tests.unit.peer import FIRST_ROW, Peer, new_row
 from triton_backend.cache import CacheLost
 from triton_backend.contract import (
     CONTRACT_VERSION,
+    Ack,
     Attach,
     AttachRefused,
     Batch,
@@ -340,8 +341,7 @@ def test_only_a_higher_epoch_takes_over(epoch: int) -> None:
     assert late.last is not None
     assert (late.last.epoch, late.num_finished, late.attached) == (2, 1, None)  # type: ignore[union-attr]
     assert holder.num_finished == 0
-    ack = rig.engine.submit(Batch(1, 5, []))
-    assert (ack.seq, ack.epoch, ack.error) == (5, 2, "epoch 2 holds the engine")
+    assert rig.engine.submit(Batch(1, 5, [])) == Ack(5, 2, "epoch 2 holds the engine")
 
 
 def test_another_contract_version_is_told_which_one_is_spoken() -> None:
@@ -350,7 +350,7 @@ def test_another_contract_version_is_told_which_one_is_spoken() -> None:
     peer.num_finished, peer.last, peer.is_gone = 0, None, False
     rig.engine.attach(Attach(9, "later", version=99), peer)
     rig.engine.step()
-    assert peer.last == AttachRefused(2, "contract version 99 is not spoken here, use 2")
+    assert peer.last == AttachRefused(3, "contract version 99 is not spoken here, use 3")
     assert peer.num_finished == 1
     assert rig.peer(epoch=1).attached is not None
 
@@ -363,6 +363,7 @@ def test_an_earlier_contract_version_is_answered_in_kind() -> None:
     rig.engine.step()
     assert peer.attached is not None
     assert peer.attached.version == CONTRACT_VERSION - 1
+    assert rig.engine.submit(Batch(9, 1, [])) == Ack(1, 9)
 
 
 def test_controls_of_a_superseded_driver_are_dropped() -> None:
@@ -378,7 +379,7 @@ def test_detach_ends_the_session_and_keeps_the_rows() -> None:
     rig = Rig()
     first = rig.peer()
     first.put([new_row(0, [1], 3)])
-    assert rig.engine.submit(Detach(1, 2)).error is None
+    assert rig.engine.submit(Detach(1, 2)) == Ack(2, 1)
     while rig.engine.step():
         pass
     assert (first.num_finished, first.steps) == (1, [])
@@ -583,7 +584,7 @@ def test_the_thread_serves_and_stops_with_a_final_flag() -> None:
     rig.engine.stop(5)
     assert not rig.engine.is_alive()
     assert peer.num_finished == 1
-    assert rig.engine.submit(Batch(1, 9, [])).error == "the engine is down"
+    assert rig.engine.submit(Batch(1, 9, [])) == Ack(9, 1, "the engine is down")
     late = Waiter(rig.engine, epoch=2)
     assert (late.num_finished, late.attached) == (1, None)
 

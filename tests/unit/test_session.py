@@ -7,23 +7,37 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BackendLost, OtherVersion
+from gateway.errors import BackendLost, OtherVersion, Outranked
 from gateway.session import ACK_TIMEOUT_S, MAX_ACK_S, TritonSession
 from gateway.triton import TritonBackend
 from tests.unit.fakes import clock
 from tests.unit.test_contract import MODEL, TELEMETRY
 from triton_backend import contract
-from triton_backend.contract import CONTRACT_VERSION, Ack, Attach, Attached, AttachRefused, Cancel, Event, Step
+from triton_backend.contract import (
+    CONTRACT_VERSION,
+    Ack,
+    Attach,
+    Attached,
+    AttachRefused,
+    Cancel,
+    Detach,
+    Event,
+    Step,
+)
 from triton_backend.memory import Paged
 
 
 class Engine:
-    """Speaks one version and the one before (triton_backend.session.Reception); gives a sign of life every second
-    and acknowledges after a while."""
+    """Speaks one version and the one before (triton_backend.session.Reception); gives a sign of life every second,
+    and what it has to answer after a while."""
 
     def __init__(self, version: int = CONTRACT_VERSION, ack_s: float = 0.0, life_s: float = 100.0) -> None:
         self.version = version
         self.ack_s = ack_s
+        self.refusal: Ack | None = None
+        """Of what comes after the attach."""
+        self.takes = True
+        """Steps tell that they took what came."""
         self.life_s = life_s
         """After which it says nothing any more."""
         self.states = ["READY"]
@@ -50,6 +64,7 @@ class Line:
     def __init__(self, engine: Engine, requests: AsyncIterator[Any]) -> None:
         self._engine = engine
         self._said: asyncio.Queue[Any] = asyncio.Queue()
+        self._seq = 0
         self._tasks = [asyncio.create_task(self._hear(requests))]
 
     def __aiter__(self) -> "Line":
@@ -72,9 +87,18 @@ class Line:
             if isinstance(control, Attach):
                 self._say(request.id, contract.encode(self._answer(control)))
                 self._tasks.append(asyncio.create_task(self._live(request.id)))
-            else:
-                ack = contract.encode(Ack(control.seq, control.epoch))
-                asyncio.get_running_loop().call_later(self._engine.ack_s, self._say, request.id, ack)
+                continue
+            ack = self._engine.refusal
+            if self._engine.takes and not ack:
+                self._seq = max(self._seq, control.seq)
+            version = self._engine.attached[-1] if self._engine.attached else self._engine.version
+            # A probe is of an epoch that never holds the engine.
+            if not ack and (contract.is_acknowledged(control, version) or not control.epoch):
+                ack = Ack(control.seq, 1, None if control.epoch else "held by another")
+            if ack:
+                asyncio.get_running_loop().call_later(
+                    self._engine.ack_s, self._say, request.id, contract.encode(ack)
+                )
 
     def _answer(self, attach: Attach) -> Event:
         engine = self._engine
@@ -87,7 +111,7 @@ class Line:
     async def _live(self, id: str) -> None:
         for _ in range(round(self._engine.life_s)):
             await asyncio.sleep(1.0)
-            self._say(id, contract.encode(Step(0, TELEMETRY)))
+            self._say(id, contract.encode(Step(self._seq, TELEMETRY)))
 
 
 async def backend_of(engine: Engine) -> TritonBackend:
@@ -97,17 +121,32 @@ async def backend_of(engine: Engine) -> TritonBackend:
     return backend
 
 
-async def acknowledged(engine: Engine) -> float:
-    """Seconds until a control is acknowledged.  Raises BackendLost."""
+async def answered(engine: Engine) -> float:
+    """Seconds until a control that has an answer gets it.  Raises BackendLost."""
     session = await (await backend_of(engine)).attach(Attach(1, "gateway"))
     reading = asyncio.create_task(_read(session))
     begun_s = asyncio.get_running_loop().time()
     try:
-        await session.send(Cancel(1, 1, []))
+        await session.probe()
         return asyncio.get_running_loop().time() - begun_s
     finally:
         reading.cancel()
         await session.aclose()
+
+
+async def lost(engine: Engine) -> tuple[float, Exception]:
+    """Seconds from a control until the session ends, and how."""
+    session = await (await backend_of(engine)).attach(Attach(1, "gateway"))
+    begun_s = asyncio.get_running_loop().time()
+    await session.send(Cancel(1, 1, []))
+    assert asyncio.get_running_loop().time() == begun_s
+    with pytest.raises((BackendLost, Outranked)) as loss:
+        await _read(session)
+    lost_s = asyncio.get_running_loop().time() - begun_s
+    with pytest.raises(type(loss.value)):
+        await session.send(Cancel(1, 2, []))
+    await session.aclose()
+    return lost_s, loss.value
 
 
 async def _read(session: TritonSession) -> None:
@@ -116,21 +155,55 @@ async def _read(session: TritonSession) -> None:
 
 
 @pytest.mark.parametrize("ack_s", [0.1, ACK_TIMEOUT_S + 1, 3 * ACK_TIMEOUT_S])
-def test_an_acknowledgement_may_come_late_behind_events(ack_s: float) -> None:
-    assert clock.run(acknowledged(Engine(ack_s=ack_s))) == pytest.approx(ack_s, abs=0.5)
+def test_an_answer_may_come_late_behind_events(ack_s: float) -> None:
+    assert clock.run(answered(Engine(ack_s=ack_s))) == pytest.approx(ack_s, abs=0.5)
 
 
 @pytest.mark.parametrize(
     ("life_s", "lost_s"), [(0.0, ACK_TIMEOUT_S), (3.0, 2 * ACK_TIMEOUT_S), (100.0, MAX_ACK_S)]
 )
-def test_an_engine_that_acknowledges_nothing_is_lost(life_s: float, lost_s: float) -> None:
+def test_an_engine_that_answers_nothing_is_lost(life_s: float, lost_s: float) -> None:
     async def main() -> float:
         begun_s = asyncio.get_running_loop().time()
         with pytest.raises(BackendLost):
-            await acknowledged(Engine(ack_s=1000.0, life_s=life_s))
+            await answered(Engine(ack_s=1000.0, life_s=life_s))
         return asyncio.get_running_loop().time() - begun_s
 
     assert clock.run(main()) <= lost_s + 1.0
+
+
+def test_an_engine_that_takes_nothing_is_lost() -> None:
+    engine = Engine()
+    engine.takes = False
+    lost_s, loss = clock.run(lost(engine))
+    assert lost_s == pytest.approx(MAX_ACK_S, abs=1.0)
+    assert "nothing sent was taken" in str(loss)
+
+
+@pytest.mark.parametrize("version", [CONTRACT_VERSION - 1, CONTRACT_VERSION])
+def test_an_engine_that_takes_what_is_sent_is_not_lost(version: int) -> None:
+    async def main() -> None:
+        session = await (await backend_of(Engine(version, life_s=200))).attach(Attach(1, "gateway"))
+        reading = asyncio.create_task(_read(session))
+        for seq in range(1, 4):
+            await session.send(Cancel(1, seq, []))
+            await asyncio.sleep(MAX_ACK_S + 5)
+            assert not reading.done()
+        await session.send(Detach(1, 4))
+        await session.aclose()
+        reading.cancel()
+
+    clock.run(main())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "loss"), [(Ack(1, 2, "epoch 2 holds the engine"), Outranked), (Ack(1, 1, "down"), BackendLost)]
+)
+def test_a_refusal_ends_the_session(refusal: Ack, loss: type[Exception]) -> None:
+    engine = Engine()
+    engine.refusal = refusal
+    lost_s, error = clock.run(lost(engine))
+    assert (lost_s, type(error)) == (pytest.approx(0.0, abs=0.1), loss)
 
 
 @pytest.mark.parametrize(

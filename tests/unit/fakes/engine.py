@@ -101,8 +101,8 @@ class FakeSession:
         if self._backend.is_dead:
             raise BackendLost("dead")
         ack = self._backend.engine.submit(control)
-        if ack.error:
-            raise Outranked(ack.epoch)
+        if ack and ack.error:
+            self._sink.events.put_nowait(contract.Superseded(ack.epoch))
         self._backend.turn.set()
 
     async def events(self) -> AsyncIterator[contract.Event]:

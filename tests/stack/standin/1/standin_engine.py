@@ -43,6 +43,7 @@ class Engine:
         self._rows: dict[int, _Live] = {}
         self._sink: Sink | None = None
         self._epoch = self._seq = 0
+        self._version = contract.CONTRACT_VERSION
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -65,21 +66,26 @@ class Engine:
                 sink.send(contract.Superseded(self._epoch))
                 sink.finish()
                 return
-            self._epoch, self._seq = attach.epoch, 0
+            self._epoch, self._version, self._seq = attach.epoch, attach.version, 0
             self._drop_sink(contract.Superseded(attach.epoch))
             sink.send(self._attached())
             self._sink = sink
             self._change.notify()
 
-    def submit(self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach) -> contract.Ack:
+    def submit(
+        self, control: contract.Batch | contract.Cancel | contract.Evict | contract.Detach
+    ) -> contract.Ack | None:
         with self._change:
             if control.epoch != self._epoch:
                 return contract.Ack(control.seq, self._epoch, "another epoch holds the engine")
-            assert control.seq >= self._seq, f"seq {control.seq} after {self._seq}"
-            self._seq = control.seq
+            if control.epoch:
+                assert control.seq >= self._seq, f"seq {control.seq} after {self._seq}"
+                self._seq = control.seq
             self._apply(control)
             self._change.notify()
-            return contract.Ack(control.seq, self._epoch)
+            if contract.is_acknowledged(control, self._version):
+                return contract.Ack(control.seq, self._epoch)
+            return None
 
     def _apply(self, control: contract.Control) -> None:
         if isinstance(control, contract.Batch):
@@ -138,7 +144,7 @@ class Engine:
     def _attached(self) -> contract.Attached:
         rows = [self._live_row(live) for live in self._rows.values()]
         info = contract.ModelInfo(self._config.name, 4096, 1000, "float32", "cpu")
-        return contract.Attached(self._epoch, 1, info, Paged(16, 1024), rows, self._telemetry())
+        return contract.Attached(self._epoch, self._version, info, Paged(16, 1024), rows, self._telemetry())
 
     def _live_row(self, live: _Live) -> contract.LiveRow:
         new, tokens = live.new, list(map(_token, range(live.count)))
