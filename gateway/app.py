@@ -87,6 +87,7 @@ class Gateway:
                 ),
             ),
             metrics=metrics,
+            start=self._switchboard.start,
             wake=self._switchboard.wake,
             cancel=self._switchboard.cancel,
             recall=self._switchboard.recall,

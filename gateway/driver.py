@@ -7,7 +7,7 @@ the origin that a row is gone, and the origin decides.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import NoReturn, Protocol
 
@@ -20,8 +20,8 @@ from gateway.errors import BackendLost, LeaseLost, Outranked, StoreLost
 from gateway.fleet import Fleet, Replica
 from gateway.metrics import Metrics
 from gateway.policy import batch
-from gateway.ports import Backend, Entry, Session, Store
-from gateway.request import Departed, Drawn, ServiceClass, Ticket, Work
+from gateway.ports import MAX_SHOWN, Backend, Entry, Session, Store
+from gateway.request import Departed, Drawn, Queue, ServiceClass, Work
 from gateway.roster import Mail, Mails, Roster
 from triton_backend import contract
 
@@ -52,6 +52,21 @@ class Config(msgspec.Struct, frozen=True):
     """Events and controls of one session.  Triton keeps 1 to 2 KB of each until the session ends."""
     idle_silence_s: float = 2.0
     busy_silence_s: float = 5.0
+
+
+class _Offer:
+    """Tickets that have just come, to be run at once or to be put."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self.scores: Sequence[float] | None = None
+        """Once they are leased."""
+        self.answer: asyncio.Future[Sequence[float] | None] = asyncio.get_running_loop().create_future()
+
+    def settle(self) -> None:
+        """Nothing more comes of it."""
+        if not self.answer.done():
+            self.answer.set_result(self.scores)
 
 
 class _WornOut(Exception):
@@ -93,6 +108,12 @@ class Driver:
         self._seq = 0
         self._work = asyncio.Event()
         """Something may be dispatched: a ticket was put, memory was freed."""
+        self._is_resting = False
+        """It waits for work, and nobody has any that it knows of."""
+        self._offer: _Offer | None = None
+        self._seen: Queue | None = None
+        self._ahead_s = 0.0
+        """The store's clock less the event loop's, when it was seen."""
         self._cancelled: set[int] = set()
         self._cancels = asyncio.Event()
         self._dispatching = asyncio.Lock()
@@ -133,7 +154,25 @@ class Driver:
 
     def wake(self) -> None:
         """There may be something to dispatch."""
+        self._rise()
         self._work.set()
+
+    async def start(self, entries: Sequence[Entry]) -> Sequence[float] | None:
+        """Run a call's new tickets at once, without a place in the queue: their scores.  None if it has other
+        things to do, or something waits, or it would not run them all now: they are to be put."""
+        if not self._is_resting or len(entries) > MAX_SHOWN:
+            return None
+        self._is_resting = False
+        offer = self._offer = _Offer(entries)
+        self._work.set()
+        return await offer.answer
+
+    def _rise(self) -> None:
+        """It rests no more, and what it was offered goes the usual way."""
+        self._is_resting = False
+        if self._offer is not None:
+            self._offer.settle()
+            self._offer = None
 
     def hand_over(self) -> None:
         """Let another gateway drive; the rows go on."""
@@ -340,17 +379,29 @@ class Driver:
     # Towards the engine
 
     async def _dispatch(self, session: Session, replica: Replica, epoch: int) -> NoReturn:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            try:
-                if self._unsure:
-                    await self._sweep(epoch)
-                while await self._dispatch_one(session, replica, epoch):
-                    pass
-            except StoreLost:
-                # A queue that cannot be seen says nothing of how fast it is worked off.
-                replica.drain.note([], False, 0.0)
+        try:
+            while True:
+                self._is_resting = True
+                await self._work.wait()
+                self._work.clear()
+                offer, self._offer = self._offer, None
+                self._rise()
+                try:
+                    if offer is not None:
+                        await self._start(session, replica, epoch, offer)
+                        continue
+                    if self._unsure:
+                        await self._sweep(epoch)
+                    while await self._dispatch_one(session, replica, epoch):
+                        pass
+                except StoreLost:
+                    # A queue that cannot be seen says nothing of how fast it is worked off.
+                    replica.drain.note([], False, 0.0)
+                finally:
+                    if offer is not None:
+                        offer.settle()
+        finally:
+            self._rise()
 
     async def _poll(self) -> NoReturn:
         while True:
@@ -360,9 +411,10 @@ class Driver:
     async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
         """Send one batch, if something waits that fits; whether to look again."""
         self._is_short = True
-        if not self._leased or not self._chooser.has_room(replica) or self._is_refused(replica):
+        if not self._has_room(replica):
             return False
-        queue = await self._store.queue()
+        self._seen = queue = await self._store.queue()
+        self._ahead_s = queue.now_s - asyncio.get_running_loop().time()
         self._metrics.queue_seen(queue)
         if not queue.heads:
             self._is_short = False
@@ -375,12 +427,47 @@ class Driver:
             await self._evict(session, epoch, victims)
             return False
         async with self._dispatching:
-            entries = await self._claim(epoch, chosen, self._chooser.charge(queue, chosen))
+            served = self._chooser.charge(queue, chosen)
+            entries = await self._claim(
+                self._store.claim(self.replica, epoch, [(t.id, t.attempt) for t in chosen], served)
+            )
             # What came in the meantime has woken somebody.
             self._is_short = more_waits
             await self._send(session, replica, epoch, entries)
         await self._chooser.rebucket(queue, replica)
         return bool(entries) and more_waits
+
+    async def _start(self, session: Session, replica: Replica, epoch: int, offer: _Offer) -> None:
+        """Send what was offered, if nothing waits and it is all that starts now."""
+        if self._seen is None or self._unsure or self._is_short or not self._has_room(replica):
+            return
+        now_s = asyncio.get_running_loop().time() + self._ahead_s
+        queue = self._seen.holding([entry.ticket for entry in offer.entries], now_s)
+        chosen, _ = await self._chooser.choose(queue, replica)
+        if len(chosen) < len(offer.entries):
+            return
+        async with self._dispatching:
+            entries = await self._claim(self._lease(epoch, offer, self._chooser.charge(queue, chosen)))
+            await self._send(session, replica, epoch, entries)
+        if offer.answer.cancelled():
+            # Its origin may have told the store so before they were leased.
+            self._unsure = True
+            self._work.set()
+        await self._chooser.rebucket(queue, replica)
+
+    async def _lease(self, epoch: int, offer: _Offer, served: Mapping[ServiceClass, float]) -> list[Entry]:
+        """The offered tickets, leased; none if something waits."""
+        scores = offer.scores = await self._store.start(self.replica, epoch, offer.entries, served)
+        if scores is None:
+            return []
+        return [
+            Entry(msgspec.structs.replace(entry.ticket, score=score), entry.payload)
+            for entry, score in zip(offer.entries, scores, strict=True)
+        ]
+
+    def _has_room(self, replica: Replica) -> bool:
+        """Whether it is worth looking for work."""
+        return self._leased and self._chooser.has_room(replica) and not self._is_refused(replica)
 
     async def _evict(self, session: Session, epoch: int, rows: Sequence[int]) -> None:
         """Have rows make room, unless some are just about to."""
@@ -390,13 +477,11 @@ class Driver:
             self._metrics.preempted(len(rows))
             await session.send(contract.Evict(epoch, self._seq, list(rows)))
 
-    async def _claim(
-        self, epoch: int, chosen: Sequence[Ticket], served: Mapping[ServiceClass, float]
-    ) -> list[Entry]:
-        """Lease the chosen tickets; those of them that still wait and that nobody cancelled meanwhile."""
+    async def _claim(self, leasing: Awaitable[list[Entry]]) -> list[Entry]:
+        """What is leased now, but for what is cancelled meanwhile."""
         doomed = self._doomed = {}
         try:
-            entries = await self._store.claim(self.replica, epoch, [(t.id, t.attempt) for t in chosen], served)
+            entries = await leasing
         except LeaseLost:
             self._leased = False
             return []
@@ -472,9 +557,9 @@ class Driver:
         return self._refused_free_bytes is not None
 
 
-def wake_one(drivers: Sequence[Driver]) -> None:
-    """Work was queued, and one driver is enough: of those with room the one with the fewest rows.  If none has
-    room, of all, since an urgent request may pass others in the engine."""
+def roomiest(drivers: Sequence[Driver]) -> Driver | None:
+    """Who should look when work was queued, one driver being enough: of those with room the one with the fewest
+    rows.  If none has room, of all, since an urgent request may pass others in the engine."""
     best, fewest = None, inf
     for driver in drivers:
         # As has_room and num_rows, without the calls: there may be many drivers, and every request asks.
@@ -483,8 +568,7 @@ def wake_one(drivers: Sequence[Driver]) -> None:
     if best is None:
         leading = (driver for driver in drivers if driver.leads)
         best = min(leading, key=lambda driver: driver.num_rows, default=None)
-    if best is not None:
-        best.wake()
+    return best
 
 
 def _free_bytes(telemetry: contract.Telemetry) -> int:

@@ -1,13 +1,13 @@
 """Lets calls in, or tells them when to come back: the policy's admission, asked of what waits now.
 
 If nothing waited a moment ago, it is not asked for again: a call is let in as if that were so still, on condition
-that it is when it is queued, which the store checks in the same step.
+that it is when it is started or queued, which the store checks in the same step.
 """
 
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from math import inf
 
 import msgspec
@@ -24,6 +24,9 @@ from gateway.policy.line import Line
 from gateway.policy.margin import Margin
 from gateway.ports import Entry, Limits, Store
 from gateway.request import Backlog, Request, ServiceClass
+
+Start = Callable[[Sequence[Entry]], Awaitable[Sequence[float] | None]]
+"""Driver.start of the driver that should run new tickets."""
 
 _IDLE_S = 1.0
 """For so long it may be assumed that still nothing waits."""
@@ -73,19 +76,21 @@ class Gatekeeper:
             self._lines[request.service_class].returned(now_s)
 
     async def enter(
-        self, call: OpenCall, request: Request, wake: Callable[[], None]
-    ) -> tuple[list[Entry], list[float]]:
-        """Queue the call's tickets: these, with their scores.
+        self, call: OpenCall, request: Request, start: Start, wake: Callable[[], None]
+    ) -> tuple[list[Entry], Sequence[float]]:
+        """Queue the call's tickets, or have a driver `start` them if nothing waits: these, with their scores.
 
-        `wake` is called when they are on their way.  The store answers in order, so whoever looks from then on
-        sees them, and need not wait for the answer that is theirs.
+        `wake` is called when they are on their way into the queue.  The store answers in order, so whoever looks
+        from then on sees them, and need not wait for the answer that is theirs.
 
         Raises TooManyRequests and Unavailable if nothing was queued, and StoreLost if it is not known.
         """
+        entries = [live.entry for live in call.live.values()]
         limits = self._limits_if_idle(call, request)
+        if limits is not None and (scores := await start(entries)) is not None:
+            return entries, scores
         for _ in range(_MAX_PUTS):
             limits = limits or await self.limits(call, request)
-            entries = [live.entry for live in call.live.values()]
             wake()
             try:
                 return entries, await self._store.put(entries, limits)

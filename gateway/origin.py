@@ -29,7 +29,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.fleet import Fleet
-from gateway.gatekeeper import Gatekeeper
+from gateway.gatekeeper import Gatekeeper, Start
 from gateway.intake import Intake
 from gateway.metrics import Metrics
 from gateway.outbox import Outbox
@@ -94,17 +94,19 @@ class Origin:
         reservations: Reservations,
         config: Config,
         metrics: Metrics,
+        start: Start,
         wake: Callable[[], None],
         cancel: Callable[[Iterable[tuple[str, int]]], None],
         recall: Callable[[Iterable[tuple[str, int, str]]], None],
     ) -> None:
-        """`wake`, `cancel` and `recall` reach the drivers, as in Outbox."""
+        """`start`, `wake`, `cancel` and `recall` reach the drivers, as in Gatekeeper and Outbox."""
         self.gateway = gateway
         self.models = [model]
         self._store = store
         self._fleet = fleet
         self._config = config
         self._metrics = metrics
+        self._start = start
         self._wake = wake
         self._cancel = cancel
         self._recall = recall
@@ -272,7 +274,7 @@ class Origin:
     async def _put(self, call: OpenCall, request: Request) -> None:
         self.gatekeeper.arrived(call, request)
         try:
-            entries, scores = await self.gatekeeper.enter(call, request, self._wake)
+            entries, scores = await self.gatekeeper.enter(call, request, self._start, self._wake)
         except StoreLost as lost:
             raise Unavailable("The queue does not answer.", retry_after_s=2.0) from lost
         except ApiError:

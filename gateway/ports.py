@@ -128,6 +128,13 @@ class Store(Protocol):
         ValueError for times that are not finite, or absurd.
         """
 
+    async def start(
+        self, replica: str, epoch: int, entries: Sequence[Entry], served: Mapping[ServiceClass, float]
+    ) -> list[float] | None:
+        """Put a call's tickets and claim them in one, where nothing waits: their scores, with the tenant's clock
+        no further than now.  None, and nothing was done, if something waits or one of them is known.  Raises
+        LeaseLost unless this epoch holds the replica's lease, and ValueError as `put` does."""
+
     async def put_back(self, entries: Sequence[Entry]) -> None:
         """Queue tickets again under a higher attempt, with the score they carry, whatever the store knew of
         earlier attempts.  No bound applies: they were admitted.  A known attempt at or above is left as it

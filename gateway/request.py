@@ -240,6 +240,25 @@ class Queue(msgspec.Struct, frozen=True):
         """The classes with waiting work."""
         return {head.service_class for head in self.heads}
 
+    def holding(self, tickets: Sequence[Ticket], now_s: float) -> "Queue":
+        """As it would be at that time with these few tickets alone, just come."""
+        shown = sorted(
+            (msgspec.structs.replace(ticket, score=now_s + ticket.slack_s) for ticket in tickets),
+            key=lambda ticket: ticket.score,
+        )
+        sets: dict[tuple[int, ServiceClass], list[Ticket]] = {}
+        for ticket in shown:
+            sets.setdefault((ticket.bin, ticket.service_class), []).append(ticket)
+        return msgspec.structs.replace(
+            self,
+            now_s=now_s,
+            heads=[Head(*key, best[0].id, best[0].score, len(best)) for key, best in sets.items()],
+            tickets=len(shown),
+            tokens=sum(ticket.prompt_tokens for ticket in shown),
+            bytes=sum(ticket.size_bytes for ticket in shown),
+            shown=shown,
+        )
+
 
 class TokenLogprob(msgspec.Struct, frozen=True):
     token: int

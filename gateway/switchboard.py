@@ -1,17 +1,17 @@
 """Connects origins and drivers, whichever gateway they are in."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import NoReturn
 
 from gateway import driver as driving
 from gateway.board import Board
 from gateway.driver import Driver, Receiver
-from gateway.fleet import Fleet
+from gateway.fleet import Fleet, Replica
 from gateway.metrics import Metrics
 from gateway.origin import Origin
-from gateway.ports import Store
+from gateway.ports import Entry, Store
 from gateway.relay import Letter, Relay, RemoteOrigin
 
 
@@ -46,6 +46,21 @@ class Switchboard:
 
     def wake(self) -> None:
         """Work was queued: of all drivers with room the one with the fewest rows should look."""
+        if elsewhere := self._elsewhere():
+            gateway, replica = elsewhere
+            self._relay.to(gateway).wakes = True
+            # Until its driver says how many it took.
+            replica.rows += 1
+        elif driver := driving.roomiest(self.drivers):
+            driver.wake()
+
+    async def start(self, entries: Sequence[Entry]) -> Sequence[float] | None:
+        """Run new tickets at once, if the driver that should look is here: see Driver.start."""
+        driver = None if self._elsewhere() else driving.roomiest(self.drivers)
+        return None if driver is None else await driver.start(entries)
+
+    def _elsewhere(self) -> tuple[str, Replica] | None:
+        """Another gateway and its replica, if that has room and fewer rows than any here."""
         here = min((driver.num_rows for driver in self.drivers if driver.has_room), default=inf)
         led = {driver.replica for driver in self.drivers if driver.leads}
         there = [
@@ -53,13 +68,11 @@ class Switchboard:
             for name, replica in self._fleet.replicas.items()
             if replica.rows < here and replica.has_room and name not in led
         ]
-        gateway = self.board.driver_of(min(there)[1]) if there else None
-        if gateway is None or gateway == self._gateway:
-            driving.wake_one(self.drivers)
-        else:
-            self._relay.to(gateway).wakes = True
-            # Until its driver says how many it took.
-            self._fleet.replicas[min(there)[1]].rows += 1
+        if not there:
+            return None
+        _, name = min(there)
+        gateway = self.board.driver_of(name)
+        return None if gateway in (None, self._gateway) else (gateway, self._fleet.replicas[name])
 
     def cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         """Free the rows that this gateway drives of these (ticket, attempt)s."""
@@ -83,5 +96,5 @@ class Switchboard:
             self._relay.to(letter.sender).cancelled += unwanted
         if letter.cancelled:
             self.cancel(letter.cancelled)
-        if letter.wakes:
-            driving.wake_one(self.drivers)
+        if letter.wakes and (driver := driving.roomiest(self.drivers)):
+            driver.wake()

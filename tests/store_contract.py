@@ -200,6 +200,46 @@ class StoreContract:
         await put(store, entry("one more"))
         assert not (await store.queue()).shown
 
+    async def test_what_starts_at_once_is_leased_and_never_queued(self, store: Store) -> None:
+        epoch = await lead(store)
+        given = [entry("a/0", slack_s=5.0, index=4), entry("a/1", cost_s=100.0, payload=b"\x00\xff")]
+        before = (await store.queue()).now_s
+        scores = await store.start("replica", epoch, given, {DEFAULT: 7.0})
+        after = await store.queue()
+        assert scores is not None
+        for draft, score in zip(given, scores, strict=True):
+            assert before <= score - draft.ticket.slack_s <= after.now_s
+        assert (list(after.heads), after.tickets, dict(after.served)) == ([], 0, {DEFAULT: 7.0})
+        assert await slots(store) == {}
+        ids = [("a/0", 0), ("a/1", 0)]
+        assert await store.audit("gateway-1", ids, 60) == []
+        assert await store.claim("replica", epoch, ids, {}) == []
+        (behind,) = await put(store, entry("a/2", slack_s=0.0))
+        assert behind > after.now_s + 90, "its tenant's clock went on"
+        assert await store.cancel([("a/0", 0)]) == [("a/0", "replica")]
+        assert await store.sweep("replica", epoch, []) == ["a/1"]
+
+    async def test_nothing_starts_before_what_waits_or_twice(self, store: Store) -> None:
+        epoch = await lead(store)
+        assert await store.start("replica", epoch, [entry("a/0")], {}) is not None
+        assert await store.start("replica", epoch, [entry("a/1"), entry("a/0")], {DEFAULT: 1.0}) is None
+        await put(store, entry("b/0"))
+        assert await store.start("replica", epoch, [entry("a/1")], {DEFAULT: 1.0}) is None
+        assert await store.audit("gateway-1", [("a/1", 0)], 60) == ["a/1"]
+        assert (await store.queue()).served == {}
+        await store.cancel([("b/0", 0)])
+        assert await store.start("replica", epoch, [entry("a/1")], {}) is not None
+
+    async def test_only_the_driver_starts_anything(self, store: Store) -> None:
+        epoch = await lead(store)
+        for replica, wrong in (("replica", epoch - 1), ("another", epoch)):
+            with pytest.raises(LeaseLost):
+                await store.start(replica, wrong, [entry("a/0")], {})
+        for bad in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="times"):
+                await store.start("replica", epoch, [entry("a/0"), entry("a/1", slack_s=bad)], {})
+        assert await store.audit("gateway-1", [("a/0", 0)], 60) == ["a/0"]
+
     async def test_equal_scores_are_first_in_first_out(self, store: Store) -> None:
         ids = [f"a/{i}" for i in range(12)]
         await put(store, *(entry(id, cost_s=0.0) for id in ids))

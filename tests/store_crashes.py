@@ -167,12 +167,14 @@ class CrashMachine(RuleBasedStateMachine):
             replica, epoch = args[:2]
             kept = (self.leases[replica][0], epoch, self.now_s + LEASE_S)
             self.leases[replica] = kept if verb == "renew" else ("", epoch, self.now_s)
-        if verb in ("claim", "sweep") and not isinstance(answer, LeaseLost):
+        if verb in ("claim", "sweep", "start") and not isinstance(answer, LeaseLost):
             assert self.holds(*args[:2]), "only who leads may"
         if verb == "claim" and not isinstance(answer, LeaseLost):
             leased = {(draft.ticket.id, draft.ticket.attempt) for draft in answer}
             assert not leased & self.leased, "leased twice under one attempt"
             self.leased |= leased
+        if verb == "start" and answer and not isinstance(answer, LeaseLost):
+            self.leased |= {(draft.ticket.id, draft.ticket.attempt) for draft in args[2]}
 
     def check_elected(self, replica: str, gateway: str, lease_s: float, epoch: int | None) -> None:
         holder, last, end_s = self.leases.get(replica, ("", 0, 0.0))
@@ -195,6 +197,22 @@ class CrashMachine(RuleBasedStateMachine):
         for draft, score in zip(drafts, scores, strict=True):
             ticket = msgspec.structs.replace(draft.ticket, score=score)
             gateway.live[ticket.id] = Entry(ticket, draft.payload)
+
+    async def start(self, gateway: Gateway, driver: Driver, drafts: list[Entry]) -> None:
+        """At once, if nothing waits; as driver.py does, what it is not sure of is put."""
+        gateway.live |= {draft.ticket.id: draft for draft in drafts}
+        try:
+            scores = await self.ask("start", driver.replica, driver.epoch, drafts, {})
+        except StoreLost:
+            driver.is_unsure = True
+            scores = None
+        except LeaseLost:
+            await self.arrive(gateway, drafts)
+            raise
+        if scores is None:
+            await self.arrive(gateway, drafts)
+        else:
+            driver.batch += [(draft.ticket.id, draft.ticket.attempt) for draft in drafts]
 
     async def settle(self, gateway: Gateway) -> None:
         if gateway.back:
@@ -282,16 +300,24 @@ class CrashMachine(RuleBasedStateMachine):
         service_class=st.sampled_from(ServiceClass),
         tokens=st.integers(0, 99),
         seconds=st.floats(0, 9),
+        starts=st.booleans(),
         fates=fates,
     )
-    def a_call_arrives(self, number: int, count: int, fates: list[Fate], tokens: int, **fields: Any) -> None:
+    def a_call_arrives(
+        self, number: int, count: int, fates: list[Fate], tokens: int, starts: bool, **fields: Any
+    ) -> None:
         gateway = self.gateways[number]
         self.num_calls += 1
         drafts = [
             entry(f"{self.num_calls}/{i}", origin=gateway.name, prompt_tokens=tokens, **fields)
             for i in range(count)
         ]
-        self.run(gateway, self.arrive(gateway, drafts), fates)
+        driver = next(iter(gateway.drivers.values()), None)
+        if starts and driver is not None and not driver.is_unsure:
+            starting = self.start(gateway, driver, drafts)
+            self.run(gateway, self.unless_lost(gateway, driver, starting), fates)
+        else:
+            self.run(gateway, self.arrive(gateway, drafts), fates)
 
     @rule(number=numbers, what=st.sampled_from(["settle", "settle", "audit", "reap"]), fates=fates)
     def an_origin_works(self, number: int, what: str, fates: list[Fate]) -> None:

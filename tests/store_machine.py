@@ -112,6 +112,23 @@ class StoreMachine(RuleBasedStateMachine):
             else:
                 assert score == self.known[draft.ticket.id].ticket.score
 
+    @precondition(lambda self: self.epochs)
+    @rule(replica=replicas, group=groups, behind=st.sampled_from([0, 0, 0, 1]))
+    def start(self, replica: str, group: list[Entry], behind: int) -> None:
+        epoch = self.epochs.get(replica, 0) - behind
+        if epoch != self.epochs.get(replica):
+            with pytest.raises(LeaseLost):
+                self.run(self.store.start(replica, epoch, group, {}))
+            return
+        scores = self.run(self.store.start(replica, epoch, group, {}))
+        if self.queued() or any(draft.ticket.id in self.known for draft in group):
+            assert scores is None
+            return
+        for draft, score in zip(group, scores, strict=True):
+            self.arrive(draft, score)
+            self.known[draft.ticket.id].replica = replica
+            self.leases.add((draft.ticket.id, draft.ticket.attempt))
+
     @rule(group=groups)
     def put_back(self, group: list[Entry]) -> None:
         self.run(self.store.put_back(group))

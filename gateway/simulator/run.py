@@ -211,7 +211,8 @@ class _World:
         )
 
     def _wake(self) -> None:
-        driving.wake_one(self._drivers)
+        if driver := driving.roomiest(self._drivers):
+            driver.wake()
 
     def _cancel(self, tickets: Iterable[tuple[str, int]]) -> None:
         tickets = list(tickets)

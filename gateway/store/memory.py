@@ -51,9 +51,24 @@ class MemoryStore:
             self._waiting.check([entry.ticket for entry in fresh.values()], limits)
         for entry in fresh.values():
             ticket = msgspec.structs.replace(entry.ticket, score=self._advance(entry.ticket, limits.max_lead_s))
-            self._enqueue(Entry(ticket, entry.payload), next(self._arrivals))
+            self._waiting.enter(self._hold(Entry(ticket, entry.payload)))
         self._prune_tags()
         return [self._held[entry.ticket.id].ticket.score for entry in entries]
+
+    async def start(
+        self, replica: str, epoch: int, entries: Sequence[Entry], served: Mapping[ServiceClass, float]
+    ) -> list[float] | None:
+        check_times(entries)
+        self._check_lease(replica, epoch)
+        if self._waiting.tickets or any(entry.ticket.id in self._held for entry in entries):
+            return None
+        scores = [self._advance(entry.ticket, 0.0) for entry in entries]
+        for entry, score in zip(entries, scores, strict=True):
+            held = self._hold(Entry(msgspec.structs.replace(entry.ticket, score=score), entry.payload))
+            self._lease(held, replica)
+        self._prune_tags()
+        self._served.update(served)
+        return scores
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
         check_times(entries)
@@ -63,7 +78,7 @@ class MemoryStore:
                 continue
             if known:
                 self._forget(known)
-            self._enqueue(entry, known.arrival if known else next(self._arrivals))
+            self._waiting.enter(self._hold(entry, known.arrival if known else None))
 
     async def queue(self) -> Queue:
         return Queue(
@@ -92,8 +107,7 @@ class MemoryStore:
         queued = [held for held in self._known(tickets) if held.replica is None]
         for held in queued:
             self._waiting.leave(held)
-            held.replica = replica
-            self._leased.setdefault(replica, {})[held.ticket.id] = None
+            self._lease(held, replica)
         if queued:
             self._served.update(served)
         return [held.entry for held in queued]
@@ -223,14 +237,19 @@ class MemoryStore:
             self._tags = {name: tag for name, tag in self._tags.items() if tag > now_s}
             self._max_tags = 64 + 2 * len(self._tags)
 
-    def _enqueue(self, entry: Entry, arrival: int) -> None:
-        held = Held(entry, arrival)
+    def _hold(self, entry: Entry, arrival: int | None = None) -> Held:
+        """A ticket becomes known; without an `arrival` it has just come."""
+        held = Held(entry, next(self._arrivals) if arrival is None else arrival)
         origin = entry.ticket.origin
         self._held[entry.ticket.id] = held
-        self._waiting.enter(held)
         self._put_by.setdefault(origin, {})[entry.ticket.id] = None
         expiry_s = self._clock() + self._grace_s
         self._origins[origin] = max(expiry_s, self._origins.get(origin, expiry_s))
+        return held
+
+    def _lease(self, held: Held, replica: str) -> None:
+        held.replica = replica
+        self._leased.setdefault(replica, {})[held.ticket.id] = None
 
     def _forget(self, held: Held) -> None:
         id = held.ticket.id

@@ -31,7 +31,7 @@ from gateway.store.scripts import Changed, Observe, Scripts, source
 T = TypeVar("T")
 
 VERBS = (
-    *("put", "put_back", "queue", "peek", "claim", "finish", "cancel", "audit", "reap", "sweep"),
+    *("put", "start", "put_back", "queue", "peek", "claim", "finish", "cancel", "audit", "reap", "sweep"),
     *("elect", "renew", "resign", "assemble", "rebucket", "backlog", "ping"),
     *("post", "keep", "log", "adopt", "append_samples", "samples", "publish", "snapshot"),
 )
@@ -77,6 +77,12 @@ class RedisStore:
             raise QueueFull(result)
         return result
 
+    async def start(
+        self, replica: str, epoch: int, entries: Sequence[Entry], served: Mapping[ServiceClass, float]
+    ) -> list[float] | None:
+        args = [replica, epoch, self._grace_s, *_served_args(served), *_entries_args(entries)]
+        return await self._run("start", args, _unless_lost(wire.started(len(entries))))
+
     async def put_back(self, entries: Sequence[Entry]) -> None:
         for part in _parts(entries):
             await self._run("put_back", [self._grace_s, *_entries_args(part)], bool)
@@ -96,8 +102,7 @@ class RedisStore:
         tickets: Sequence[tuple[str, int]],
         served: Mapping[ServiceClass, float],
     ) -> list[Entry]:
-        figures = wire.flat((service_class.value, figure) for service_class, figure in served.items())
-        args = [replica, epoch, len(served), *figures, *wire.flat(tickets)]
+        args = [replica, epoch, *_served_args(served), *wire.flat(tickets)]
         return await self._sound(await self._run("claim", args, _unless_lost(wire.claimed)))
 
     async def finish(self, tickets: Sequence[tuple[str, int]]) -> None:
@@ -213,6 +218,10 @@ class RedisStore:
 def _entries_args(entries: Sequence[Entry]) -> list[wire.Arg]:
     wire.check_times(entries)
     return [arg for entry in entries for arg in wire.entry_args(entry)]
+
+
+def _served_args(served: Mapping[ServiceClass, float]) -> list[wire.Arg]:
+    return [len(served), *wire.flat((service_class.value, figure) for service_class, figure in served.items())]
 
 
 def _parts(items: Sequence[T]) -> list[Sequence[T]]:

@@ -116,6 +116,17 @@ def _entry(ticket: Ticket | None, payload: bytes | None) -> Entry | None:
     return None if ticket is None or payload is None else Entry(ticket, payload)
 
 
+def started(count: int) -> Callable[[Any], list[float] | None]:
+    def parse(reply: Any) -> list[float] | None:
+        if reply == 0:
+            return None
+        if len(reply) != count:
+            raise ValueError(f"{len(reply)} scores for {count} tickets")
+        return [float(score) for score in reply]
+
+    return parse
+
+
 def queue(reply: Sequence[Any]) -> tuple[Queue, list[tuple[bytes, Ticket | None]]]:
     """The queue but for the tickets shown, and those as `peeked`."""
     now, heads, served, table, totals, shown = reply

@@ -135,6 +135,7 @@ def test_nothing_is_lost_or_doubled_when_gateways_crash(url: str) -> None:
 
 EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "put": lambda store: put(store, entry("a/0"), entry("z/0")),
+    "start": lambda store: store.start("replica", 1, [entry("z/0")], {FLEX: 1.0}),
     "put_back": lambda store: store.put_back([entry("a/0", attempt=1)]),
     "queue": lambda store: store.queue(),
     "peek": lambda store: store.peek([(2, DEFAULT)], 9),
@@ -179,7 +180,7 @@ async def test_a_server_that_came_back_empty_is_an_empty_queue(
     try:
         await EVERY_VERB[verb](store)
     except LeaseLost:
-        assert verb in ("claim", "sweep")
+        assert verb in ("claim", "sweep", "start")
     await store.finish([("a/0", 0), ("a/0", 1), ("z/0", 0)])
     queue = await store.queue()
     assert (queue.heads, queue.tickets, await slots(store)) == ([], 0, {})

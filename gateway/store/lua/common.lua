@@ -91,16 +91,39 @@ local function slot_of(score, slack)
   return integer(4 * math.floor(score / width) + level + 0)
 end
 
--- A ticket the store does not know becomes queued.
-local function enqueue(ticket)
+-- A ticket the store does not know becomes known, with any further fields.
+local function hold(ticket, ...)
   ticket.slot = slot_of(tonumber(ticket.score), tonumber(ticket.slack))
   redis.call('HSET', TICKET .. ':' .. ticket.id,
     'meta', ticket.meta, 'payload', ticket.payload, 'attempt', ticket.attempt, 'origin', ticket.origin,
     'bin', ticket.bin, 'class', ticket.class, 'score', ticket.score, 'at', ticket.at, 'slot', ticket.slot,
-    'tokens', ticket.tokens, 'bytes', ticket.bytes, 'us', ticket.us)
-  redis.call('ZADD', set_of(ticket), ticket.score, ticket.at .. ticket.id)
+    'tokens', ticket.tokens, 'bytes', ticket.bytes, 'us', ticket.us, ...)
   redis.call('SADD', ORIGIN .. ':' .. ticket.origin, ticket.id)
+end
+
+-- And queued.
+local function enqueue(ticket)
+  hold(ticket)
+  redis.call('ZADD', set_of(ticket), ticket.score, ticket.at .. ticket.id)
   account(ticket, 1)
+end
+
+-- The place of the i-th ticket put at that time among equal scores: 20 digits.
+local function arrival(now_us, i)
+  return string.format('%016.0f%04d', now_us, i)
+end
+
+-- A tenant's virtual clock goes on to then, unless that is past.
+local function set_tag(ticket, then_s, now_s)
+  if then_s > now_s then
+    redis.call('SET', TAG .. ':' .. ticket.class .. ':' .. ticket.tenant, exact(then_s),
+      'PXAT', integer(math.ceil(then_s * 1e3)))
+  end
+end
+
+-- Who has put something lives, for a while.
+local function note_origin(origin, until_s)
+  redis.call('ZADD', ORIGINS, 'GT', exact(until_s), origin)
 end
 
 -- A queued ticket leaves its set.

@@ -31,12 +31,11 @@ end
 for i, ticket in ipairs(fresh) do
   local tag = TAG .. ':' .. ticket.class .. ':' .. ticket.tenant
   local start = math.max(now_s, math.min(tonumber(redis.call('GET', tag) or 0), now_s + ARGV[5]))
-  local next_start = start + ticket.cost
   ticket.score = exact(start + ticket.slack)
-  ticket.at = string.format('%016.0f%04d', now_us, i)
+  ticket.at = arrival(now_us, i)
   enqueue(ticket)
-  if next_start > now_s then redis.call('SET', tag, exact(next_start), 'PXAT', integer(math.ceil(next_start * 1e3))) end
-  redis.call('ZADD', ORIGINS, 'GT', exact(now_s + grace_s), ticket.origin)
+  set_tag(ticket, start + ticket.cost, now_s)
+  note_origin(ticket.origin, now_s + grace_s)
 end
 
 settle()

@@ -9,9 +9,9 @@ for at = 2, #ARGV, ENTRY do
   local known = read(ticket.id)
   if not known or (tonumber(known.attempt) or -1) < tonumber(ticket.attempt) then
     if known then forget(known) end
-    ticket.at = known and known.at or string.format('%016.0f%04d', now_us, math.floor(at / ENTRY))
+    ticket.at = known and known.at or arrival(now_us, math.floor(at / ENTRY))
     enqueue(ticket)
-    redis.call('ZADD', ORIGINS, 'GT', exact(now_us / 1e6 + ARGV[1]), ticket.origin)
+    note_origin(ticket.origin, now_us / 1e6 + ARGV[1])
   end
 end
 

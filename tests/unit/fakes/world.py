@@ -82,6 +82,7 @@ class World:
             reservations=Reservations(self.tenants),
             config=config,
             metrics=self.metrics,
+            start=self.switchboard.start,
             wake=self.switchboard.wake,
             cancel=self.switchboard.cancel,
             recall=self.switchboard.recall,
