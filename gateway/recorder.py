@@ -149,7 +149,7 @@ class Recorder:
         self._open.pop(recording, None)
         recording.ended_s = now_s = _now_s()
         recording.on_written = _nobody_waits
-        is_late = recording.is_kept and self._is_due(recording, now_s)
+        is_late = recording.is_kept and recording.prolonged_s <= self._due_before(now_s)
         if is_late or recording.written < len(recording.log):
             self.note(recording)
 
@@ -227,8 +227,9 @@ class Recorder:
 
     async def _log(self, kept: Sequence[Recording]) -> None:
         now_s = _now_s()
+        due_s = self._due_before(now_s)
         writes = [
-            LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :]), self._is_due(one, now_s))
+            LogWrite(one.call_id, one.epoch, one.written, bytes(one.log[one.written :]), one.prolonged_s <= due_s)
             for one in kept
         ]
         for one, write, written in zip(kept, writes, await self._store.log(writes, self._ttl_s), strict=True):
@@ -244,9 +245,9 @@ class Recorder:
                     self._fence(one)
         self._metrics.logged(sum(len(write.data) for write in writes))
 
-    def _is_due(self, recording: Recording, now_s: float) -> bool:
-        """To be prolonged."""
-        return now_s - recording.prolonged_s >= min(_PROLONG_S, self._ttl_s / 4)
+    def _due_before(self, now_s: float) -> float:
+        """Recordings prolonged no later than then are to be prolonged."""
+        return now_s - min(_PROLONG_S, self._ttl_s / 4)
 
     def _fence(self, recording: Recording) -> None:
         self.forget(recording)

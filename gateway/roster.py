@@ -94,10 +94,10 @@ class Roster:
             running = self._rows.get(number)
             if running is not None:
                 running.drawn += 1
-                token = step.tokens[at]
-                _mail(mails, running).drawn.append(
-                    Drawn(*_name(running), step.indexes[at], token, _logprob(step, at, token))
-                )
+                ticket, token = running.ticket, step.tokens[at]
+                logprob = _logprob(step, at, token) if step.logprobs else None
+                drawn = Drawn(ticket.id, ticket.attempt, step.indexes[at], token, logprob)
+                _mail(mails, running).drawn.append(drawn)
         for ended in step.ended:
             self._depart(mails, ended.row, ended.reason, ended.detail)
         return mails
@@ -113,7 +113,13 @@ class Roster:
             running = self._rows[row.row]
             running.drawn = len(row.tokens)
             _mail(mails, running).drawn.extend(
-                Drawn(row.ticket, row.attempt, row.index + at, token, _logprob(row, at, token))
+                Drawn(
+                    row.ticket,
+                    row.attempt,
+                    row.index + at,
+                    token,
+                    _logprob(row, at, token) if row.logprobs else None,
+                )
                 for at, token in enumerate(row.tokens)
             )
             if row.ended is not None:
@@ -147,16 +153,18 @@ class Roster:
 
 
 def _mail(mails: Mails, running: Running) -> Mail:
-    return mails.setdefault(running.ticket.origin, Mail())
+    origin = running.ticket.origin
+    mail = mails.get(origin)
+    if mail is None:
+        mail = mails[origin] = Mail()
+    return mail
 
 
 def _name(running: Running) -> tuple[str, int]:
     return running.ticket.id, running.ticket.attempt
 
 
-def _logprob(source: contract.Step | contract.LiveRow, at: int, token: int) -> TokenLogprob | None:
-    if not source.logprobs:
-        return None
+def _logprob(source: contract.Step | contract.LiveRow, at: int, token: int) -> TokenLogprob:
     return TokenLogprob(token, source.logprobs[at], source.alternatives[at] if source.alternatives else [])
 
 
