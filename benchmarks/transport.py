@@ -1,7 +1,7 @@
 """What the transport alone costs: `python -m benchmarks.transport [events]`, over the stand-in engine.
 
 Prints events per second flat out, CPU per event of each process, how the stub's memory and /dev/shm grow, and
-the latency of acknowledgements beside a stream.
+the latency of a control and its answer beside a stream.
 """
 
 import asyncio
@@ -78,13 +78,15 @@ async def paced(backend: TritonBackend, count: int) -> str:
     took_ms = []
     for seq in range(1, count + 1):
         await asyncio.sleep(0.005)
+        if seq % 2:
+            await session.send(Batch(2, seq, rows(seq * ROWS + 10**6, 64)))
         started = time.perf_counter()
-        await (session.probe() if seq % 2 else session.send(Batch(2, seq, rows(seq * ROWS + 10**6, 64))))
+        await session.probe()
         took_ms.append((time.perf_counter() - started) * 1e3)
     reader.cancel()
     await session.aclose()
     took_ms.sort()
-    return f"acknowledgement P50 {took_ms[count // 2]:.2f} ms, P99 {took_ms[count * 99 // 100]:.2f} ms"
+    return f"answer to a control P50 {took_ms[count // 2]:.2f} ms, P99 {took_ms[count * 99 // 100]:.2f} ms"
 
 
 async def main(events: int, say: Callable[[str], None]) -> None:

@@ -112,8 +112,9 @@ class Driver:
         """It waits for work, and nobody has any that it knows of."""
         self._offer: _Offer | None = None
         self._seen: Queue | None = None
+        """When it looked last."""
         self._ahead_s = 0.0
-        """The store's clock less the event loop's, when it was seen."""
+        """The store's clock less the event loop's, then."""
         self._cancelled: set[int] = set()
         self._cancels = asyncio.Event()
         self._dispatching = asyncio.Lock()
@@ -446,9 +447,12 @@ class Driver:
         chosen, _ = await self._chooser.choose(queue, replica)
         if len(chosen) < len(offer.entries):
             return
+        served = self._chooser.charge(queue, chosen)
         async with self._dispatching:
-            entries = await self._claim(self._lease(epoch, offer, self._chooser.charge(queue, chosen)))
+            entries = await self._claim(self._lease(epoch, offer, served))
             await self._send(session, replica, epoch, entries)
+        if entries:
+            self._seen = msgspec.structs.replace(self._seen, served=served)
         if offer.answer.cancelled():
             # Its origin may have told the store so before they were leased.
             self._unsure = True

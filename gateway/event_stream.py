@@ -31,6 +31,8 @@ class EventStream:
     def __init__(self, request: web.Request, slow_client_s: float) -> None:
         self.response = web.StreamResponse(headers=HEADERS)
         self._request = request
+        self._transport = request.transport
+        """The request's own forgets it when the connection is lost; this one then says that it is closing."""
         self._slow_client_s = slow_client_s
 
     @property
@@ -57,22 +59,22 @@ class EventStream:
             async with asyncio.timeout(None if self._has_room(data) else self._slow_client_s):
                 await self.response.write(data)
         except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
+            if self._transport is not None:
+                self._transport.abort()
             raise ClientGone from None
         except ConnectionError:
             raise ClientGone from None
 
     def _has_room(self, data: bytes) -> bool:
-        transport = self._request.transport
+        transport = self._transport
         if transport is None or transport.is_closing():
             return False
         return transport.get_write_buffer_size() + len(data) < _LOW_WATER_BYTES
 
     def cut(self) -> web.StreamResponse:
         """End it as a broken connection would, so that nobody takes what was sent for everything."""
-        if self._request.transport is not None:
-            self._request.transport.close()
+        if self._transport is not None:
+            self._transport.close()
         return self.response
 
     async def fail(self, event: bytes) -> web.StreamResponse:

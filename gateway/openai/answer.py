@@ -94,7 +94,7 @@ class Stream(Answer):
             raise BadRequest(f"This stream has {len(self._num_tokens)} choices.", param=LAST_EVENT_ID)
         places = sent or [Position(0, 0)] * len(self._num_tokens)
         self._sent = [f"{tokens}.{chars}" for tokens, chars in places]
-        """`tokens.chars` by choice."""
+        """`tokens.chars` by choice, for ids."""
         self._begun = [tokens > 0 for tokens, _ in places]
         self._first_key = b'"role":"assistant","content":' if self._is_chat else b'"text":'
         self._key = b'"content":' if self._is_chat else b'"text":'
@@ -123,7 +123,8 @@ class Stream(Answer):
         self._count(delta)
         if self._from is not None:
             delta = self._after(delta, self._from[choice])
-        self._sent[choice] = f"{delta.num_tokens}.{delta.num_chars}"
+        if self._has_ids:
+            self._sent[choice] = f"{delta.num_tokens}.{delta.num_chars}"
         if not (delta.text or delta.logprobs or delta.finish_reason):
             return b""
         if self._begun[choice]:
