@@ -40,7 +40,9 @@ ACK_TIMEOUT_S = 5.0
 """The engine's message thread answers at once, but behind the events that were said before: so this counts while
 nothing at all is heard."""
 MAX_ACK_S = 30.0
-"""And this in any case; also until a step says that a control was taken, which is between two steps."""
+"""And this in any case."""
+MAX_STEPS = 8
+"""Controls are taken between two steps.  After so many that tell of none, and MAX_ACK_S, none will be."""
 ATTACH_TIMEOUT_S = 15.0
 """The engine answers an attach between two steps."""
 SILENCE_S = 0.4
@@ -68,7 +70,8 @@ class TritonSession:
         self._seq = self._taken = 0
         """Of the last control sent, and of the last that the engine has taken."""
         self._untaken_since_s = 0.0
-        """Since when it could have taken another."""
+        self._untaken_steps = 0
+        """Since when, and how many steps, it could have taken another."""
         self._num_probes = 0
         self._loss: Exception | None = None
         self._is_detached = False
@@ -99,7 +102,7 @@ class TritonSession:
             return
         self._check_open()
         if self._taken >= self._seq:
-            self._untaken_since_s = asyncio.get_running_loop().time()
+            self._took(self._taken)
         self._seq = control.seq
         await self._outbox.put(_request(self._model, str(control.seq), control))
 
@@ -146,14 +149,17 @@ class TritonSession:
         while not self._is_over:
             heard = self._heard
             await asyncio.sleep(SILENCE_S)
-            waited_s = asyncio.get_running_loop().time() - self._untaken_since_s
-            if self._taken < self._seq and waited_s > MAX_ACK_S:
-                self._end(BackendLost(f"nothing sent was taken for {waited_s:.0f} s"))
+            if self._takes_nothing():
+                self._end(BackendLost(f"nothing sent was taken for {MAX_ACK_S:g} s"))
             elif heard == self._heard:
                 try:
                     await self.probe()
                 except BackendLost as loss:
                     self._end(loss)
+
+    def _takes_nothing(self) -> bool:
+        waited_s = asyncio.get_running_loop().time() - self._untaken_since_s
+        return self._taken < self._seq and waited_s > MAX_ACK_S and self._untaken_steps > MAX_STEPS
 
     async def _ask(self, control: Control) -> Ack:
         self._check_open()
@@ -231,9 +237,16 @@ class TritonSession:
                 self._end(OtherVersion(event.version))
             case _ if not self._is_over:
                 self._heard += 1
-                if isinstance(event, Step) and event.seq > self._taken:
-                    self._taken, self._untaken_since_s = event.seq, asyncio.get_running_loop().time()
+                if isinstance(event, Step):
+                    self._untaken_steps += 1
+                    if event.seq > self._taken:
+                        self._took(event.seq)
                 await self._events.put(event)
+
+    def _took(self, seq: int) -> None:
+        """The engine has taken all up to this one."""
+        self._taken, self._untaken_steps = seq, 0
+        self._untaken_since_s = asyncio.get_running_loop().time()
 
     def _end(self, loss: Exception) -> None:
         """The first end counts.  Half-closes the stream, wakes whoever waits."""

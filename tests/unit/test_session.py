@@ -39,6 +39,7 @@ class Engine:
         self.takes = True
         """Steps tell that they took what came."""
         self.life_s = life_s
+        self.step_s = 1.0
         """After which it says nothing any more."""
         self.states = ["READY"]
         """Triton's words, one after the other."""
@@ -110,8 +111,10 @@ class Line:
 
     async def _live(self, id: str) -> None:
         for _ in range(round(self._engine.life_s)):
-            await asyncio.sleep(1.0)
-            self._say(id, contract.encode(Step(self._seq, TELEMETRY)))
+            # What comes during a step is taken after it.
+            seq = self._seq
+            await asyncio.sleep(self._engine.step_s)
+            self._say(id, contract.encode(Step(seq, TELEMETRY)))
 
 
 async def backend_of(engine: Engine) -> TritonBackend:
@@ -180,10 +183,13 @@ def test_an_engine_that_takes_nothing_is_lost() -> None:
     assert "nothing sent was taken" in str(loss)
 
 
+@pytest.mark.parametrize("step_s", [1.0, 2 * MAX_ACK_S])
 @pytest.mark.parametrize("version", [CONTRACT_VERSION - 1, CONTRACT_VERSION])
-def test_an_engine_that_takes_what_is_sent_is_not_lost(version: int) -> None:
+def test_an_engine_that_takes_what_is_sent_is_not_lost(version: int, step_s: float) -> None:
     async def main() -> None:
-        session = await (await backend_of(Engine(version, life_s=200))).attach(Attach(1, "gateway"))
+        engine = Engine(version, life_s=200)
+        engine.step_s = step_s
+        session = await (await backend_of(engine)).attach(Attach(1, "gateway"))
         reading = asyncio.create_task(_read(session))
         for seq in range(1, 4):
             await session.send(Cancel(1, seq, []))
