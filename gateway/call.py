@@ -136,6 +136,11 @@ class OpenCall:
         """Of what has not ended."""
         return [live.ticket for live in self.live.values()]
 
+    @property
+    def entries(self) -> list[Entry]:
+        """The same, for the queue."""
+        return [live.entry for live in self.live.values()]
+
     async def read(self, take: Take) -> None:
         try:
             while (later := await self._next_turn(take)) is not None:

@@ -412,7 +412,7 @@ class Driver:
     async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
         """Send one batch, if something waits that fits; whether to look again."""
         self._is_short = True
-        if not self._has_room(replica):
+        if not self._may_take(replica):
             return False
         self._seen = queue = await self._store.queue()
         self._ahead_s = queue.now_s - asyncio.get_running_loop().time()
@@ -440,7 +440,7 @@ class Driver:
 
     async def _start(self, session: Session, replica: Replica, epoch: int, offer: _Offer) -> None:
         """Send what was offered, if nothing waits and it is all that starts now."""
-        if self._seen is None or self._unsure or self._is_short or not self._has_room(replica):
+        if self._seen is None or self._unsure or self._is_short or not self._may_take(replica):
             return
         now_s = asyncio.get_running_loop().time() + self._ahead_s
         queue = self._seen.holding([entry.ticket for entry in offer.entries], now_s)
@@ -464,12 +464,9 @@ class Driver:
         scores = offer.scores = await self._store.start(self.replica, epoch, offer.entries, served)
         if scores is None:
             return []
-        return [
-            Entry(msgspec.structs.replace(entry.ticket, score=score), entry.payload)
-            for entry, score in zip(offer.entries, scores, strict=True)
-        ]
+        return [entry.scored(score) for entry, score in zip(offer.entries, scores, strict=True)]
 
-    def _has_room(self, replica: Replica) -> bool:
+    def _may_take(self, replica: Replica) -> bool:
         """Whether it is worth looking for work."""
         return self._leased and self._chooser.has_room(replica) and not self._is_refused(replica)
 

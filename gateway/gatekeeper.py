@@ -85,12 +85,15 @@ class Gatekeeper:
 
         Raises TooManyRequests and Unavailable if nothing was queued, and StoreLost if it is not known.
         """
-        entries = [live.entry for live in call.live.values()]
+        entries: list[Entry] = []
         limits = self._limits_if_idle(call, request)
-        if limits is not None and (scores := await start(entries)) is not None:
-            return entries, scores
+        if limits is not None:
+            entries = call.entries
+            if (scores := await start(entries)) is not None:
+                return entries, scores
         for _ in range(_MAX_PUTS):
             limits = limits or await self.limits(call, request)
+            entries = entries or call.entries
             wake()
             try:
                 return entries, await self._store.put(entries, limits)

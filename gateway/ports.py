@@ -43,6 +43,10 @@ class Entry(msgspec.Struct, frozen=True):
     ticket: Ticket
     payload: bytes
 
+    def scored(self, score: float) -> "Entry":
+        """With the score that the store gave it."""
+        return Entry(msgspec.structs.replace(self.ticket, score=score), self.payload)
+
 
 class Seat(msgspec.Struct, frozen=True):
     """A replica's driver, and what it said of the replica last."""
@@ -333,7 +337,7 @@ class Detokenizer(Protocol):
 
 
 class Tokenizer(Protocol):
-    """The model's tokenizer.  The coroutines never run on the event loop's thread."""
+    """The model's tokenizer.  What takes long is not done on the event loop's thread."""
 
     @property
     def eos_ids(self) -> list[int]:

@@ -95,8 +95,7 @@ class Roster:
             if running is not None:
                 running.drawn += 1
                 ticket, token = running.ticket, step.tokens[at]
-                logprob = _logprob(step, at, token) if step.logprobs else None
-                drawn = Drawn(ticket.id, ticket.attempt, step.indexes[at], token, logprob)
+                drawn = Drawn(ticket.id, ticket.attempt, step.indexes[at], token, _logprob(step, at, token))
                 _mail(mails, running).drawn.append(drawn)
         for ended in step.ended:
             self._depart(mails, ended.row, ended.reason, ended.detail)
@@ -113,13 +112,7 @@ class Roster:
             running = self._rows[row.row]
             running.drawn = len(row.tokens)
             _mail(mails, running).drawn.extend(
-                Drawn(
-                    row.ticket,
-                    row.attempt,
-                    row.index + at,
-                    token,
-                    _logprob(row, at, token) if row.logprobs else None,
-                )
+                Drawn(row.ticket, row.attempt, row.index + at, token, _logprob(row, at, token))
                 for at, token in enumerate(row.tokens)
             )
             if row.ended is not None:
@@ -164,7 +157,9 @@ def _name(running: Running) -> tuple[str, int]:
     return running.ticket.id, running.ticket.attempt
 
 
-def _logprob(source: contract.Step | contract.LiveRow, at: int, token: int) -> TokenLogprob:
+def _logprob(source: contract.Step | contract.LiveRow, at: int, token: int) -> TokenLogprob | None:
+    if not source.logprobs:
+        return None
     return TokenLogprob(token, source.logprobs[at], source.alternatives[at] if source.alternatives else [])
 
 

@@ -169,12 +169,11 @@ class CrashMachine(RuleBasedStateMachine):
             self.leases[replica] = kept if verb == "renew" else ("", epoch, self.now_s)
         if verb in ("claim", "sweep", "start") and not isinstance(answer, LeaseLost):
             assert self.holds(*args[:2]), "only who leads may"
-        if verb == "claim" and not isinstance(answer, LeaseLost):
-            leased = {(draft.ticket.id, draft.ticket.attempt) for draft in answer}
+        if verb in ("claim", "start") and answer and not isinstance(answer, LeaseLost):
+            drafts = answer if verb == "claim" else args[2]
+            leased = {(draft.ticket.id, draft.ticket.attempt) for draft in drafts}
             assert not leased & self.leased, "leased twice under one attempt"
             self.leased |= leased
-        if verb == "start" and answer and not isinstance(answer, LeaseLost):
-            self.leased |= {(draft.ticket.id, draft.ticket.attempt) for draft in args[2]}
 
     def check_elected(self, replica: str, gateway: str, lease_s: float, epoch: int | None) -> None:
         holder, last, end_s = self.leases.get(replica, ("", 0, 0.0))

@@ -8,8 +8,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import msgspec
-
 from gateway.errors import LeaseLost
 from gateway.ports import MAX_SHOWN, Adopted, Assembly, Entry, Limits, LogWrite, Record, Written
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
@@ -50,8 +48,8 @@ class MemoryStore:
         if fresh:
             self._waiting.check([entry.ticket for entry in fresh.values()], limits)
         for entry in fresh.values():
-            ticket = msgspec.structs.replace(entry.ticket, score=self._advance(entry.ticket, limits.max_lead_s))
-            self._waiting.enter(self._hold(Entry(ticket, entry.payload)))
+            score = self._advance(entry.ticket, limits.max_lead_s)
+            self._waiting.enter(self._hold(entry.scored(score)))
         self._prune_tags()
         return [self._held[entry.ticket.id].ticket.score for entry in entries]
 
@@ -64,8 +62,7 @@ class MemoryStore:
             return None
         scores = [self._advance(entry.ticket, 0.0) for entry in entries]
         for entry, score in zip(entries, scores, strict=True):
-            held = self._hold(Entry(msgspec.structs.replace(entry.ticket, score=score), entry.payload))
-            self._lease(held, replica)
+            self._lease(self._hold(entry.scored(score)), replica)
         self._prune_tags()
         self._served.update(served)
         return scores

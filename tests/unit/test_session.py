@@ -94,7 +94,7 @@ class Line:
                 self._seq = max(self._seq, control.seq)
             version = self._engine.attached[-1] if self._engine.attached else self._engine.version
             # A probe is of an epoch that never holds the engine.
-            if not ack and (contract.is_acknowledged(control, version) or not control.epoch):
+            if not ack and contract.is_acknowledged(control, version):
                 ack = Ack(control.seq, 1, None if control.epoch else "held by another")
             if ack:
                 asyncio.get_running_loop().call_later(

@@ -15,18 +15,18 @@ from gateway.ports import Entry, Limits
 from gateway.request import Queue, ServiceClass
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
-from tests.unit.fakes.engine import FakeBackend, token_at
+from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.world import ORIGIN, World
+from tests.unit.test_serving import expected
 
 CONFIG = msgspec.structs.replace(ORIGIN, policy=FULL)
-Fate = str
-FATES: list[Fate] = [*["answered"] * 6, "unasked", "unheard"]
+FATES = [*["answered"] * 6, "unasked", "unheard"]
 
 
 class FarAway(MemoryStore):
     """What is asked for takes its time, and some of it is lost on the way there or back."""
 
-    def __init__(self, seed: int = 0, delay_s: float = 0.0, fates: Sequence[Fate] = ("answered",)) -> None:
+    def __init__(self, seed: int = 0, delay_s: float = 0.0, fates: Sequence[str] = ("answered",)) -> None:
         super().__init__(asyncio.get_running_loop().time)
         self.asked: Counter[str] = Counter()
         self.started = 0
@@ -62,10 +62,6 @@ class FarAway(MemoryStore):
     async def _pass(self) -> None:
         if self._delay_s:
             await asyncio.sleep(self._rng.random() * self._delay_s)
-
-
-def expected(prompt: list[int], max_tokens: int) -> list[int]:
-    return [token_at(prompt, index) for index in range(max_tokens)]
 
 
 def test_a_lone_request_is_neither_put_nor_looked_for() -> None:

@@ -113,11 +113,15 @@ local function arrival(now_us, i)
   return string.format('%016.0f%04d', now_us, i)
 end
 
--- A tenant's virtual clock goes on to then, unless that is past.
+-- The virtual clock of a ticket's tenant.
+local function tag_of(ticket)
+  return TAG .. ':' .. ticket.class .. ':' .. ticket.tenant
+end
+
+-- It goes on to then, unless that is past.
 local function set_tag(ticket, then_s, now_s)
   if then_s > now_s then
-    redis.call('SET', TAG .. ':' .. ticket.class .. ':' .. ticket.tenant, exact(then_s),
-      'PXAT', integer(math.ceil(then_s * 1e3)))
+    redis.call('SET', tag_of(ticket), exact(then_s), 'PXAT', integer(math.ceil(then_s * 1e3)))
   end
 end
 

@@ -29,8 +29,8 @@ if #fresh > 0 then
 end
 
 for i, ticket in ipairs(fresh) do
-  local tag = TAG .. ':' .. ticket.class .. ':' .. ticket.tenant
-  local start = math.max(now_s, math.min(tonumber(redis.call('GET', tag) or 0), now_s + ARGV[5]))
+  local tag = tonumber(redis.call('GET', tag_of(ticket)) or 0)
+  local start = math.max(now_s, math.min(tag, now_s + ARGV[5]))
   ticket.score = exact(start + ticket.slack)
   ticket.at = arrival(now_us, i)
   enqueue(ticket)
