@@ -205,13 +205,12 @@ def _files(pid: int) -> int:
 
 
 def _threads(pid: int) -> int:
-    """Triton's own, which have its name.  gRPC names those of its pools and timers: they grow with a burst of
-    connections (2 to 7 threads in one of 100), and one ends only when it had nothing to do for 30 s, while
-    keepalives can keep it busy for ever."""
+    """But for those of gRPC's pool, which grows with a burst of connections (2 to 7 threads in one of 100) and
+    ends a thread only when it had nothing to do for 30 s: keepalives can keep one busy for ever."""
     num_threads = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):  # it has ended
-            num_threads += (task / "comm").read_text() == "tritonserver\n"
+            num_threads += (task / "comm").read_text() != "event_engine\n"
     return num_threads
 
 
