@@ -114,7 +114,11 @@ class TritonBackend:
     async def revive(self) -> None:
         """Restart the engine unless it answers; also if it does, but lets nobody attach: its thread hangs or is
         dead.  Without a server there is nothing to restart, and what somebody else is starting comes by itself."""
-        if not await self._may_load() or (self._failed_attaches <= 1 and await self.ready()):
+        if not await self._may_load():
+            # That nobody could attach to what is being started says nothing of it once it is there.
+            self._failed_attaches = 0
+            return
+        if self._failed_attaches <= 1 and await self.ready():
             return
         # Again: to load what somebody has begun to load meanwhile would end both processes.
         if await self._may_load():

@@ -9,7 +9,8 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Collection
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -194,6 +195,10 @@ class Site:
             "shared memory bytes": sum(region.stat().st_size for region in regions),
         }
 
+    def thread_names(self) -> dict[str, Counter[str]]:
+        """By Triton, to tell what has grown."""
+        return {name: Counter(_thread_names(self._stack.pid(name))) for name in self.tritons}
+
     @property
     def _processes(self) -> list[str]:
         return ["valkey", *self.tritons, *(gateway.name for gateway in self.gateways)]
@@ -207,11 +212,13 @@ def _files(pid: int) -> int:
 def _threads(pid: int) -> int:
     """But for those of gRPC's pool, which grows with a burst of connections (2 to 7 threads in one of 100) and
     ends a thread only when it had nothing to do for 30 s: keepalives can keep one busy for ever."""
-    num_threads = 0
+    return sum(name != "event_engine" for name in _thread_names(pid))
+
+
+def _thread_names(pid: int) -> Iterator[str]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):  # it has ended
-            num_threads += (task / "comm").read_text() != "event_engine\n"
-    return num_threads
+            yield (task / "comm").read_text().strip()
 
 
 def now_s() -> float:

@@ -129,6 +129,8 @@ async def settled(site: Site, idle: Mapping[str, float]) -> dict[str, float]:
     deadline_s = now_s() + SETTLE_S
     while (grown := _grown(await site.figures(), idle)) and now_s() < deadline_s:
         await asyncio.sleep(1.0)
+    if grown:
+        print(site.thread_names())
     return grown
 
 

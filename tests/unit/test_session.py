@@ -85,6 +85,9 @@ class Line:
     async def _hear(self, requests: AsyncIterator[Any]) -> None:
         async for request in requests:
             control = contract.decode_control(request.raw_input_contents[0])
+            if isinstance(control, Attach) and self._engine.states[0] == "LOADING":
+                self._said.put_nowait(pb.ModelStreamInferResponse(error_message="no available versions"))
+                continue
             if isinstance(control, Attach):
                 self._say(request.id, contract.encode(self._answer(control)))
                 self._tasks.append(asyncio.create_task(self._live(request.id)))
@@ -230,6 +233,25 @@ def test_a_silent_engine_is_replaced_unless_somebody_is_at_it(states: list[str],
         engine.states = states
         await (await backend_of(engine)).revive()
         assert engine.num_loads == 2 * loads, "unloaded and loaded"
+
+    clock.run(main())
+
+
+def test_an_engine_that_was_just_loaded_is_left_alone() -> None:
+    """It gets ready between an attach that fails and the look at why."""
+
+    async def main() -> None:
+        engine = Engine()
+        engine.states = ["LOADING"]
+        backend = await backend_of(engine)
+        for epoch in range(1, 4):
+            with pytest.raises(BackendLost, match="no available versions"):
+                await backend.attach(Attach(epoch, "gateway"))
+            if epoch == 3:
+                engine.states = ["READY"]
+            await backend.revive()
+        assert engine.num_loads == 0
+        await (await backend.attach(Attach(4, "gateway"))).aclose()
 
     clock.run(main())
 
