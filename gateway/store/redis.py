@@ -158,12 +158,7 @@ class RedisStore:
     async def log(self, writes: Sequence[LogWrite], ttl_s: float) -> list[Written]:
         written = []
         for part in _parts(writes):
-            args = [
-                arg
-                for write in part
-                for arg in (write.call, write.epoch, write.offset, write.data, int(write.prolongs))
-            ]
-            written += await self._run("log", [_ms(ttl_s), *args], wire.written(len(part)))
+            written += await self._run("log", [_ms(ttl_s), *wire.log_args(part)], wire.written(len(part)))
         return written
 
     async def adopt(self, call: str, owner: str, ttl_s: float) -> Adopted | None:

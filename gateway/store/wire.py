@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.errors import StoreLost
-from gateway.ports import MAX_SNAPSHOT_BYTES, Adopted, Assembly, Entry, Record, Seat, Written
+from gateway.ports import MAX_SNAPSHOT_BYTES, Adopted, Assembly, Entry, LogWrite, Record, Seat, Written
 from gateway.request import Backlog, Head, Queue, ServiceClass, Slot, Ticket
 
 T = TypeVar("T")
@@ -68,6 +68,12 @@ def entry_args(entry: Entry) -> tuple[Arg, ...]:
 def record_args(record: Record) -> tuple[Arg, ...]:
     """In the order of keep.lua."""
     return record.call, record.epoch, record.owner, microseconds(record.age_s), record.content, record.log
+
+
+def log_args(writes: Sequence[LogWrite]) -> tuple[bytes, bytes]:
+    """In the order of log.lua."""
+    heads = [arg for one in writes for arg in (one.call, one.epoch, one.offset, len(one.data), one.prolongs)]
+    return _encoder.encode(heads), b"".join([one.data for one in writes])
 
 
 def flat(pairs: Iterable[tuple[Arg, Arg]]) -> list[Arg]:
