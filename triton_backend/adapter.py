@@ -9,6 +9,7 @@ return nonsense under numpy 2, and it marks used capsules in a way that numpy re
 each message.
 """
 
+import faulthandler
 import gc
 import json
 import os
@@ -30,6 +31,7 @@ from triton_backend.engine import Engine, EngineConfig
 from triton_backend.session import SinkClosed
 
 STOP_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 1800.0
 
 
 def settings(parameters: Mapping[str, Mapping[str, str]], environment: Mapping[str, str]) -> dict[str, str]:
@@ -114,6 +116,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         given = settings(json.loads(args["model_config"])["parameters"], os.environ)
         ends_server = given.pop("ends_server", "false") == "true"
+        # Nobody else can end a load that hangs: until it is over, Triton takes no word about the model.
+        faulthandler.dump_traceback_later(float(given.pop("load_timeout_s", LOAD_TIMEOUT_S)), exit=True)
         if _end_predecessor(args["model_instance_name"]) and ends_server:
             # Its will does the same, but a moment later.
             os.kill(os.getppid(), signal.SIGKILL)
@@ -122,6 +126,7 @@ class TritonPythonModel:
         gc.collect()
         gc.freeze()
         self._engine.start()
+        faulthandler.cancel_dump_traceback_later()
         # A failure until here is Triton's to tell.
         self._will = Will() if ends_server else None
 

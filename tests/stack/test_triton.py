@@ -320,6 +320,22 @@ async def test_a_server_that_does_not_end_gets_another_process(tmp_path: Path, n
         assert process not in marked(stack.run_dir)
 
 
+async def test_a_load_that_hangs_is_given_up_and_tried_again(tmp_path: Path) -> None:
+    template = standin.template(tmp_path / "llm")
+    async with local.Stack(model="standin", template=template, redis_url="none") as stack:
+        backend = TritonBackend(stack.triton_address, "llm")
+        config = stack.run_dir / "models" / "triton" / "llm" / "config.pbtxt"
+        good = config.read_text()
+        config.write_text(good.replace('"1800"', '"1"').replace('"standin"', '"sleeper"'))
+        with pytest.raises(BackendLost):
+            await backend.reload()
+        assert "standin_engine.py" in (stack.run_dir / "triton.log").read_text()
+        config.write_text(good)
+        await backend.revive()
+        await (await backend.attach(Attach(1, "driver"))).aclose()
+        await backend.aclose()
+
+
 async def test_a_dead_server_is_told_at_once(stack: local.Stack, backend: TritonBackend) -> None:
     session = await backend.attach(Attach(next(EPOCHS), "driver"))
     stack.kill("triton", signal.SIGKILL)

@@ -131,12 +131,12 @@ def test_a_fresh_folder_goes_with_its_run() -> None:
 
 
 def test_a_rendered_model_has_its_settings_and_no_others(tmp_path: Path) -> None:
-    parameters = {"device": "cuda:1", "threads": 2, "dtype": None, "ends_server": "false"}
+    parameters = {"device": "cuda:1", "threads": 2, "dtype": None, "ends_server": "false", "load_timeout_s": 60}
     embedded.render_model(embedded.MODEL, "llm-1", parameters, tmp_path)
     raw = (tmp_path / "llm-1" / "config.pbtxt").read_text()
     config = text_format.Parse(raw, model_config_pb2.ModelConfig())
     given = {key: value.string_value for key, value in config.parameters.items() if value.string_value}
-    assert given == {"device": "cuda:1", "threads": "2", "ends_server": "false"}
+    assert given == {"device": "cuda:1", "threads": "2", "ends_server": "false", "load_timeout_s": "60"}
     assert (config.name, config.model_transaction_policy.decoupled, config.max_batch_size) == ("", True, 0)
     assert (tmp_path / "llm-1" / "1" / "triton_backend" / "contract.py").exists()
 

@@ -1,7 +1,7 @@
 """A tiny engine with the real one's surface: tokens count up from FIRST, no torch.  For what is the transport's.
 
 `threads` is the pause between steps in microseconds.  A prompt that starts with HANG stops the engine's
-thread for good, with DIE ends it.
+thread for good, with DIE ends it.  One of the name SLEEPER never gets to its start.
 """
 
 import threading
@@ -14,6 +14,7 @@ from triton_backend.session import Sink, SinkClosed
 
 IDLE_S = 0.1
 HANG, DIE = 666, 667
+SLEEPER = "sleeper"
 FIRST, KINDS = 500, 500
 """In the demo model's vocabulary these are words: each token is a piece of text."""
 
@@ -46,6 +47,8 @@ class Engine:
         self._version = contract.CONTRACT_VERSION
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
+        while config.name == SLEEPER:
+            time.sleep(1)
 
     def start(self) -> None:
         self._thread.start()
