@@ -41,6 +41,8 @@ _DISCOVERY_S = 1.0
 _LAG_S = 0.1
 _CUT_S = 2.0
 """For the store to hear of streams that were cut."""
+_YOUNG_OBJECTS = 10_000
+"""That the collector lets come before it looks for rubbish."""
 
 
 def run(settings: Settings) -> int:
@@ -172,6 +174,8 @@ async def serve(settings: Settings) -> None:
         # for tenths of a second.
         gc.collect()
         gc.freeze()
+        # A step's tokens are some thousand objects, and all go without it.
+        gc.set_threshold(_YOUNG_OBJECTS)
         log.info("gateway.listening", host=settings.host, port=settings.port, model=model_name(settings))
         await _first(running, asyncio.create_task(_stop_signal()))
         gateway.leave()
