@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,13 @@ def test_the_engine_is_told_only_what_its_config_knows() -> None:
     assert "ENGINE_MODEL" in names
     for name in names:
         assert f'"{name.removeprefix("ENGINE_").lower()}"' in config
+
+
+def test_the_gateways_image_has_all_that_a_gateway_imports() -> None:
+    copied = re.findall(r"(?m)^COPY (\S+) \1$", (ROOT / "gateway" / "Dockerfile").read_text())
+    assert copied == ["gateway", "triton_backend"]
+    without_torch = "import sys; sys.modules['torch'] = None; import gateway.__main__, gateway.app"
+    subprocess.run([sys.executable, "-c", without_torch], check=True, cwd=ROOT)
 
 
 def test_the_gateways_variables_are_settings() -> None:
