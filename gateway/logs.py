@@ -19,7 +19,8 @@ def configure(level: str, format: Literal["auto", "text", "json"]) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     render: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Others print the variables of each frame, prompts among them.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if text
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
     )
