@@ -20,9 +20,10 @@ from gateway.errors import (
     OverQuota,
     PayloadTooLarge,
     Unauthorized,
+    Unavailable,
 )
 from gateway.event_stream import ClientGone, EventStream
-from gateway.keyring import Keyring
+from gateway.keyring import REFRESH_S, Keyring
 from gateway.metrics import Metrics
 from gateway.openai import answer
 from gateway.ports import Call
@@ -116,8 +117,10 @@ class Middleware:
         if self._keyring.is_open or not request.path.startswith("/v1/"):
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        key = given.strip().encode("utf-8", "surrogateescape")
-        tenant = self._keyring.tenant(key) if scheme.lower() == "bearer" else None
+        key = given.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
+        tenant = self._keyring.tenant(key)
+        if tenant is None and key and not self._keyring.is_complete:
+            raise Unavailable("The keys in Redis could not be read yet.", retry_after_s=REFRESH_S)
         if tenant is None:
             raise Unauthorized("Send a valid API key as 'Authorization: Bearer KEY'.")
         exchange.tenant = tenant

@@ -217,6 +217,32 @@ def test_a_store_that_is_down_changes_nothing() -> None:
     assert logs == []
 
 
+def test_until_the_store_was_read_an_unknown_key_is_not_yet_nobodys() -> None:
+    class Restarting(MemoryTenants):
+        is_down = True
+
+        async def keys(self, version: int) -> tuple[int, dict[str, bytes]] | None:
+            if self.is_down:
+                raise StoreLost("down")
+            return await super().keys(version)
+
+    async def main() -> None:
+        tenants = Restarting()
+        ring = Keyring(["one"], tenants=tenants)
+        for _ in range(2):
+            assert not ring.is_complete
+            await ring.refresh()
+        tenants.is_down = False
+        await ring.refresh()
+        assert ring.is_complete, "it has no keys, but said so"
+        tenants.is_down = True
+        await ring.refresh()
+        assert ring.is_complete
+
+    asyncio.run(main())
+    assert Keyring(["one"]).is_complete
+
+
 # The command
 
 
