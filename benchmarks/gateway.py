@@ -137,7 +137,7 @@ async def first_token(server: Server, count: int = 1000) -> list[float]:
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     body = json.dumps(body_of(2, stream=True)).encode()
-    fields = {"Host": host, "Content-Length": len(body), **server.session.headers}
+    fields = {"Host": host, "Content-Length": len(body), **_JSON, **server.session.headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     question = f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + body
     took_ms = []

@@ -26,6 +26,9 @@ from gateway.request import Delta, Request, Tenant
 
 _encode = msgspec.json.Encoder().encode
 
+IDLE_TIMEOUT_S = 75.0
+"""After so long without a whole head of a request a connection is closed; load balancers keep theirs for less."""
+
 
 def make_app(
     calls: Calls,
@@ -58,7 +61,7 @@ def make_app(
     return app
 
 
-def make_runner(app: web.Application) -> web.AppRunner:
+def make_runner(app: web.Application, idle_timeout_s: float = IDLE_TIMEOUT_S) -> web.AppRunner:
     """Compressed bodies are refused, so nothing is decompressed before that.  Bytes that are not HTTP are
     answered by aiohttp, in plain text, and are not worth a traceback in the log."""
     logger = logging.getLogger("gateway.http")
@@ -69,6 +72,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         auto_decompress=False,
         access_log=None,
         logger=logger,
+        keepalive_timeout=idle_timeout_s,
         lingering_time=5.0,
         # Streams have had their time before.
         shutdown_timeout=5.0,
@@ -234,10 +238,10 @@ def _allowed(asked: Request, tenant: Tenant) -> Request:
 
 
 def _check_media_type(request: web.Request) -> None:
-    """No Content-Type at all counts as JSON."""
-    media = request.content_type if "Content-Type" in request.headers else "application/json"
+    """It has to be named: what names none, any web page may send from its visitor's browser."""
+    media = request.content_type
     if media != "application/json" and not media.endswith("+json"):
-        raise UnsupportedMediaType(f"The body must be application/json, not {media}.")
+        raise UnsupportedMediaType(f"The body must be application/json, not {media}: send Content-Type.")
     if (request.charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType(f"The body must be UTF-8, not {request.charset}.")
     coding = request.headers.get("Content-Encoding", "identity")

@@ -64,6 +64,12 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 JSON_TYPE = (("Content-Type", JSON),)
 
 
+def post(path: str, body: bytes) -> bytes:
+    """A good request, for a connection of one's own."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 def table() -> list[Bad]:
     cases = [*_no_json(), *_fields(), *_unsupported(), *_addresses(), *_framing()]
     assert len({case.name for case in cases}) == len(cases)
@@ -222,6 +228,8 @@ def _addresses() -> Iterator[Bad]:
     yield Bad("a form's type", chat(), status=415, headers=(("Content-Type", "multipart/form-data; boundary=x"),))
     yield Bad("latin-1", chat(), status=415, headers=(("Content-Type", JSON + "; charset=latin-1"),))
     yield Bad("gzip", b"\x1f\x8b" + b"\0" * 99, status=415, headers=(*JSON_TYPE, ("Content-Encoding", "gzip")))
+    yield Bad("no type", chat(), status=415, headers=())
+    yield Bad("a coding that is no text", chat(), status=415, headers=(*JSON_TYPE, ("Content-Encoding", "\udcff")))
     yield Bad("brotli", b"\0" * 99, status=415, headers=(*JSON_TYPE, ("Content-Encoding", "br")))
 
 
@@ -264,7 +272,7 @@ async def send(base_url: str, bad: Bad, model: str) -> Answer:
             headers.append(("Content-Length", str(len(body))))
         path = bad.path.replace("MODEL", model)
         head = f"{bad.method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
-        writer.write(head.encode() + b"\r\n" + body)
+        writer.write(head.encode(errors="surrogateescape") + b"\r\n" + body)
         return await _read(reader)
     finally:
         writer.close()

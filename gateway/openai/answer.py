@@ -276,9 +276,9 @@ def _details(detail: str) -> dict[str, str]:
 
 
 def error(error: ApiError) -> bytes:
-    return _encode(
-        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-    )
+    # It may repeat what a header had, which need not be text.
+    message = error.message.encode(errors="replace").decode()
+    return _encode({"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}})
 
 
 def error_event(failure: ApiError) -> bytes:

@@ -15,6 +15,7 @@ import structlog
 from gateway.errors import ApiError, BadRequest, InternalError, Poisoned, TooManyRequests, Unavailable
 from gateway.keyring import Keyring
 from gateway.request import FinishReason
+from gateway.store.memory_tenants import MemoryTenants
 from tests import bad_inputs
 from tests.bad_inputs import CHAT, TEXT, Bad
 from tests.unit.fakes.calls import MODEL, ScriptedCalls, Step, delta
@@ -180,6 +181,16 @@ def test_keys() -> None:
         assert (await ask(url, path="/health")).status == 200
 
     visit(scenario, keyring=Keyring(["one", "two"]))
+
+
+def test_a_key_that_cannot_be_looked_up_yet_may_be_a_good_one() -> None:
+    async def scenario(url: str) -> None:
+        for header, status in (("Bearer one", 200), ("Bearer in-redis", 503), ("Bearer", 401), ("Basic one", 401)):
+            got = await ask(url, path="/v1/models", Authorization=header)
+            assert got.status == status
+            assert ("Retry-After" in got.headers) == (status == 503)
+
+    visit(scenario, keyring=Keyring(["one"], tenants=MemoryTenants()))
 
 
 # Errors
@@ -359,7 +370,7 @@ def test_a_client_that_leaves_frees_its_call(stream: bool, begun: bool) -> None:
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         body = json.dumps(HI | {"stream": stream}).encode()
         with structlog.testing.capture_logs() as logs:
-            writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            writer.write(bad_inputs.post(CHAT, body))
             if begun and stream:
                 await reader.readuntil(b"Hello")
             else:
@@ -386,7 +397,7 @@ def test_a_client_that_does_not_read_is_dropped() -> None:
         lazy.connect((address.hostname, address.port))
         body = json.dumps(HI | {"stream": True}).encode()
         with lazy, structlog.testing.capture_logs() as logs:
-            lazy.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            lazy.sendall(bad_inputs.post(CHAT, body))
             await calls.closed.wait()
             await asyncio.sleep(0)
         assert [line["outcome"] for line in logs] == ["cancelled"]
@@ -408,3 +419,15 @@ def test_all_deltas_of_a_wake_up_arrive_in_one_piece() -> None:
         assert chunks[-1].endswith(b"data: [DONE]\n\n")
 
     visit(scenario, calls)
+
+
+def test_a_head_that_does_not_come_whole_is_not_waited_for() -> None:
+    async def scenario(url: str) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        for beginning in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(beginning)
+            assert await reader.read() == b"", beginning
+            writer.close()
+
+    visit(scenario, idle_timeout_s=0.05)

@@ -19,7 +19,7 @@ from gateway.middleware import Exchange
 from gateway.openai import answer, position
 from gateway.openai.position import Position
 from gateway.request import Delta, FinishReason, Request, TokenLogprob
-from tests.bad_inputs import CHAT, TEXT
+from tests.bad_inputs import CHAT, TEXT, post
 from tests.unit.fakes.calls import MODEL, ScriptedCall, ScriptedCalls, Step, delta
 from tests.unit.fakes.front import visit
 
@@ -214,7 +214,7 @@ def test_an_interrupted_stream_breaks_off_and_does_not_look_complete() -> None:
         address = urlsplit(url)
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         body = json.dumps(TELL).encode()
-        writer.write(f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(post(TEXT, body))
         got = await reader.read()
         assert b"Hello" in got
         assert b"DONE" not in got

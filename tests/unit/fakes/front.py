@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
-from gateway.server import make_app, make_runner
+from gateway.server import IDLE_TIMEOUT_S, make_app, make_runner
 from tests.unit.fakes.calls import MODEL, ScriptedCalls
 from tests.unit.fakes.tokenizer import CharTokenizer
 
@@ -19,11 +19,16 @@ Visit = Callable[[str], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def serving(calls: ScriptedCalls, keyring: Keyring | None = None, **options: Any) -> AsyncIterator[str]:
+async def serving(
+    calls: ScriptedCalls,
+    keyring: Keyring | None = None,
+    idle_timeout_s: float = IDLE_TIMEOUT_S,
+    **options: Any,
+) -> AsyncIterator[str]:
     """Without a keyring nobody is asked for a key."""
     metrics = Metrics(CollectorRegistry(), MODEL)
     app = make_app(calls, CharTokenizer(), metrics, keyring=keyring or Keyring(), **options)
-    runner = make_runner(app)
+    runner = make_runner(app, idle_timeout_s)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
