@@ -22,6 +22,9 @@ from gateway.request import Delta, FinishReason, Outcome, Profile, Request, Tick
 
 _encode = msgspec.msgpack.Encoder().encode
 
+_AT_ONCE = 64
+"""Deltas: of a call that is read again there are thousands, and others wait meanwhile."""
+
 
 class Live:
     """A ticket's current attempt, and all that further attempts need."""
@@ -161,11 +164,20 @@ class OpenCall:
 
     def _wake(self) -> None:
         """There is something new, or nothing will be."""
-        if self._deltas and self._give(self._deltas):
+        if len(self._deltas) > _AT_ONCE:
+            self._give_some()
+        elif self._deltas and self._give(self._deltas):
             self._deltas = []
         is_over = self.error is not None or not (self.live or self._held)
         if is_over and self._turn is not None and not self._turn.done():
             self._turn.set_result(None)
+
+    def _give_some(self) -> None:
+        """The rest is for the reader's next turn."""
+        if self._give(self._deltas[:_AT_ONCE]):
+            del self._deltas[:_AT_ONCE]
+            if self._turn is not None and not self._turn.done():
+                self._turn.set_result(_others)
 
     def _give(self, deltas: list[Delta]) -> bool:
         """False: the reader is busy."""
@@ -252,6 +264,11 @@ class OpenCall:
             self._deltas += [delta for _, delta in self._held]
         self._held.clear()
         self._wake()
+
+
+async def _others() -> None:
+    """Let others have their turn."""
+    await asyncio.sleep(0)
 
 
 def outcome_of(error: ApiError) -> Outcome:

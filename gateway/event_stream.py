@@ -1,8 +1,8 @@
-"""A response of server-sent events to a client that may be slow or gone."""
+"""A response, of server-sent events or whole, to a client that may be slow or gone."""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,17 +19,18 @@ HEADERS = {
 
 _LOW_WATER_BYTES = 2**14
 """With no more than this unsent, transports let writers go on (asyncio's and uvloop's default)."""
+_PIECE_BYTES = 2**16
 
 
 class ClientGone(Exception):
     """The client closed the connection, or stopped reading."""
 
 
-class EventStream:
+class Reply:
     """Its headers leave with the first bytes, so that an error before them can still be a status."""
 
-    def __init__(self, request: web.Request, slow_client_s: float) -> None:
-        self.response = web.StreamResponse(headers=HEADERS)
+    def __init__(self, request: web.Request, headers: Mapping[str, str], slow_client_s: float) -> None:
+        self.response = web.StreamResponse(headers=headers)
         self._request = request
         self._transport = request.transport
         """The request's own forgets it when the connection is lost; this one then says that it is closing."""
@@ -38,18 +39,6 @@ class EventStream:
     @property
     def begun(self) -> bool:
         return self.response.prepared
-
-    def send(self, data: bytes) -> Later | None:
-        """Write it now, if that need not wait: the common case, which costs no turn of the event loop.  Otherwise
-        it is left for later, which raises ClientGone."""
-        if not data:
-            return None
-        if not self._has_room(data):
-            return partial(self.write, data)
-        if not self.begun:
-            _at_once(self.response.prepare(self._request))
-        _at_once(self.response.write(data))
-        return None
 
     async def write(self, data: bytes) -> None:
         """Waits while the client has too much unread.  Raises ClientGone."""
@@ -70,6 +59,28 @@ class EventStream:
         if transport is None or transport.is_closing():
             return False
         return transport.get_write_buffer_size() + len(data) < _LOW_WATER_BYTES
+
+    async def write_all(self, data: bytes) -> None:
+        """As `write`, a piece at a time: whoever reads at all gets all of it."""
+        for start in range(0, len(data), _PIECE_BYTES):
+            await self.write(data[start : start + _PIECE_BYTES])
+
+
+class EventStream(Reply):
+    def __init__(self, request: web.Request, slow_client_s: float) -> None:
+        super().__init__(request, HEADERS, slow_client_s)
+
+    def send(self, data: bytes) -> Later | None:
+        """Write it now, if that need not wait: the common case, which costs no turn of the event loop.  Otherwise
+        it is left for later, which raises ClientGone."""
+        if not data:
+            return None
+        if not self._has_room(data):
+            return partial(self.write, data)
+        if not self.begun:
+            _at_once(self.response.prepare(self._request))
+        _at_once(self.response.write(data))
+        return None
 
     def cut(self) -> web.StreamResponse:
         """End it as a broken connection would, so that nobody takes what was sent for everything."""

@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import metrics
 from gateway.errors import BadRequest, Forbidden, NotFound, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
-from gateway.event_stream import EventStream, Silence
+from gateway.event_stream import EventStream, Reply, Silence
 from gateway.keyring import Keyring
 from gateway.middleware import EXCHANGE, Exchange, Middleware
 from gateway.openai import answer, headers, position
@@ -161,7 +161,7 @@ class Front:
             exchange.call = call
             if asked.stream:
                 return await self._stream(request, exchange, call)
-            return await self._whole(exchange, call)
+            return await self._whole(request, exchange, call)
 
     async def _resume(
         self, request: web.Request, call_id: str, sent: Sequence[Position] | None
@@ -190,7 +190,7 @@ class Front:
         except web.RequestPayloadError as error:
             raise BadRequest(f"The body is not sent as its headers say: {error}") from None
 
-    async def _whole(self, exchange: Exchange, call: Call) -> web.Response:
+    async def _whole(self, request: web.Request, exchange: Exchange, call: Call) -> web.StreamResponse:
         whole = answer.Whole(call, self._tokenizer.token_text)
         exchange.answer = whole
 
@@ -199,7 +199,11 @@ class Front:
             whole.take(deltas)
 
         await call.read(take)
-        return web.Response(body=whole.body(), content_type="application/json")
+        body = whole.body()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        reply = Reply(request, headers, self._slow_client_s)
+        await reply.write_all(body)
+        return reply.response
 
     async def _stream(
         self, request: web.Request, exchange: Exchange, call: Call, sent: Sequence[Position] | None = None

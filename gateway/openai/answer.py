@@ -4,6 +4,7 @@ A stream's events are put together from bytes prepared once per call, so that a 
 its text and little else.  `Stream` and `Whole` take the same deltas; both are finished when every choice is.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -191,7 +192,8 @@ class Whole(Answer):
         self._texts: list[list[str]] = [[text] for text in self._echo] or [[] for _ in self._num_tokens]
         self._finish_reasons: list[str | None] = [None] * len(self._texts)
         self._details: list[str] = [""] * len(self._texts)
-        self._entries: list[list[TokenLogprob]] = [[] for _ in self._texts]
+        self._scores: list[dict[str, list[bytes]]] = [defaultdict(list) for _ in self._texts]
+        """Of the log probabilities' lists, as they came: all at once, a long answer's would take seconds."""
         self._has_logprobs = call.request.sampling.logprobs is not None
 
     def take(self, deltas: Sequence[Delta]) -> None:
@@ -201,7 +203,9 @@ class Whole(Answer):
             self._finish_reasons[delta.choice] = delta.finish_reason
             self._details[delta.choice] = delta.detail
             if delta.logprobs:
-                self._entries[delta.choice] += delta.logprobs
+                for name, values in self._logprobs.part(delta.choice, delta.logprobs).items():
+                    if values:
+                        self._scores[delta.choice][name].append(_encode(values)[1:-1])
 
     def body(self) -> bytes:
         """After the last delta."""
@@ -218,9 +222,16 @@ class Whole(Answer):
         return {
             "index": index,
             **said,
-            "logprobs": self._logprobs.part(index, self._entries[index]) if self._has_logprobs else None,
+            "logprobs": self._all_scores(index) if self._has_logprobs else None,
             "finish_reason": self._finish_reasons[index],
             **({"finish_details": _details(self._details[index])} if self._details[index] else {}),
+        }
+
+    def _all_scores(self, index: int) -> dict[str, msgspec.Raw | None]:
+        scores = self._scores[index]
+        return {
+            name: None if values is None else msgspec.Raw(b"[%b]" % b",".join(scores[name]))
+            for name, values in self._logprobs.part(index, []).items()
         }
 
 

@@ -74,6 +74,22 @@ def test_a_reader_that_has_to_wait_gets_the_rest_afterwards() -> None:
     clock.run(read())
 
 
+def test_others_have_their_turn_while_much_is_read_at_once() -> None:
+    async def read() -> None:
+        reader = Reader()
+        reader.push(*map(str, range(150)))
+        reader.call.ended(reader.live)
+        seen = set()
+        while not reader.reading.done():
+            await asyncio.sleep(0)
+            seen.add(len(reader.taken))
+        assert seen >= {1, 2, 3}
+        assert max(taken.count("+") for taken in reader.taken) < 64
+        assert "+".join(reader.taken).split("+") == list(map(str, range(150)))
+
+    clock.run(read())
+
+
 def test_what_a_reader_raises_is_its_own() -> None:
     async def read() -> None:
         reader = Reader(failure=ZeroDivisionError())

@@ -387,7 +387,8 @@ def test_a_client_that_leaves_frees_its_call(stream: bool, begun: bool) -> None:
     visit(scenario, calls)
 
 
-def test_a_client_that_does_not_read_is_dropped() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_does_not_read_is_dropped(stream: bool) -> None:
     calls = ScriptedCalls([[delta("x" * 100_000, number)] for number in range(1, 500)])
 
     async def scenario(url: str) -> None:
@@ -395,7 +396,7 @@ def test_a_client_that_does_not_read_is_dropped() -> None:
         lazy = socket.socket()
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.connect((address.hostname, address.port))
-        body = json.dumps(HI | {"stream": True}).encode()
+        body = json.dumps(HI | {"stream": stream}).encode()
         with lazy, structlog.testing.capture_logs() as logs:
             lazy.sendall(bad_inputs.post(CHAT, body))
             await calls.closed.wait()
