@@ -59,16 +59,25 @@ class Chooser:
         there are none, the rows (by number) that should make room."""
         policy = self._config.policy
         window = max(policy.priority.window, self._config.max_batch_rows)
+        room = self._room(replica)
+        self._guard.ended(lambda ticket: self._roster.find(ticket) is not None)
+        while (held := self._guard.held(room, queue.now_s)) and await self._is_gone(held, queue, window):
+            self._guard.note([], [held], queue.now_s)
         heads: list[Ticket] = []
         for group in self._groups(queue)[:_MAX_PEEKS]:
             waiting = await self._waiting(queue, [(head.bin, head.service_class) for head in group], window)
             tickets = policy.priority.order(waiting, queue.now_s)
-            chosen = self._guard.select(policy.batch, tickets, self._room(replica), queue.now_s)
+            chosen = self._guard.select(policy.batch, tickets, room, queue.now_s)
             if chosen:
                 self._guard.note([*heads, *guard.passed(tickets, chosen)], chosen, queue.now_s)
                 return chosen, []
             heads += tickets[:1]
         return [], self._victims(heads[0], replica) if heads and preempt.is_due(heads[0], queue.now_s) else []
+
+    async def _is_gone(self, ticket: Ticket, queue: Queue, window: int) -> bool:
+        """Cancelled, or started elsewhere, as far as can be seen."""
+        waiting = await self._waiting(queue, [(ticket.bin, ticket.service_class)], window)
+        return len(waiting) < window and all(other.id != ticket.id for other in waiting)
 
     async def _waiting(
         self, queue: Queue, sets: Sequence[tuple[int, ServiceClass]], limit: int

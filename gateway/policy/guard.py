@@ -4,7 +4,7 @@ A ticket that others have passed `MAX_PASSED` times or for `MAX_PASSED_S` is hel
 fits beside it starts, so that it starts itself when the rows of before have ended, at the latest.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -25,11 +25,11 @@ class Guard:
         self._passed: dict[str, tuple[Ticket, int, float]] = {}
         self._held: Ticket | None = None
         self._beside: list[Ticket] = []
-        """Started while `_held` waits."""
+        """Started while `_held` waits, and not ended."""
 
     def select(self, rule: BatchRule, tickets: Sequence[Ticket], room: Room, now_s: float) -> list[Ticket]:
         """The rule's choice among the tickets (best first), beside the one held for, and suspects on their own."""
-        held = self._find_held(room, now_s)
+        held = self.held(room, now_s)
         if held is None:
             return _choose(rule, tickets, room)
         if alone := _choose(rule, [held], room):
@@ -43,14 +43,18 @@ class Guard:
         return chosen
 
     def note(self, passed: Sequence[Ticket], started: Sequence[Ticket], now_s: float) -> None:
-        """Count who was passed by the started.  One that is gone from the queue should be noted as started."""
+        """Count who was passed by the started.  One that is gone from the queue is to be noted as started."""
         for ticket in started:
             self._passed.pop(ticket.id, None)
         for ticket in passed:
             _, count, since_s = self._passed.get(ticket.id, (ticket, 0, now_s))
             self._passed[ticket.id] = (ticket, count + 1, since_s)
 
-    def _find_held(self, room: Room, now_s: float) -> Ticket | None:
+    def ended(self, is_running: Callable[[str], bool]) -> None:
+        """What started beside the held and has ended leaves its place to others."""
+        self._beside = [ticket for ticket in self._beside if is_running(ticket.id)]
+
+    def held(self, room: Room, now_s: float) -> Ticket | None:
         """The best ticket that was passed too often or for too long, of those that this replica could hold."""
         overdue = [
             ticket

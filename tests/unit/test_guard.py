@@ -70,6 +70,9 @@ def test_only_what_fits_beside_the_held_starts_and_only_once() -> None:
     assert select([SMALL, TINY], room(30), watch) == ["tiny"]
     assert select([SMALL, ticket("tiny2", 10)], room(30), watch) == ["tiny2"]
     assert select([SMALL, ticket("tiny3", 10)], room(30), watch) == []
+    # What has ended leaves its place.
+    watch.ended(lambda started: started != "tiny")
+    assert select([SMALL, ticket("tiny4", 10)], room(30), watch) == ["tiny4"]
     # Once another is held for, the count begins anew.
     watch.note([ticket("other", 75, score=-1.0)], [BIG], 0.0)
     assert select([SMALL, ticket("tiny3", 10)], room(30), watch) == ["tiny3"]

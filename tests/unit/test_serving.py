@@ -241,6 +241,35 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(seed: int) -> Non
     play(scenario)
 
 
+def test_one_that_was_waited_for_and_left_holds_nobody_up() -> None:
+    """It is held for after a second, and memory for the small ones is there all the while."""
+
+    async def scenario(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        running = [asyncio.create_task(world.answer([1] * 16, most, f"long{most}")) for most in (900, 490)]
+        await asyncio.sleep(0.1)
+        big = asyncio.create_task(world.answer([2] * 500, 450, "big"))
+        took_s = []
+
+        async def small(number: int) -> None:
+            asked_s = loop.time()
+            await world.answer([3, number], 30, f"small{number}")
+            took_s.append(loop.time() - asked_s)
+
+        small_ones = []
+        for number in range(40):
+            small_ones.append(asyncio.create_task(small(number)))
+            await asyncio.sleep(0.1)
+            if number == 18:
+                assert not big.done()
+                big.cancel()
+        await asyncio.gather(*small_ones)
+        assert max(took_s) < 0.5
+        await asyncio.gather(*running)
+
+    play(scenario, kv_budget_bytes=20_000, context_tokens=1000)
+
+
 def test_a_store_that_forgot_everything_is_filled_again() -> None:
     async def scenario(world: World) -> None:
         running = asyncio.create_task(all_exact(world, prompts(60)))
