@@ -338,7 +338,9 @@ class Origin:
         return True
 
     def _on_departed(self, live: Live, event: Departed) -> None:
-        if event.end in _FINISHED:
+        if event.end in _FINISHED and len(live.choice.tokens) < event.num_tokens:
+            self._put_back(live, "gap")
+        elif event.end in _FINISHED:
             self._tally.finished(live, live.call.finish(live.choice, _FINISHED[event.end]))
             self._remove(live)
             self._outbox.finish(live)

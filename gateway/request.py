@@ -325,3 +325,5 @@ class Departed(msgspec.Struct, frozen=True):
     attempt: int
     end: End | None
     detail: str = ""
+    num_tokens: int = 0
+    """Drawn for the ticket until then, by earlier attempts too."""

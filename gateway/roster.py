@@ -142,7 +142,8 @@ class Roster:
             return
         if self._by_ticket.get(running.ticket.id) is running:
             del self._by_ticket[running.ticket.id]
-        _mail(mails, running).departed.append(Departed(*_name(running), end, detail))
+        num_tokens = running.ticket.index + running.drawn
+        _mail(mails, running).departed.append(Departed(*_name(running), end, detail, num_tokens))
 
 
 def _mail(mails: Mails, running: Running) -> Mail:
