@@ -27,6 +27,8 @@ from triton_backend import contract
 
 log = structlog.get_logger()
 
+SWEEP_S = 5.0
+
 _decode_work = msgspec.msgpack.Decoder(Work).decode
 
 
@@ -248,6 +250,9 @@ class Driver:
             self.failed_s = asyncio.get_running_loop().time()
             self._fleet.left(self.replica)
             self._deliver(self._roster.lose())
+            # Also what was just being claimed, or by whom nobody heard of it.
+            with contextlib.suppress(StoreLost, LeaseLost):
+                await self._sweep(epoch)
             await self._revive()
             raise
 
@@ -283,6 +288,7 @@ class Driver:
             self._watch(replica),
             self._dispatch(session, replica, epoch),
             self._poll(),
+            self._doubt(),
             self._send_cancels(session, epoch),
         )
         try:
@@ -408,6 +414,13 @@ class Driver:
         while True:
             self._work.set()
             await asyncio.sleep(self._config.poll_s)
+
+    async def _doubt(self) -> NoReturn:
+        """Look now and then for what is leased here and has no row: nobody may have heard of its end."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._unsure = True
+            self._work.set()
 
     async def _dispatch_one(self, session: Session, replica: Replica, epoch: int) -> bool:
         """Send one batch, if something waits that fits; whether to look again."""

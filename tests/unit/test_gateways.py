@@ -5,16 +5,20 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy import seats
+from gateway.relay import Letter
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import STEP_S, FakeBackend, token_at
 from tests.unit.fakes.site import Site, site
 from tests.unit.fakes.world import World
+
+LETTER = msgspec.msgpack.Decoder(Letter)
 
 
 def cut(made: Site, is_cut: bool) -> None:
@@ -117,6 +121,63 @@ def test_a_driver_that_dies_is_replaced_within_5_s_and_rows_go_on(when_s: float)
             assert 'reason="engine died"' not in made.gateways["b"].metrics.render().decode()
 
     play(scenario)
+
+
+def test_what_an_engine_was_about_to_get_when_it_died_is_run_elsewhere() -> None:
+    async def scenario() -> None:
+        async with site(2, "a") as made:
+            world: Any = made.gateways["a"]
+            world.store.answer_delays_s = {"claim": 0.02, "start": 0.02}
+            asking = asyncio.create_task(all_exact(world, prompts(40)))
+            await asyncio.sleep(0.01)
+            made.backends[0].revival_s = 60.0
+            made.backends[0].kill()
+            async with asyncio.timeout(20):
+                await asking
+            await asyncio.sleep(60)
+
+    play(scenario)
+
+
+def test_an_answer_of_which_every_letter_was_lost_is_made_again() -> None:
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            led = made.led()
+            driver, other = sorted(made.gateways.values(), key=lambda world: not led[world.name])
+            lose(driver, {"drawn": [], "departed": [], "claimed": []})
+            asking = asyncio.create_task(all_exact(other, prompts(5)))
+            await asyncio.sleep(3)
+            assert not asking.done()
+            lose(driver, {})
+            async with asyncio.timeout(20):
+                await asking
+
+    play(scenario)
+
+
+def test_an_answer_whose_end_came_without_its_tokens_is_not_taken_for_whole() -> None:
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            led = made.led()
+            driver, other = sorted(made.gateways.values(), key=lambda world: not led[world.name])
+            lose(driver, {"drawn": []})
+            asking = asyncio.create_task(all_exact(other, prompts(5)))
+            await asyncio.sleep(3)
+            lose(driver, {})
+            await asking
+
+    play(scenario)
+
+
+def lose(world: World, fields: dict[str, Any]) -> None:
+    """From now on its letters come with these instead of their own."""
+    line: Any = world.store
+
+    async def post(letters: dict[str, bytes]) -> None:
+        changed = {to: msgspec.structs.replace(LETTER.decode(raw), **fields) for to, raw in letters.items()}
+        await line._store.post({to: msgspec.msgpack.encode(letter) for to, letter in changed.items()})
+
+    line.post = post
 
 
 @pytest.mark.parametrize("seed", range(6))

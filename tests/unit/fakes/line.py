@@ -14,7 +14,9 @@ class Line:
         self._store = store
         self.is_cut = False
         self.delays_s: dict[str, float] = {}
-        """By verb."""
+        """By verb, of the way there."""
+        self.answer_delays_s: dict[str, float] = {}
+        """And of the way back."""
 
     def __getattr__(self, verb: str) -> Any:
         async def ask(*args: Any, **options: Any) -> Any:
@@ -22,6 +24,9 @@ class Line:
                 raise StoreLost("cut")
             if verb in self.delays_s:
                 await asyncio.sleep(self.delays_s[verb])
-            return await getattr(self._store, verb)(*args, **options)
+            answer = await getattr(self._store, verb)(*args, **options)
+            if verb in self.answer_delays_s:
+                await asyncio.sleep(self.answer_delays_s[verb])
+            return answer
 
         return ask
