@@ -14,7 +14,7 @@ from gateway.ports import Adopted, Tokenizer
 from gateway.profiler import Profiler
 from gateway.recipe import Recipe
 from gateway.recorder import Recorder, Recording
-from gateway.request import Delta, FinishReason, Request, Ticket, Work
+from gateway.request import Delta, FinishReason, Ticket, Work
 from gateway.token_log import Closed, Died, Ended, Entry, Token
 
 _AT_ONCE = 200
@@ -24,13 +24,12 @@ _AT_ONCE = 200
 class Replay:
     """A call's choices, brought to where its log ends."""
 
-    def __init__(self, request: Request, num_choices: int, tokenizer: Tokenizer) -> None:
-        logprobs = request.sampling.logprobs is not None
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.choices = [
-            Choice(number, tokenizer.detokenizer(), request.stop, request.min_tokens, logprobs)
-            for number in range(num_choices)
+            Choice(number, recipe.work(number), recipe.request.stop, tokenizer)
+            for number in range(recipe.num_choices)
         ]
-        self.deaths = [0] * num_choices
+        self.deaths = [0] * recipe.num_choices
         self.is_closed = False
         self.size = 0
         """Bytes of the log that were read."""
@@ -73,10 +72,9 @@ class Adoption:
         self._profiler = profiler
         self._recorder = recorder
 
-    def replay(self, call: OpenCall) -> Replay:
+    def replay(self, recipe: Recipe) -> Replay:
         """Of a call that is open here, nothing read yet."""
-        num_choices = len(call.prompt_tokens) * call.request.num_choices
-        return Replay(call.request, num_choices, self._tokenizer)
+        return Replay(recipe, self._tokenizer)
 
     async def call(self, call_id: str, owner: str, adopted: Adopted) -> OpenCall | None:
         """The call as its last origin left it, with what has to be run further; None if it cannot go on."""
@@ -86,8 +84,8 @@ class Adoption:
         begun_s = asyncio.get_running_loop().time() - adopted.age_s
         lengths = [len(prompt) for prompt in recipe.prompts]
         call = OpenCall(call_id, recipe.request, begun_s, lengths, recipe.prompt_texts)
-        call.created = recipe.created
-        replay = self.replay(call)
+        call.created, call.recipe = recipe.created, recipe
+        replay = self.replay(recipe)
         await replay.catch_up(adopted.log)
         if replay.is_closed:
             return None

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gateway.ports import Detokenizer
-from gateway.request import Delta, FinishReason, TokenLogprob
+from gateway.ports import Tokenizer
+from gateway.request import Delta, FinishReason, TokenLogprob, Work
 
 
 class StopStrings:
@@ -42,18 +42,21 @@ class StopStrings:
 
 
 class Choice:
-    """Everything generated for one ticket, whatever attempts it took."""
+    """Everything generated for one ticket, whatever attempts it took.
 
-    def __init__(
-        self, number: int, detokenizer: Detokenizer, stops: Sequence[str], min_tokens: int, logprobs: bool
-    ) -> None:
+    An answer's text goes on after its prompt's, a chat's too: a decoder that drops a space at a text's start keeps
+    the one between them.  After a template that ends in plain text ("[/INST]") such a chat's answer begins with a
+    space, as it does with vLLM: the model drew it.
+    """
+
+    def __init__(self, number: int, work: Work, stops: Sequence[str], tokenizer: Tokenizer) -> None:
         self.number = number
         self.tokens: list[int] = []
         self.num_chars = 0
-        self._detokenizer = detokenizer
+        self._detokenizer = tokenizer.detokenizer(work.prompt)
         self._stops = StopStrings(stops)
-        self._min_tokens = min_tokens
-        self._logprobs: list[TokenLogprob] | None = [] if logprobs else None
+        self._min_tokens = work.min_tokens
+        self._logprobs: list[TokenLogprob] | None = None if work.sampling.logprobs is None else []
         self.is_finished = False
         self._unsent = 0
         """Tokens whose delta is still to come: their text is held back."""

@@ -80,8 +80,8 @@ class Intake:
         ]
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        detokenizer = self._tokenizer.detokenizer()
-        return "".join(map(detokenizer.step, tokens)) + detokenizer.flush()
+        """Without a character that is incomplete at its end: the answer begins with it."""
+        return "".join(map(self._tokenizer.detokenizer().step, tokens))
 
     def _add(self, request: Request, call: OpenCall, work: Work, max_tokens: int) -> None:
         number, tokens = len(call.live), len(work.prompt)
@@ -89,9 +89,7 @@ class Intake:
         features = self._profiler.features(work.prompt, max_tokens, request.service_class, who)
         predicted = self._profiler.predict(features, max_tokens, request.ignore_eos)
         ticket = self._ticketing.ticket(f"{call.id}/{number}", request, tokens, max_tokens, predicted)
-        logprobs = request.sampling.logprobs is not None
-        detokenizer = self._tokenizer.detokenizer()
-        choice = Choice(number, detokenizer, request.stop, request.min_tokens, logprobs)
+        choice = Choice(number, work, request.stop, self._tokenizer)
         call.choices.append(choice)
         call.live[ticket.id] = Live(call, choice, ticket, work, None if request.ignore_eos else features)
 

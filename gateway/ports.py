@@ -354,7 +354,8 @@ class Tokenizer(Protocol):
         """Raises PromptTooLong, and BadRequest if the model has no chat template or the template refuses the
         turns."""
 
-    def detokenizer(self) -> Detokenizer: ...
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """Of a text that goes on after these tokens; only what they leave incomplete is still to be shown."""
 
     def token_text(self, token: int) -> str:
         """One token by itself, for log probabilities."""

@@ -20,6 +20,11 @@ class Recipe(msgspec.Struct, frozen=True):
     tickets: list[Ticket] = []
     """By choice, with their scores."""
 
+    @property
+    def num_choices(self) -> int:
+        """Of all prompts."""
+        return len(self.prompts) * self.request.num_choices
+
     def work(self, number: int) -> Work:
         """What choice `number` is drawn from."""
         request = self.request
@@ -44,8 +49,7 @@ def decode(raw: bytes) -> Recipe | None:
         recipe = _decoder.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
-    num_choices = recipe.request.num_choices
-    return recipe if num_choices > 0 and len(recipe.tickets) == len(recipe.prompts) * num_choices else None
+    return recipe if recipe.request.num_choices > 0 and len(recipe.tickets) == recipe.num_choices else None
 
 
 _encoder = msgspec.msgpack.Encoder()

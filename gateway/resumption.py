@@ -88,11 +88,11 @@ class Resumption:
         """A call that is here; None if it is not, or not any more."""
         if (found := self._calls.get(call_id)) is None or (recording := found.recording) is None:
             return None
-        if not recording.content:
+        if found.recipe is None or not recording.content:
             return None
         if recording.owner != owner:
             raise _unknown()
-        replay = self._adoption.replay(found)
+        replay = self._adoption.replay(found.recipe)
         await replay.catch_up(recording.log)
         before = self._calls.get(call_id)
         if before is None or before.recording is not recording:

@@ -20,6 +20,11 @@ from gateway.errors import BadRequest, PromptTooLong
 REPLACEMENT = "\ufffd"
 _MAX_HELD_TOKENS = 8
 """A character has at most four bytes, so longer waits are in vain."""
+_MAX_LEFT_TOKENS = 3
+"""Of a character that is incomplete."""
+
+_LAST_TOKENS = 8
+"""Of a prompt: as many as two characters may have."""
 
 _SHORT_CHARS = 1024
 """Take half a millisecond at most."""
@@ -83,8 +88,8 @@ class HFTokenizer:
         texts = [message["content"] for message in messages]
         return await self._run(texts, "messages", lambda: self._encode_chat(messages, limit_tokens))
 
-    def detokenizer(self) -> "HFDetokenizer":
-        return HFDetokenizer(self._rust, self._special, self._token_chars)
+    def detokenizer(self, before: Sequence[int] = ()) -> "HFDetokenizer":
+        return HFDetokenizer(self._rust, self._special, self._token_chars, before)
 
     def token_text(self, token: int) -> str:
         text = self._token_texts.get(token)
@@ -165,7 +170,13 @@ class HFDetokenizer:
 
     __slots__ = ("_chars", "_context", "_pending", "_rust", "_shown", "_special")
 
-    def __init__(self, rust: tokenizers.Tokenizer, special: frozenset[int], chars: dict[int, int]) -> None:
+    def __init__(
+        self,
+        rust: tokenizers.Tokenizer,
+        special: frozenset[int],
+        chars: dict[int, int],
+        before: Sequence[int] = (),
+    ) -> None:
         """`chars` is where to remember how many characters a token has as a text of its own."""
         self._rust = rust
         self._special = special
@@ -174,6 +185,7 @@ class HFDetokenizer:
         self._pending: list[int] = []
         self._shown = 0
         """Characters of the context's text that were returned."""
+        self._go_on_after([token for token in before[-_LAST_TOKENS:] if token not in special])
 
     def step(self, token: int) -> str:
         if token in self._special:
@@ -188,6 +200,17 @@ class HFDetokenizer:
         self._context, self._pending = self._pending, []
         self._shown = self._context_chars() - (len(text) - sure)
         return new
+
+    def _go_on_after(self, tokens: list[int]) -> None:
+        """The context is as few of these last tokens as have a text of whole characters: a character that they
+        leave incomplete is shown when the next ones complete it."""
+        for end in range(len(tokens), max(-1, len(tokens) - _MAX_LEFT_TOKENS - 1), -1):
+            for start in range(max(0, end - 1), -1, -1):
+                text = self._rust.decode(tokens[start:end])
+                # Without text they would leave the next token a text's first, unless there is nothing before.
+                if REPLACEMENT not in text and (text or not start):
+                    self._context, self._pending, self._shown = tokens[start:end], tokens[end:], len(text)
+                    return
 
     def _context_chars(self) -> int:
         """Nearly always of one token: then it need not be decoded again."""

@@ -5,12 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.choice import Choice, StopStrings
-from gateway.request import FinishReason, TokenLogprob
+from gateway.request import FinishReason, TokenLogprob, Work
 from tests.unit.fakes.tokenizer import CharTokenizer
+from triton_backend.contract import Sampling
 
 
 def choice(stops: list[str], min_tokens: int = 0, logprobs: bool = False) -> Choice:
-    return Choice(0, CharTokenizer().detokenizer(), stops, min_tokens, logprobs)
+    work = Work([ord("?")], min_tokens, [], Sampling(logprobs=0 if logprobs else None))
+    return Choice(0, work, stops, CharTokenizer())
 
 
 def reference(text: str, stops: list[str]) -> tuple[str, bool]:

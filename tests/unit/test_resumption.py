@@ -170,6 +170,25 @@ def test_several_choices_of_several_prompts() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("events", [0, 1, 20])
+def test_a_space_between_prompt_and_answer_is_kept(name: str, events: int) -> None:
+    """The fake's decoder drops one at a text's start."""
+
+    async def scenario() -> None:
+        prompt = [400, 600]
+        assert text(prompt)[0] == " "
+        asked = msgspec.structs.replace(request(keeps_running=True), prompts=[prompt])
+        async with site(1, "a", "b") as made:
+            reader = Reader(asked)
+            await reader.ask(made.gateways["a"], events)
+            for most_events in (1, TOKENS + 2):
+                await reader.resume(made.gateways[name], most_events)
+            assert reader.texts == {0: text(prompt)}
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("events", [0, 4, 8, 11, 12])
 def test_stop_strings_hold_over_the_break(events: int) -> None:
     async def scenario() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +173,9 @@ remembered: defaultdict[int, dict[int, int]] = defaultdict(dict)
 """Of each tokenizer, over all texts."""
 
 
-def stepped(tokenizer: Any, tokens: list[int]) -> tuple[list[str], str]:
+def stepped(tokenizer: Any, tokens: list[int], before: Sequence[int] = ()) -> tuple[list[str], str]:
     special = frozenset(tokenizer.token_to_id(word) for word in made.SPECIAL)
-    detokenizer = HFDetokenizer(tokenizer, special, remembered[id(tokenizer)])
+    detokenizer = HFDetokenizer(tokenizer, special, remembered[id(tokenizer)], before)
     return [detokenizer.step(token) for token in tokens], detokenizer.flush()
 
 
@@ -240,6 +240,57 @@ def test_special_tokens_keep_the_space_after_them() -> None:
     hello = kind.encode("hello", add_special_tokens=False).ids
     pieces, rest = stepped(kind, [1, *hello, 2, 2, *hello])
     assert "".join(pieces) + rest == "hello hello"
+
+
+def assert_goes_on(kind: str, prompt: list[int], answer: list[int]) -> None:
+    """What a prompt leaves incomplete is the answer's to show."""
+    shown, _ = stepped(KINDS[kind], prompt)
+    pieces, rest = stepped(KINDS[kind], answer, prompt)
+    assert "".join(shown + pieces) + rest == KINDS[kind].decode(prompt + answer, skip_special_tokens=True)
+
+
+whole_text = st.text(st.characters(exclude_characters="\ufffd", exclude_categories=["Cs"]))
+
+
+@given(whole_text, whole_text, st.integers(0, 40))
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_goes_on_after_its_prompt_wherever_that_ends(kind: str, text: str, more: str, cut: int) -> None:
+    tokens = KINDS[kind].encode(text + more).ids
+    assert_goes_on(kind, tokens[:cut], tokens[cut:])
+
+
+@given(st.lists(byte_level_tokens, max_size=12), st.text())
+def test_an_answer_goes_on_after_any_byte_level_tokens(prompt: list[int], text: str) -> None:
+    answer = KINDS["byte level"].encode(text, add_special_tokens=False).ids
+    pieces, rest = stepped(KINDS["byte level"], answer, prompt)
+    whole = KINDS["byte level"].decode(prompt + answer, skip_special_tokens=True)
+    assert whole.endswith("".join(pieces) + rest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("between", [[], [2], [2, 1, 2]])
+def test_the_space_between_prompt_and_answer_is_kept(kind: str, between: list[int]) -> None:
+    hello, world = (KINDS[kind].encode(word, add_special_tokens=False).ids for word in ("hello", " world"))
+    if kind == "sentencepiece like":
+        # As every text's, its first token is the space that its decoder drops.
+        world = world[1:]
+    pieces, rest = stepped(KINDS[kind], world, [1, *hello, *between])
+    assert "".join(pieces) + rest == " world"
+
+
+def test_a_chats_answer_keeps_the_space_after_a_template_that_ends_in_text(tokenizer: HFTokenizer) -> None:
+    (world,) = asyncio.run(tokenizer.encode(["world"], LIMIT_TOKENS))
+    detokenizer = tokenizer.detokenizer(chat(tokenizer, ("user", "hello")))
+    inside = "".join(map(tokenizer.token_text, world[1:]))
+    assert "".join(map(detokenizer.step, world)) == inside
+
+
+def test_after_special_tokens_alone_a_text_of_its_own_begins() -> None:
+    kind = KINDS["sentencepiece like"]
+    hello = kind.encode("hello", add_special_tokens=False).ids
+    for before in ([], [1], [1, 2] * 10):
+        pieces, rest = stepped(kind, hello, before)
+        assert "".join(pieces) + rest == "hello"
 
 
 @pytest.mark.asyncio

@@ -6,8 +6,16 @@ from gateway.errors import PromptTooLong
 
 
 class _Detokenizer:
+    """Drops a space at a text's start, as sentencepiece's do."""
+
+    def __init__(self, before: Sequence[int]) -> None:
+        self._is_begun = any(before)
+
     def step(self, token: int) -> str:
-        return "" if token == 0 else chr(token)
+        if token == 0:
+            return ""
+        is_first, self._is_begun = not self._is_begun, True
+        return "" if is_first and token == ord(" ") else chr(token)
 
     def flush(self) -> str:
         return ""
@@ -26,8 +34,8 @@ class CharTokenizer:
     async def encode_chat(self, messages: Sequence[Mapping[str, str]], limit_tokens: int) -> list[int]:
         return (await self.encode(["".join(message["content"] for message in messages)], limit_tokens))[0]
 
-    def detokenizer(self) -> _Detokenizer:
-        return _Detokenizer()
+    def detokenizer(self, before: Sequence[int] = ()) -> _Detokenizer:
+        return _Detokenizer(before)
 
     def token_text(self, token: int) -> str:
         return chr(token)
