@@ -55,6 +55,7 @@ class Choice:
         self.num_chars = 0
         self._detokenizer = tokenizer.detokenizer(work.prompt)
         self._stops = StopStrings(stops)
+        self._stop_ids = frozenset(work.stop_ids)
         self._min_tokens = work.min_tokens
         self._logprobs: list[TokenLogprob] | None = None if work.sampling.logprobs is None else []
         self.is_finished = False
@@ -62,12 +63,15 @@ class Choice:
         """Tokens whose delta is still to come: their text is held back."""
 
     def push(self, token: int, logprob: TokenLogprob | None) -> Delta | None:
-        """The delta that this token completes, if any; it has a finish reason if a stop string is complete."""
+        """The delta that this token completes, if any; it has a finish reason if a stop string is complete.
+
+        One that ends the row counts and has its log probability, and no text.  Below `min_tokens` no engine draws
+        one."""
         self.tokens.append(token)
         self._unsent += 1
         if self._logprobs is not None and logprob is not None:
             self._logprobs.append(logprob)
-        piece = self._detokenizer.step(token)
+        piece = "" if token in self._stop_ids else self._detokenizer.step(token)
         if len(self.tokens) <= self._min_tokens:
             return self._delta(piece, None)
         text, stopped = self._stops.feed(piece)

@@ -205,6 +205,22 @@ def test_stop_strings_hold_over_the_break(events: int) -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("events", [0, 5, 9, 10])
+def test_the_token_that_ends_an_answer_is_not_shown_after_the_break(name: str, events: int) -> None:
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            reader = Reader(request(stop_token_ids=[token_at(PROMPT, 9)], keeps_running=True))
+            await reader.ask(made.gateways["a"], events)
+            await asyncio.sleep(1.0)
+            await reader.resume(made.gateways[name])
+            assert (reader.texts, reader.reasons) == ({0: text(tokens=9)}, {0: "stop"})
+            assert reader.usage is not None
+            assert reader.usage["completion_tokens"] == 10
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("events", [0, 1, 20, 39])
 def test_log_probabilities_are_kept(events: int) -> None:
     async def scenario() -> None:

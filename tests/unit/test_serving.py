@@ -18,7 +18,7 @@ from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend, token_at
 from tests.unit.fakes.world import DRIVER, ORIGIN, World
-from triton_backend.contract import Attach
+from triton_backend.contract import Attach, Sampling
 
 Scenario = Callable[[World], Awaitable[None]]
 
@@ -302,6 +302,22 @@ def test_a_choice_ends_at_its_stop_string_and_frees_its_row() -> None:
             await call.read(deltas.extend)
         assert "".join(delta.text for delta in deltas) == "".join(map(chr, answer[:5]))
         assert deltas[-1].finish_reason is FinishReason.STOP
+
+    play(scenario)
+
+
+def test_the_token_that_ends_an_answer_counts_and_is_not_shown() -> None:
+    async def scenario(world: World) -> None:
+        end = token_at([5], 3)
+        sampling = Sampling(0.0, logprobs=0)
+        request = Request(model="fake", prompts=[[5]], max_tokens=50, stop_token_ids=[end], sampling=sampling)
+        deltas: list[Delta] = []
+        async with world.origin.open(request, "c", asyncio.get_running_loop().time()) as call:
+            await call.read(deltas.extend)
+        assert "".join(delta.text for delta in deltas) == "".join(map(chr, expected([5], 3)))
+        scored = [entry.token for delta in deltas for entry in delta.logprobs or []]
+        assert scored == [token for delta in deltas for token in delta.tokens] == expected([5], 4)
+        assert (deltas[-1].finish_reason, deltas[-1].num_tokens) == (FinishReason.STOP, 4)
 
     play(scenario)
 
