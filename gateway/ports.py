@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -336,6 +336,15 @@ class Detokenizer(Protocol):
         """What is left when no token follows: an incomplete character shows as U+FFFD."""
 
 
+class TokenText(NamedTuple):
+    """One token by itself."""
+
+    text: str
+    """U+FFFD where it has a part of a character."""
+    utf8: bytes | None
+    """What of several tokens makes their text; None if the tokenizer cannot tell."""
+
+
 class Tokenizer(Protocol):
     """The model's tokenizer.  What takes long is not done on the event loop's thread."""
 
@@ -357,8 +366,8 @@ class Tokenizer(Protocol):
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """Of a text that goes on after these tokens; only what they leave incomplete is still to be shown."""
 
-    def token_text(self, token: int) -> str:
-        """One token by itself, for log probabilities."""
+    def token_text(self, token: int) -> TokenText:
+        """For log probabilities."""
 
 
 Later = Callable[[], Awaitable[object]]

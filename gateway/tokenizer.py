@@ -7,6 +7,7 @@ that going to a thread and back takes, and so are tokens decoded.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
@@ -16,6 +17,7 @@ import msgspec
 import tokenizers
 
 from gateway.errors import BadRequest, PromptTooLong
+from gateway.ports import TokenText
 
 REPLACEMENT = "\ufffd"
 _MAX_HELD_TOKENS = 8
@@ -33,6 +35,13 @@ _TURN_CHARS = 64
 
 _PROBED_CHARS = 16
 """Of a text, for each token that fits; texts have 2 to 6 characters a token."""
+
+_byte_word = re.compile("<0x([0-9A-F]{2})>")
+"""A byte in a vocabulary of sentencepiece's kind."""
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_UNPRINTED = [byte for byte in range(256) if byte not in _PRINTED]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {chr(256 + at): byte for at, byte in enumerate(_UNPRINTED)}
+"""GPT-2's alphabet, in which the words of a byte-level vocabulary are written."""
 
 _T = TypeVar("_T")
 
@@ -53,7 +62,7 @@ class HFTokenizer:
         added = self._rust.get_added_tokens_decoder()
         self._special = frozenset(token for token, added_token in added.items() if added_token.special)
         self._max_chars = max_chars
-        self._token_texts: dict[int, str] = {}
+        self._token_texts: dict[int, TokenText] = {}
         self._token_chars: dict[int, int] = {}
         self._threads = ThreadPoolExecutor(threads, "tokenizer")
 
@@ -91,11 +100,13 @@ class HFTokenizer:
     def detokenizer(self, before: Sequence[int] = ()) -> "HFDetokenizer":
         return HFDetokenizer(self._rust, self._special, self._token_chars, before)
 
-    def token_text(self, token: int) -> str:
-        text = self._token_texts.get(token)
-        if text is None:
-            text = self._token_texts[token] = self._decode_inner(token)
-        return text
+    def token_text(self, token: int) -> TokenText:
+        found = self._token_texts.get(token)
+        if found is None:
+            text = self._decode_inner(token)
+            utf8 = self._bytes(token) if REPLACEMENT in text else text.encode()
+            found = self._token_texts[token] = TokenText(text, utf8)
+        return found
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -158,6 +169,13 @@ class HFTokenizer:
         """As inside a text: many decoders drop a space at a text's start."""
         once = self._rust.decode([token], skip_special_tokens=False)
         return self._rust.decode([token, token], skip_special_tokens=False)[len(once) :]
+
+    def _bytes(self, token: int) -> bytes | None:
+        """Of a token that is no text, as its vocabulary writes them."""
+        word = self._rust.id_to_token(token) or ""
+        if byte := _byte_word.fullmatch(word):
+            return bytes.fromhex(byte[1])
+        return bytes(_BYTE_OF[letter] for letter in word) if _BYTE_OF.keys() >= set(word) else None
 
 
 class HFDetokenizer:

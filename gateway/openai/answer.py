@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.errors import ApiError, BadRequest
 from gateway.openai.position import LAST_EVENT_ID, Position
-from gateway.ports import Call
+from gateway.ports import Call, TokenText
 from gateway.request import Delta, TokenLogprob
 
 KEEP_ALIVE = b": keep-alive\n"
@@ -20,14 +20,14 @@ DONE = b"data: [DONE]\n\n"
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
 
-TokenText = Callable[[int], str]
+Texts = Callable[[int], TokenText]
 _encode = msgspec.json.Encoder().encode
 
 
 class Answer:
     """What streamed and whole answers share."""
 
-    def __init__(self, call: Call, token_text: TokenText) -> None:
+    def __init__(self, call: Call, token_text: Texts) -> None:
         request = call.request
         self._is_chat = request.is_chat
         self._call_id = call.id
@@ -80,7 +80,7 @@ class Stream(Answer):
     """
 
     def __init__(
-        self, call: Call, token_text: TokenText, sent: Sequence[Position] | None = None, has_ids: bool = True
+        self, call: Call, token_text: Texts, sent: Sequence[Position] | None = None, has_ids: bool = True
     ) -> None:
         """Raises BadRequest if `sent` does not have a position for each choice."""
         super().__init__(call, token_text)
@@ -187,7 +187,7 @@ class Stream(Answer):
 class Whole(Answer):
     """One completion object."""
 
-    def __init__(self, call: Call, token_text: TokenText) -> None:
+    def __init__(self, call: Call, token_text: Texts) -> None:
         super().__init__(call, token_text)
         self._texts: list[list[str]] = [[text] for text in self._echo] or [[] for _ in self._num_tokens]
         self._finish_reasons: list[str | None] = [None] * len(self._texts)
@@ -236,7 +236,7 @@ class Whole(Answer):
 
 
 class _ChatLogprobs:
-    def __init__(self, token_text: TokenText) -> None:
+    def __init__(self, token_text: Texts) -> None:
         self._text = token_text
 
     def part(self, choice: int, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -249,12 +249,16 @@ class _ChatLogprobs:
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(text.encode())}
+        text, utf8 = self._text(token)
+        return {
+            "token": text,
+            "logprob": max(logprob, MIN_LOGPROB),
+            "bytes": None if utf8 is None else list(utf8),
+        }
 
 
 class _CompletionLogprobs:
-    def __init__(self, token_text: TokenText) -> None:
+    def __init__(self, token_text: Texts) -> None:
         self._text = token_text
         self._offsets: dict[int, int] = {}
         """Where the next token's text begins, by choice."""
@@ -264,10 +268,10 @@ class _CompletionLogprobs:
         tokens = [self._text(entry.token) for entry in entries]
         offsets = [self._offsets.get(choice, 0)]
         for token in tokens:
-            offsets.append(offsets[-1] + len(token))
+            offsets.append(offsets[-1] + len(token.text))
         self._offsets[choice] = offsets.pop()
         return {
-            "tokens": tokens,
+            "tokens": list(map(token_name, tokens)),
             "token_logprobs": [max(entry.logprob, MIN_LOGPROB) for entry in entries],
             "top_logprobs": [self._top(entry) for entry in entries],
             "text_offset": offsets,
@@ -277,8 +281,15 @@ class _CompletionLogprobs:
         """Best first, the chosen token always among them."""
         top: dict[str, float] = {}
         for token, logprob in [*entry.alternatives, (entry.token, entry.logprob)]:
-            top.setdefault(self._text(token), max(logprob, MIN_LOGPROB))
+            top.setdefault(token_name(self._text(token)), max(logprob, MIN_LOGPROB))
         return top
+
+
+def token_name(token: TokenText) -> str:
+    """What text completions call a token: one that has a part of a character goes by its bytes, as with OpenAI,
+    so that no two have the same name."""
+    text, utf8 = token
+    return text if utf8 is None or utf8 == text.encode() else "bytes:" + repr(utf8)[2:-1]
 
 
 def _details(detail: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from gateway.openai.answer import token_name
 from gateway.settings import DEMO_MODEL
 from gateway.tokenizer import HFTokenizer
 from tests.stack import client, reference
@@ -48,7 +49,7 @@ def check(requests: Load, answers: list[Answer], min_tokens: int = 0) -> None:
     """Tokens, text and usage are the reference's: every token on the greedy path, and every eighth answer also
     compared with `generate()` itself."""
     ours = HFTokenizer.load(DEMO_MODEL)
-    id_of = {ours.token_text(token): token for token in reversed(range(ours.vocabulary))}
+    id_of = {token_name(ours.token_text(token)): token for token in reversed(range(ours.vocabulary))}
     ties = total = 0
     for number, ((prompt, most), answer) in enumerate(zip(requests, answers, strict=True)):
         tokens = [id_of[text] for text in answer.token_texts]

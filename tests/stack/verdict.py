@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
+from gateway.openai.answer import token_name
 from gateway.settings import DEMO_MODEL
 from gateway.tokenizer import HFTokenizer
 from tests.stack import reference
@@ -35,7 +36,9 @@ class Answer(NamedTuple):
 class Judge:
     def __init__(self) -> None:
         self._tokenizer = HFTokenizer.load(DEMO_MODEL)
-        self._id_of = {self._tokenizer.token_text(token): token for token in range(self._tokenizer.vocabulary)}
+        self._id_of = {
+            token_name(self._tokenizer.token_text(token)): token for token in range(self._tokenizer.vocabulary)
+        }
         self._right: dict[Question, list[Answer]] = {}
         """One answer a question, and more where there were ties."""
         self.num_tokens = 0

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, TooManyRequests
 from gateway.openai import answer, headers, parse
+from gateway.ports import TokenText
 from gateway.quota import Allowance, Level
 from gateway.request import FinishReason, Request, ServiceClass, Targets, TokenLogprob
 from tests.unit.fakes.calls import ScriptedCall, delta
+from tests.unit.fakes.tokenizer import token_text
 from triton_backend.contract import Sampling
 
 VOCABULARY = 1000
@@ -221,11 +223,11 @@ TEXT = b'"object":"text_completion","created":1700000000,"model":"m","service_ti
 
 
 def stream(request: Request) -> answer.Stream:
-    return answer.Stream(ScriptedCall("c", [], request), chr)
+    return answer.Stream(ScriptedCall("c", [], request), token_text)
 
 
 def whole(request: Request) -> answer.Whole:
-    return answer.Whole(ScriptedCall("c", [], request), chr)
+    return answer.Whole(ScriptedCall("c", [], request), token_text)
 
 
 def test_a_chat_stream_byte_for_byte() -> None:
@@ -381,6 +383,38 @@ def test_log_probabilities_of_a_completion_count_on_over_chunks() -> None:
     ]
 
 
+PARTS = [
+    TokenText("\ufffd", b"\xf0\x9f"),
+    TokenText(" \ufffd", b" \xf0\x9f"),
+    TokenText("\ufffd", b"\x99\x82"),
+    TokenText("\ufffd", b"\xef\xbf\xbd"),
+    TokenText("\ufffd", None),
+]
+"""Of characters; the last but one is a whole one, and of the last nobody knows."""
+PARTED = TokenLogprob(0, -0.5, [(token, -1.0 - token) for token in range(1, len(PARTS) - 1)])
+
+
+def test_a_part_of_a_character_is_told_by_its_bytes() -> None:
+    entries = [PARTED, TokenLogprob(4, -0.25, [])]
+    last = delta("", 2, logprobs=entries, end=FinishReason.STOP)
+    of_chat = answer.Whole(ScriptedCall("c", [], chat(logprobs=True)), PARTS.__getitem__)
+    of_text = answer.Whole(ScriptedCall("c", [], completion(logprobs=4)), PARTS.__getitem__)
+    for one in (of_chat, of_text):
+        one.take([last])
+    parted, unknown = json.loads(of_chat.body())["choices"][0]["logprobs"]["content"]
+    told = [bytes(token["bytes"]) for token in (parted, *parted["top_logprobs"])]
+    assert told == [part.utf8 for part in PARTS[:-1]]
+    assert (unknown["token"], unknown["bytes"]) == ("\ufffd", None)
+    logprobs = json.loads(of_text.body())["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == [r"bytes:\xf0\x9f", "\ufffd"]
+    assert logprobs["top_logprobs"][0] == {
+        r"bytes: \xf0\x9f": -2.0,
+        r"bytes:\x99\x82": -3.0,
+        "\ufffd": -4.0,
+        r"bytes:\xf0\x9f": -0.5,
+    }
+
+
 def test_errors_always_have_their_four_keys() -> None:
     error = TooManyRequests("slow down", retry_after_s=1)
     assert answer.error_event(error) == (
@@ -426,9 +460,9 @@ def test_a_client_that_comes_back_is_known_by_its_count(count: str, known: int |
 
 def test_an_end_that_openai_has_no_word_for_is_told_beside_the_standard_one() -> None:
     last = msgspec.structs.replace(delta("!", end=FinishReason.LENGTH), detail="deadline")
-    stream = answer.Stream(ScriptedCall("c", [], chat(stream=True)), str).take([last])
+    stream = answer.Stream(ScriptedCall("c", [], chat(stream=True)), token_text).take([last])
     event = json.loads(stream.split(b"\n")[1].removeprefix(b"data: "))
-    whole = answer.Whole(ScriptedCall("c", [], chat()), str)
+    whole = answer.Whole(ScriptedCall("c", [], chat()), token_text)
     whole.take([last])
     for choice in (event["choices"][0], json.loads(whole.body())["choices"][0]):
         assert choice["finish_reason"] == "length"

@@ -22,6 +22,7 @@ from gateway.request import Delta, FinishReason, Request, TokenLogprob
 from tests.bad_inputs import CHAT, TEXT, post
 from tests.unit.fakes.calls import MODEL, ScriptedCall, ScriptedCalls, Step, delta
 from tests.unit.fakes.front import visit
+from tests.unit.fakes.tokenizer import token_text
 
 TELL = {"model": MODEL, "prompt": "hi", "stream": True, "stream_options": {"include_usage": True}}
 PIECES = ["Hé", "llo", "", " 🦊", "🇫🇷 wörld", "字"]
@@ -273,7 +274,7 @@ def deltas_of(text: str, sizes: Sequence[int]) -> list[Delta]:
 @given(st.text("aé🦊", max_size=9), st.lists(st.integers(1, 4), max_size=5), st.integers(0, 12))
 def test_what_comes_after_any_position(text: str, sizes: Sequence[int], at: int) -> None:
     request = Request(model="m", prompts=["x"])
-    stream = answer.Stream(ScriptedCall(ID, [], request), chr, [Position(at, at)])
+    stream = answer.Stream(ScriptedCall(ID, [], request), token_text, [Position(at, at)])
     seen = [event for event in stream.take(deltas_of(text, sizes)).split(b"\n\n") if event]
     chunks = [json.loads(event.partition(b"data: ")[2]) for event in seen[:-1]]
     scored = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice["logprobs"]]

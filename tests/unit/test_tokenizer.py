@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gateway.errors import BadRequest, PromptTooLong
+from gateway.openai import answer
 from gateway.settings import DEMO_MODEL
 from gateway.tokenizer import HFDetokenizer, HFTokenizer
 from tests.unit import tokenizers_made as made
@@ -161,9 +162,33 @@ def test_a_model_with_a_slow_tokenizer_only_is_refused(tmp_path: Path) -> None:
 
 def test_a_tokens_own_text_keeps_its_space(tokenizer: HFTokenizer) -> None:
     (tokens,) = asyncio.run(tokenizer.encode(["a hello world"], LIMIT_TOKENS))
-    assert "".join(map(tokenizer.token_text, tokens)).endswith("a hello world")
-    assert tokenizer.token_text(tokens[0]) == "<s>"
+    assert "".join(tokenizer.token_text(token).text for token in tokens).endswith("a hello world")
+    assert tokenizer.token_text(tokens[0]) == ("<s>", b"<s>")
     assert tokenizer.token_text(tokens[1]) == tokenizer.token_text(tokens[1])
+
+
+def test_the_bytes_of_tokens_make_their_text(tokenizer: HFTokenizer) -> None:
+    text = "x naïve café — 你好世界 🙂👨‍👩‍👧 \ufffd\x00"
+    (tokens,) = asyncio.run(tokenizer.encode([text], LIMIT_TOKENS))
+    texts = list(map(tokenizer.token_text, tokens[1:]))
+    assert any(token.text == "\ufffd" for token in texts)
+    assert b"".join(token.utf8 or b"?" for token in texts).decode().removeprefix(" ") == text
+
+
+def test_every_token_has_its_own_name(tokenizer: HFTokenizer) -> None:
+    names = Counter(answer.token_name(tokenizer.token_text(token)) for token in range(tokenizer.vocabulary))
+    # A byte that is a character of its own may have a word beside its character's.
+    assert not [name for name, count in names.items() if count > 1 and len(name) > 1]
+
+
+def test_bytes_that_nobody_knows_are_none(tmp_path: Path) -> None:
+    kind = made.sentencepiece_like()
+    token = kind.get_vocab_size()
+    kind.add_tokens(["of \ufffd"])
+    tokenizer = HFTokenizer.load(made.save(kind, tmp_path))
+    assert tokenizer.token_text(token).text.endswith("of \ufffd")
+    assert tokenizer.token_text(token).utf8 is None
+    tokenizer.close()
 
 
 # Detokenising
@@ -281,7 +306,7 @@ def test_the_space_between_prompt_and_answer_is_kept(kind: str, between: list[in
 def test_a_chats_answer_keeps_the_space_after_a_template_that_ends_in_text(tokenizer: HFTokenizer) -> None:
     (world,) = asyncio.run(tokenizer.encode(["world"], LIMIT_TOKENS))
     detokenizer = tokenizer.detokenizer(chat(tokenizer, ("user", "hello")))
-    inside = "".join(map(tokenizer.token_text, world[1:]))
+    inside = "".join(tokenizer.token_text(token).text for token in world[1:])
     assert "".join(map(detokenizer.step, world)) == inside
 
 

@@ -10,6 +10,7 @@ import msgspec
 from gateway.openai import answer, position
 from gateway.quota import UNLIMITED, Quota
 from gateway.request import Delta, Request, Tenant
+from tests.unit.fakes.tokenizer import token_text
 from tests.unit.fakes.world import World
 
 
@@ -54,7 +55,7 @@ class Reader:
 
         with contextlib.suppress(Left):
             async with opening as call:
-                stream = answer.Stream(call, chr, sent)
+                stream = answer.Stream(call, token_text, sent)
                 await call.read(take)
 
     def _take(self, event: bytes) -> None:

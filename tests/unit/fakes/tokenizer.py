@@ -3,6 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from gateway.errors import PromptTooLong
+from gateway.ports import TokenText
+
+
+def token_text(token: int) -> TokenText:
+    return TokenText(chr(token), chr(token).encode())
 
 
 class _Detokenizer:
@@ -37,5 +42,5 @@ class CharTokenizer:
     def detokenizer(self, before: Sequence[int] = ()) -> _Detokenizer:
         return _Detokenizer(before)
 
-    def token_text(self, token: int) -> str:
-        return chr(token)
+    def token_text(self, token: int) -> TokenText:
+        return token_text(token)
