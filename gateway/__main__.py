@@ -8,17 +8,17 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from pydantic import ByteSize
 
 from gateway import key_command, keyring, options
 from gateway import up as bringing_up
-from gateway.errors import StoreLost
+from gateway.errors import Failed, StoreLost
 from gateway.keyring import BadKeys
 from gateway.options import OPTIONS, Loaded, Option, SettingsError
 from gateway.settings import Settings
-from gateway.up import Failed
 
 EPILOG = """\
 Every option may also stand in the config file (TOML; `bucketserve config` prints one) or in the environment.
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
 def up(loaded: Loaded, arguments: Sequence[str]) -> int:
     """Start what is not given (Valkey, Triton with the engine) and a gateway, all in the foreground."""
-    _check_keys(loaded.settings)
+    _check(loaded.settings)
     return bringing_up.run(loaded.settings, arguments)
 
 
@@ -55,7 +55,7 @@ def gateway(loaded: Loaded, arguments: Sequence[str]) -> int:
             raise SettingsError(
                 f"`bucketserve gateway` needs {OPTIONS[name].flag}; `bucketserve up` starts its own"
             )
-    _check_keys(loaded.settings)
+    _check(loaded.settings)
     # Here, not above: the tokenizer's library takes a second to load, and the other commands do not use it.
     from gateway import app
 
@@ -63,13 +63,19 @@ def gateway(loaded: Loaded, arguments: Sequence[str]) -> int:
     return app.run(loaded.settings)
 
 
-def _check_keys(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
     """Before anything starts, for one line instead of a dead gateway's log."""
+    _check_model(settings.model)
     try:
         if settings.keys_file:
             keyring.read_file(settings.keys_file)
     except BadKeys as bad:
         raise SettingsError(str(bad)) from None
+
+
+def _check_model(model: str) -> None:
+    if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+        raise Failed(f"no model folder {model}; --model takes a folder or a Hugging Face id")
 
 
 def _allow_many_connections() -> None:
@@ -122,7 +128,10 @@ def fit(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     parser = Parser(prog="bucketserve fit", description=fit.__doc__, allow_abbrev=False)
     fitting.add(parser)
-    return fitting.start(parser.parse_args(argv))
+    given = parser.parse_args(argv)
+    if given.model:
+        _check_model(given.model)
+    return fitting.start(given)
 
 
 def key(argv: Sequence[str], environ: Mapping[str, str]) -> int:

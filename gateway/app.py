@@ -14,10 +14,11 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from gateway import chooser, logs, recorder, server, triton
+from gateway import chooser, listening, logs, recorder, server, triton
 from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
+from gateway.errors import Failed
 from gateway.fleet import Fleet
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
@@ -46,7 +47,7 @@ _YOUNG_OBJECTS = 10_000
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status."""
+    """Serve until SIGTERM or SIGINT; the exit status.  Raises Failed."""
     logs.configure(settings.log.level, settings.log.format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings))
@@ -146,9 +147,9 @@ class Gateway:
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then let streams finish for at most `http.grace_s`; the others are cut, to be
-    gone on with elsewhere."""
+    gone on with elsewhere.  Raises Failed."""
     metrics = Metrics(CollectorRegistry(), model_name(settings))
-    tokenizer = HFTokenizer.load(settings.model)
+    tokenizer = _tokenizer(settings.model)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(tokenizer.close)
         store = _store(settings, metrics)
@@ -167,7 +168,8 @@ async def serve(settings: Settings) -> None:
         running = asyncio.create_task(_run_all(gateway.run(), keyring.run(), _measure_lag(metrics)))
         stack.push_async_callback(_cancel, running)
         for site in sites:
-            await site.start()
+            with listening.told(settings.host, site.port):
+                await site.start()
         if keyring.is_open and not _is_loopback(settings.host):
             log.warning("gateway.open", host=settings.host, reason="no API key is configured: anybody may ask")
         # What is there before the first request stays; to look through it again and again would hold everybody up
@@ -182,6 +184,14 @@ async def serve(settings: Settings) -> None:
         for site in sites:
             await site.stop()
         await _drain(gateway, settings.http.grace_s)
+
+
+def _tokenizer(model: str) -> HFTokenizer:
+    try:
+        return HFTokenizer.load(model)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise Failed(f"no tokenizer in {model}: {reason}; --model wants a tokenizer.json") from None
 
 
 def _store(settings: Settings, metrics: Metrics) -> RedisStore:

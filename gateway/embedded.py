@@ -15,6 +15,8 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
+from gateway.errors import Failed
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "model_repository" / "llm"
 HOST = "127.0.0.1"
@@ -25,7 +27,7 @@ _PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _STUB = "triton_python_backend_stub"
 
 
-class StartFailed(Exception):
+class StartFailed(Failed):
     """Something needed is not installed, or did not come up in time."""
 
 

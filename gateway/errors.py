@@ -118,6 +118,10 @@ class Poisoned(ApiError):
     code = "poisoned"
 
 
+class Failed(Exception):
+    """A command cannot do what it was asked to; the message says why and what to do."""
+
+
 class PromptTooLong(Exception):
     """It leaves no room for an answer."""
 

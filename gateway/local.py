@@ -7,7 +7,7 @@
         await stack.start_gateway(["--port", "8000", ...])      a Child: name, pid, log, is_running
         await stack.wait(restarts=stack.tritons)                raises ChildDied as soon as another child dies
 
-Entering returns when every model can run; it raises ChildDied, StartFailed, FolderInUse or BackendLost.
+Entering returns when every model can run; it raises ChildDied, Failed or BackendLost.
 Leaving, however, ends everything within a bounded time.  Each replica has a Triton of its own, since an engine's
 process that dies takes its server along (`ends_server` in the model's config), which is then to be started again.
 
@@ -30,9 +30,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from gateway import embedded
 from gateway.embedded import HOST, StartFailed
-from gateway.errors import BackendLost
+from gateway.errors import BackendLost, Failed
 from gateway.process import MARKER, Child, ChildDied, command_line, marked, tail
-from gateway.run_folder import FolderInUse, RunFolder, clear_shared_memory
+from gateway.run_folder import RunFolder, clear_shared_memory
 from gateway.triton import TritonBackend
 from triton_backend.control_groups import num_processors
 
@@ -179,8 +179,6 @@ class Stack:
 
     async def _start_tritons(self) -> None:
         embedded.render_backend(self.run_dir / "backends" / "python")
-        if self._step_records:
-            self._step_records.mkdir(parents=True, exist_ok=True)
         # All at once, or two might be given one port.
         ports = free_ports(len(self.tritons))
         self.triton_address = ",".join(f"{HOST}:{port}" for port in ports)
@@ -191,13 +189,25 @@ class Stack:
         name = self.tritons[index]
         model, shm_prefix = name.replace("triton", "llm"), f"{self._folder.shm_prefix}{index}-"
         self._servers[name] = _Server(model, f"{HOST}:{port}", shm_prefix)
-        records = self._step_records and self._step_records.absolute() / f"{model}.steps"
+        records = self._records(model)
         parameters = self._parameters | {"step_records": records}
         embedded.render_model(self._template, model, parameters, self._repository(name))
         argv = embedded.triton_argv(port, self._repository(name), self.run_dir / "backends", shm_prefix)
         has_own_gpu = self._parameters["device"] == "cuda" and len(self.tritons) > 1
         env = embedded.triton_env(index if has_own_gpu else None)
         return await self._start(name, argv, env)
+
+    def _records(self, model: str) -> Path | None:
+        """The file for that engine's steps."""
+        if self._step_records is None:
+            return None
+        file = self._step_records.absolute() / f"{model}.steps"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        except OSError as error:
+            raise StartFailed(f"cannot write {file}: {error.strerror}; --step-records names the folder") from None
+        return file
 
     def _repository(self, triton: str) -> Path:
         return self.run_dir / "models" / triton
@@ -248,8 +258,8 @@ def supervise(main: Coroutine[Any, Any, None]) -> int:
     """Run until done or told to stop by SIGINT or SIGTERM: 0, or 1 if something failed, told on stderr."""
     try:
         asyncio.run(_until_signalled(main))
-    except (ChildDied, StartFailed, FolderInUse, BackendLost) as error:
-        print(error, file=sys.stderr)
+    except (ChildDied, Failed, BackendLost) as error:
+        print(f"bucketserve: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
+from gateway.errors import Failed
 from gateway.process import kill_marked, marked
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -25,7 +26,7 @@ DEATH_TIMEOUT_S = 5.0
 _FRESH = "run-"
 
 
-class FolderInUse(Exception):
+class FolderInUse(Failed):
     """Another run has the folder, or somebody keeps something else there."""
 
 
@@ -43,20 +44,16 @@ class RunFolder:
         return shm_prefix(self.path)
 
     def open(self) -> None:
-        """Also clears away what earlier runs left.  Raises FolderInUse."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._given:
-            # What a run leaves is removed by names that others use as well.
-            if any(self.path.iterdir()) and not (self.path / "lock").exists():
-                raise FolderInUse(f"{self.path} is neither empty nor an earlier run's: choose another")
-            self._take()
-        else:
-            # Held until our folder is locked, so that nobody takes it for a leftover.
-            with _locked(self._base / "lock"):
-                for folder in self._base.glob(f"{_FRESH}*"):
-                    sweep(folder)
-                self.path = Path(tempfile.mkdtemp(prefix=_FRESH, dir=self._base))
-                self._take()
+        """Also clears away what earlier runs left.  Raises FolderInUse, Failed."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._given:
+                self._take_given()
+            else:
+                self._take_fresh()
+        except OSError as error:
+            where = error.filename or self.path
+            raise Failed(f"cannot write {where}: {error.strerror}; --run-folder names another folder") from None
         self._janitor = _start_janitor(self.path)
 
     def close(self) -> None:
@@ -66,6 +63,20 @@ class RunFolder:
         os.close(self._lock)
         sweep(self.path)
         self._janitor.communicate()
+
+    def _take_given(self) -> None:
+        # What a run leaves is removed by names that others use as well.
+        if any(self.path.iterdir()) and not (self.path / "lock").exists():
+            raise FolderInUse(f"{self.path} is neither empty nor an earlier run's: choose another")
+        self._take()
+
+    def _take_fresh(self) -> None:
+        # Held until our folder is locked, so that nobody takes it for a leftover.
+        with _locked(self._base / "lock"):
+            for folder in self._base.glob(f"{_FRESH}*"):
+                sweep(folder)
+            self.path = Path(tempfile.mkdtemp(prefix=_FRESH, dir=self._base))
+            self._take()
 
     def _take(self) -> None:
         self._lock = _try_lock(self.path / "lock")

@@ -4,6 +4,7 @@ A value comes from the config file (TOML), then the environment, then a flag; th
 Objects receive values, not Settings.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,7 @@ from gateway.request import ServiceClass
 from gateway.store import urls
 
 DEMO_MODEL = str(Path(__file__).parents[1] / "triton_backend" / "demo" / "model")
+Dtype = Literal["float32", "bfloat16", "float16"]
 Policy = Literal["full", "bucketserve", "uellm", "continuous", "static"]
 
 
@@ -177,7 +179,7 @@ class Log(Section):
 
 
 class Settings(Section):
-    model: Annotated[str, Field(min_length=1)] = DEMO_MODEL
+    model: Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)] = DEMO_MODEL
     """Folder or Hugging Face id of the model; by default the demo model that comes with bucketserve."""
     model_name: Annotated[str, Field(min_length=1)] | None = None
     """What clients call the model; by default the folder's name or the Hugging Face id."""
@@ -199,7 +201,7 @@ class Settings(Section):
     its own."""
     device: Device | None = None
     """Where the engines that `up` starts run: cpu, cuda or cuda:N; by default as the engine chooses."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     """Precision of those engines; by default as the engine chooses."""
     kv_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Most KV memory of each of those engines, such as 512MiB; by default what there is room for."""

@@ -8,49 +8,34 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway import local
+from gateway import listening, local
 from gateway.settings import Settings, model_name
 
 POLL_S = 0.05
 SAY_S = 5.0
 
 
-class Failed(Exception):
-    """Something is in the way; the message says what, in one line."""
-
-
 def run(settings: Settings, arguments: Sequence[str]) -> int:
     """The exit status.  `arguments` are those after `up`: the gateway gets them too.  Raises Failed."""
-    model = _model(settings.model)
     for port in (settings.port, *settings.own_ports):
         _check_free(settings.host, port)
-    return local.supervise(_up(settings, model, arguments))
-
-
-def _model(model: str) -> str:
-    folder = Path(model).expanduser()
-    if not folder.is_dir() and model.startswith(("/", ".", "~")):
-        raise Failed(f"no model folder {model}")
-    return str(folder.resolve()) if folder.is_dir() else model
+    return local.supervise(_up(settings, arguments))
 
 
 def _check_free(host: str, port: int) -> None:
     """Before anything starts, for a clear word instead of a dead gateway half a minute later."""
-    try:
+    with listening.told(host, port):
         socket.create_server((host, port), family=_family(host)).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise Failed(f"cannot listen on {host}:{port}: {reason}; --host and --port choose another") from None
 
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
+async def _up(settings: Settings, arguments: Sequence[str]) -> None:
     started_s = asyncio.get_running_loop().time()
     async with local.Stack(
-        model=model,
+        model=_absolute(settings.model),
         replicas=settings.replicas,
         redis_url=settings.redis.get_secret_value() if settings.redis else None,
         triton=",".join(settings.triton) or None,
@@ -70,6 +55,11 @@ async def _up(settings: Settings, model: str, arguments: Sequence[str]) -> None:
         # One of several gateways may die; the others serve on.
         restarts = [*stack.tritons, *(child.name for child in children)]
         await asyncio.gather(stack.wait(restarts), _announce(settings, started_s))
+
+
+def _absolute(model: str) -> str:
+    """A folder's whole path, as engines run elsewhere; an id as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _started(settings: Settings, stack: local.Stack) -> list[str]:

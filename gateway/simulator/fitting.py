@@ -1,14 +1,19 @@
 """`bucketserve fit`: its options, and what it prints."""
 
 import argparse
+import re
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from gateway.bench.options import count, positive
+from gateway.errors import Failed
 from gateway.options import SettingsError
+from gateway.settings import Dtype
 from gateway.simulator.fit import Error, FitError, fit, warm
 from triton_backend.record import EngineRecord, StepRecord, read
 
@@ -16,7 +21,10 @@ from triton_backend.record import EngineRecord, StepRecord, read
 def add(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--model", metavar="FOLDER|ID", help="Run this one here and measure it: local folder or Hugging Face id."
+        "--model",
+        metavar="FOLDER|ID",
+        type=expanduser,
+        help="Run this one here and measure it: local folder or Hugging Face id.",
     )
     source.add_argument(
         "--steps",
@@ -28,8 +36,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", type=Path, required=True, help="Where the cost model goes (JSON)."
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s).")
-    parser.add_argument("--dtype", default="float32", help="The model's (default: %(default)s).")
+    parser.add_argument(
+        "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--dtype", choices=get_args(Dtype), default="float32", help="The model's (default: %(default)s)."
+    )
     parser.add_argument("--threads", metavar="COUNT", type=count, help="Of the engine (default: torch's choice).")
     parser.add_argument(
         "--seconds", metavar="SECONDS", type=positive, default=60.0, help="To measure for (default: %(default)s)."
@@ -49,7 +61,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def start(given: argparse.Namespace) -> int:
-    """Raises SettingsError."""
+    """Raises SettingsError, Failed."""
     engine, steps = _recorded(given.steps) if given.steps else _observed(given)
     try:
         found = fit(engine, steps, given.out.stem)
@@ -64,6 +76,12 @@ def start(given: argparse.Namespace) -> int:
         raise SettingsError(f"--out {given.out}: {error.strerror}") from None
     print(f"written: {given.out}")
     return 0
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
+    return text
 
 
 def _recorded(files: Sequence[Path]) -> tuple[EngineRecord, list[StepRecord]]:
@@ -83,6 +101,7 @@ def _recorded(files: Sequence[Path]) -> tuple[EngineRecord, list[StepRecord]]:
 def _observed(given: argparse.Namespace) -> tuple[EngineRecord, list[StepRecord]]:
     # Here, not above: nothing else of the gateway needs torch.
     from gateway.simulator.observe import observe
+    from triton_backend.attention import UnsupportedModel
     from triton_backend.engine import EngineConfig
 
     config = EngineConfig(
@@ -95,7 +114,10 @@ def _observed(given: argparse.Namespace) -> tuple[EngineRecord, list[StepRecord]
         threads=given.threads,
     )
     with tqdm(total=given.seconds, unit="s", desc="measuring", disable=None) as bar:
-        engine, steps = observe(config, given.seconds, given.max_rows, given.seed, bar.update)
+        try:
+            engine, steps = observe(config, given.seconds, given.max_rows, given.seed, bar.update)
+        except UnsupportedModel as error:
+            raise Failed(f"--model: {' '.join(str(error).split())}") from None
     return engine, warm(steps)
 
 

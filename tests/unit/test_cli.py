@@ -1,5 +1,6 @@
 """The command line up to the point where a process would start."""
 
+import asyncio
 import re
 import socket
 import subprocess
@@ -7,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway import app
 from gateway.__main__ import main
+from gateway.errors import Failed
+from gateway.listening import told
 from gateway.options import DEFAULTS, OPTIONS, value_of
+from gateway.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +39,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str, status: int = 2) ->
         (("up", "--gateways", "2", "--port", "65534"), "need as many ports after 65534"),
         (("gateway",), "needs --redis"),
         (("gateway", "--redis", "redis://h"), "needs --triton"),
+        (("fit", "--model", "m", "--out", "o", "--dtype", "foo"), "--dtype: invalid choice: 'foo'"),
+        (("fit", "--model", "m", "--out", "o", "--device", "gpu"), "--device: 'gpu' is not cpu, cuda or cuda:N"),
     ],
 )
 def test_wrong_calls_get_one_line_and_status_2(
@@ -46,11 +53,47 @@ def test_a_port_in_use_is_told_before_anything_starts(capsys: pytest.CaptureFixt
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         said = error_of(capsys, "up", "--model", str(tmp_path), "--port", port, status=1)
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in said
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; --host and --port" in said
 
 
-def test_a_missing_model_folder_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no model folder ./nowhere" in error_of(capsys, "up", "--model", "./nowhere", status=1)
+@pytest.mark.parametrize(
+    "argv", [("up",), ("gateway", "--redis", "redis://h", "--triton", "h:1"), ("fit", "--out", "cost.json")]
+)
+@pytest.mark.parametrize("folder", ["./nowhere", "/nowhere", "~nobody-of-this-name/nowhere"])
+def test_a_missing_model_folder_is_told(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], folder: str
+) -> None:
+    assert f"no model folder {folder}; --model" in error_of(capsys, *argv, "--model", folder, status=1)
+
+
+def failure(port: int, **given: str) -> str:
+    """Why a gateway does not serve, after all that the command line looks at before."""
+    settings = Settings.model_validate({"redis": "redis://127.0.0.1:1", "port": port, **given})
+    with pytest.raises(Failed) as caught:
+        asyncio.run(app.serve(settings))
+    return str(caught.value)
+
+
+@pytest.mark.timeout(60)  # the tokenizer's library takes seconds to load
+def test_a_gateway_that_cannot_listen_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert failure(port) == (
+            f"cannot listen on 127.0.0.1:{port}: Address already in use; --host and --port choose another"
+        )
+
+
+def test_a_host_that_nobody_knows_is_told() -> None:
+    with pytest.raises(Failed, match=r"^cannot listen on nosuch:80: Name unknown; --host"), told("nosuch", 80):
+        raise socket.gaierror(-2, "Name unknown")
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    said = failure(1, model=str(tmp_path))
+    assert said.startswith(f"no tokenizer in {tmp_path}: ")
+    assert said.endswith("; --model wants a tokenizer.json")
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("command", ["up", "gateway", "config"])

@@ -12,6 +12,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from gateway import embedded, local
+from gateway.errors import Failed
 from gateway.process import MARKER, Child, ChildDied, marked
 from gateway.run_folder import SHARED_MEMORY, FolderInUse, RunFolder, shm_prefix
 from triton_backend.control_groups import num_processors
@@ -122,6 +123,21 @@ def test_a_folder_of_somebody_s_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
+@pytest.mark.parametrize("name", ["file", "file/under"])
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Failed, match=r"^cannot write .+/file.*: .+; --run-folder names another folder$"):
+        RunFolder(tmp_path / name).open()
+
+
+@pytest.mark.asyncio
+async def test_step_records_that_cannot_be_written_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stack = local.Stack(model="m", run_dir=tmp_path / "run", redis_url="redis://h", step_records=tmp_path / "file")
+    with pytest.raises(Failed, match=r"^cannot write .+/file/llm.steps: .+; --step-records names the folder$"):
+        await stack.__aenter__()
+
+
 def test_a_fresh_folder_goes_with_its_run() -> None:
     run = RunFolder(None)
     run.open()
@@ -181,9 +197,9 @@ async def die() -> None:
 @pytest.mark.parametrize(
     ("main", "status", "said"),
     [
-        (fail, 1, "no Triton\n"),
+        (fail, 1, "bucketserve: no Triton\n"),
         (told_to_stop, 0, ""),
-        (die, 1, "valkey exited with status 1; the end of /nowhere:\n\n"),
+        (die, 1, "bucketserve: valkey exited with status 1; the end of /nowhere:\n\n"),
     ],
 )
 def test_supervise(capsys: pytest.CaptureFixture[str], main, status: int, said: str) -> None:  # type: ignore[no-untyped-def]

@@ -66,6 +66,10 @@ def test_lists_are_given_with_commas_or_by_repeating(value: object) -> None:
     assert load({"triton": value}, {}).settings.triton == ("a:1", "b:2")
 
 
+def test_a_model_in_ones_own_folder_is_found_whoever_gives_it() -> None:
+    assert load({}, {"BUCKETSERVE_MODEL": "~/m"}).settings.model == str(Path.home() / "m")
+
+
 def test_sizes_take_units() -> None:
     assert load({"kv_budget": "512MiB"}, {}).settings.kv_budget == 512 * 2**20
 
