@@ -9,12 +9,13 @@ the run ends, however it ends.  If that was killed too, the next run does it.
 import fcntl
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -46,10 +47,11 @@ class RunFolder:
     def open(self) -> None:
         """Also clears away what earlier runs left.  Raises FolderInUse, Failed."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._given:
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._take_given()
             else:
+                make_own(self._base)
                 self._take_fresh()
         except OSError as error:
             where = error.filename or self.path
@@ -83,6 +85,16 @@ class RunFolder:
         if self._lock is None:
             raise FolderInUse(f"{self.path} belongs to a run that goes on")
         _clear(self.path)
+
+
+def make_own(folder: Path) -> None:
+    """Where everybody may write, somebody else may have made the folder first, or a link of its name: what is
+    started from it would be his."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise FolderInUse(f"{folder} is not ours alone: remove it, or set TMPDIR or --run-folder")
 
 
 def sweep(folder: Path, patience_s: float = 0.0) -> None:
@@ -129,20 +141,28 @@ def shm_prefix(folder: Path) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = _open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(path: Path) -> int | None:
     """The descriptor that holds the lock, or None if another process does."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    descriptor = _open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _open_lock(path: Path) -> int:
+    """A link is not followed, and nothing is lost of what is there."""
+    return os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
-from gateway import embedded, local
+from gateway import embedded, local, run_folder
 from gateway.errors import Failed
 from gateway.process import MARKER, Child, ChildDied, marked
 from gateway.run_folder import SHARED_MEMORY, FolderInUse, RunFolder, shm_prefix
@@ -144,6 +144,35 @@ def test_a_fresh_folder_goes_with_its_run() -> None:
     assert run.path.is_dir()
     run.close()
     assert not run.path.exists()
+
+
+def test_only_a_folder_of_our_own_is_taken_where_everybody_may_write(tmp_path: Path) -> None:
+    ours, theirs, shared = tmp_path / "ours", tmp_path / "theirs", tmp_path / "shared"
+    for _ in range(2):
+        run_folder.make_own(ours)
+    assert ours.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(ours)
+    (tmp_path / "astray").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    shared.mkdir()
+    shared.chmod(0o770)
+    if os.getuid() == 0:
+        theirs.mkdir(mode=0o700)
+        os.chown(theirs, 1, 1)
+    else:
+        theirs = Path("/usr")
+    for folder in (tmp_path / "link", tmp_path / "astray", tmp_path / "file", shared, theirs):
+        with pytest.raises(FolderInUse, match="is not ours alone: remove it, or set TMPDIR or --run-folder"):
+            run_folder.make_own(folder)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(Failed, match=r"cannot write .*lock: "):
+        RunFolder(tmp_path).open()
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_a_rendered_model_has_its_settings_and_no_others(tmp_path: Path) -> None:
