@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,10 @@ CONFIG_ENV = ENV_PREFIX + "CONFIG"
 NO_SETTINGS = {CONFIG_ENV, ENV_PREFIX + "RUN", ENV_PREFIX + "API_KEY"}
 """Variables of ours that are none: the config file, the mark by which `up` finds its processes, and the key that
 `bench` sends."""
+SERVICE_LINK = re.compile(
+    r"\w+(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP)(_PROTO|_PORT|_ADDR)?)=.*|\w+_PORT=(tcp|udp)://.*"
+)
+"""Kubernetes tells every pod of each Service in such variables, of one named `bucketserve` under our prefix."""
 UNITS = {
     "s": "SECONDS",
     "bytes": "BYTES",
@@ -168,6 +173,7 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
     known = {option.env: name for name, option in OPTIONS.items()}
     ours = {env: value for env, value in environ.items() if env.startswith(ENV_PREFIX) and env not in NO_SETTINGS}
+    ours = {env: value for env, value in ours.items() if not SERVICE_LINK.fullmatch(f"{env}={value}")}
     for env in ours:
         if env not in known:
             suggestion = nearest(env, [*known, CONFIG_ENV])

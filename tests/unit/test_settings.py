@@ -61,6 +61,25 @@ def test_an_empty_variable_counts_as_none() -> None:
     assert load({}, {"BUCKETSERVE_PORT": ""}).settings == Settings()
 
 
+def test_kubernetes_word_of_its_services_is_no_setting() -> None:
+    links = {
+        "SERVICE_HOST": "10.0.0.1",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.0.0.1",
+        "REDIS_SERVICE_HOST": "10.0.0.2",
+        "REDIS_PORT": "udp://10.0.0.2:6379",
+    }
+    environ = {f"BUCKETSERVE_{name}": value for name, value in links.items()}
+    assert load({}, environ).settings == Settings()
+    for name, value in (("PORT", "x"), ("PORT_8000", "8000"), ("REDIS_PORT", "6379"), ("HOST_SERVICE", "h")):
+        assert f"BUCKETSERVE_{name}" in complaint({}, {**environ, f"BUCKETSERVE_{name}": value})
+
+
 @pytest.mark.parametrize("value", ["a:1,b:2", ["a:1", "b:2"], ["a:1, b:2"]])
 def test_lists_are_given_with_commas_or_by_repeating(value: object) -> None:
     assert load({"triton": value}, {}).settings.triton == ("a:1", "b:2")
