@@ -37,17 +37,29 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="FILE", type=Path, required=True, help="Where the cost model goes (JSON)."
     )
     parser.add_argument(
-        "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)."
+        "--device",
+        metavar="DEVICE",
+        type=_device,
+        default="cpu",
+        help="Where it runs: cpu, cuda or cuda:N (default: %(default)s).",
     )
     parser.add_argument(
-        "--dtype", choices=get_args(Dtype), default="float32", help="The model's (default: %(default)s)."
+        "--dtype", choices=get_args(Dtype), default="float32", help="Its precision (default: %(default)s)."
     )
-    parser.add_argument("--threads", metavar="COUNT", type=count, help="Of the engine (default: torch's choice).")
+    parser.add_argument("--threads", metavar="COUNT", type=count, help="CPU threads (default: the cores).")
     parser.add_argument(
-        "--seconds", metavar="SECONDS", type=positive, default=60.0, help="To measure for (default: %(default)s)."
+        "--seconds",
+        metavar="SECONDS",
+        type=positive,
+        default=60.0,
+        help="Time to measure for (default: %(default)s).",
     )
     parser.add_argument(
-        "--max-rows", metavar="REQUESTS", type=count, default=32, help="Running at once (default: %(default)s)."
+        "--max-rows",
+        metavar="REQUESTS",
+        type=count,
+        default=32,
+        help="Most that run at once (default: %(default)s).",
     )
     parser.add_argument(
         "--max-prefill-tokens",
@@ -56,8 +68,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=2048,
         help="Prompt tokens in one step, at most (default: %(default)s).",
     )
-    parser.add_argument("--kv-bytes", metavar="BYTES", type=count, help="KV memory (default: measured).")
-    parser.add_argument("--seed", metavar="NUMBER", type=count, default=1, help="Of the load.")
+    parser.add_argument(
+        "--kv-bytes", metavar="BYTES", type=count, help="Most KV memory (default: what there is room for)."
+    )
+    parser.add_argument(
+        "--seed", metavar="NUMBER", type=count, default=1, help="Same seed, same load (default: %(default)s)."
+    )
 
 
 def start(given: argparse.Namespace) -> int:

@@ -82,6 +82,10 @@ def test_a_key_in_redis_comes_and_goes(locked: Serving) -> None:
 
     made = key("remote", "--max-streams", "1")
     assert eventually(lambda: ask(locked, made)[0] == 200, 10)
+    with pytest.raises(subprocess.CalledProcessError):
+        key("remote")
+    former, made = made, key("remote", "--replace")
+    assert eventually(lambda: [ask(locked, each)[0] for each in (former, made)] == [401, 200], 10)
     key("remote", "--remove")
     assert eventually(lambda: ask(locked, made)[0] == 401, 10)
     assert made not in locked.output

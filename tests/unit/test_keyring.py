@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
 from gateway import key_command, keyring
 from gateway.__main__ import Parser, main
-from gateway.errors import StoreLost
-from gateway.keyring import BadKeys, Keyring, digest
+from gateway.errors import Failed, StoreLost
+from gateway.keyring import BadKeys, Keyring, Record, digest
 from gateway.quota import UNLIMITED, Quota
 from gateway.request import ServiceClass, Tenant
 from gateway.store.memory_tenants import MemoryTenants
@@ -273,7 +274,11 @@ def test_the_command_makes_a_key_whose_record_the_gateway_takes(
         (["a", "--redis"], {}, "needs a URL, here or in BUCKETSERVE_REDIS"),
         (["a", "--redis", "localhost"], {}, "should start with redis://"),
         (["a", "--redis"], {"BUCKETSERVE_REDIS": "hunter2@localhost"}, "should start with redis://"),
-        (["a", "--remove"], {}, "goes with --redis"),
+        (["a", "--remove"], {}, "go with --redis"),
+        (["a", "--replace"], {}, "go with --redis"),
+        (["a", "--redis", "redis://h", "--replace", "--remove"], {}, "not allowed with"),
+        (["a", "--models", ""], {}, "empty name"),
+        (["a", "--models", "b, ,c"], {}, "empty name"),
         ([], {}, "NAME"),
     ],
 )
@@ -285,6 +290,26 @@ def test_wrong_calls_of_the_command(
     assert words in said.err
     assert "hunter2" not in said.err
     assert said.out == ""
+
+
+def test_a_key_in_use_is_replaced_only_if_that_is_asked_for() -> None:
+    async def main() -> None:
+        tenants = MemoryTenants()
+        first, second = (Record(digest(key)) for key in (b"first", b"second"))
+
+        async def known() -> dict[str, Record]:
+            _, records = await tenants.keys(-1) or (0, {})
+            return {name: msgspec.json.decode(record, type=Record) for name, record in records.items()}
+
+        await key_command.put(tenants, "acme", first, replace=False)
+        with pytest.raises(Failed, match=r"Redis has a key 'acme' already: .*--replace"):
+            await key_command.put(tenants, "acme", second, replace=False)
+        await key_command.put(tenants, "other", second, replace=True)
+        assert await known() == {"acme": first, "other": second}
+        await key_command.put(tenants, "acme", second, replace=True)
+        assert await known() == {"acme": second, "other": second}
+
+    asyncio.run(main())
 
 
 def test_a_store_that_does_not_answer_the_command(capsys: pytest.CaptureFixture[str]) -> None:
