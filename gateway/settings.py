@@ -200,9 +200,9 @@ class Settings(Section):
     """gRPC address HOST:PORT of a running Triton, several with commas or by repeating; without it `up` starts
     its own."""
     device: Device | None = None
-    """Where the engines that `up` starts run: cpu, cuda or cuda:N; by default as the engine chooses."""
+    """Where the engines that `up` starts run: cpu, cuda or cuda:N; by default cpu."""
     dtype: Dtype | None = None
-    """Precision of those engines; by default as the engine chooses."""
+    """Precision of those engines; by default float32; on a GPU bfloat16 is what most want."""
     kv_budget: Annotated[ByteSize, Field(gt=0)] | None = None
     """Most KV memory of each of those engines, such as 512MiB; by default what there is room for."""
     threads: PositiveInt | None = None
