@@ -205,10 +205,18 @@ def _unsupported() -> Iterator[Bad]:
         "modalities": ["text", "audio"],
         "guided_json": {"type": "object"},
         "add_generation_prompt": False,
+        "add_special_tokens": True,
+        "regex": "a+",
+        "ebnf": "root ::= x",
+        "grammar": "root ::= x",
+        "json_schema": {"type": "object"},
+        "stop_regex": "x+",
         "prompt_logprobs": 1,
     }
     for field, value in fields.items():
         yield Bad(f"unsupported {field}", chat(**{field: value}), param=field)
+    bare = b'{"model": "MODEL", "prompt": "hi", "add_special_tokens": false}'
+    yield Bad("no special tokens before a prompt", bare, path=TEXT, param="add_special_tokens")
     yield Bad("echo in a chat", chat(echo=True), param="echo")
     yield Bad("an image", part(type="image_url", image_url={}), param="messages[0].content[0].type")
     yield Bad("audio", part(type="input_audio"), param="messages[0].content[0].type")

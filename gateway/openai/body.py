@@ -31,14 +31,17 @@ class _Unsupported(msgspec.Struct, kw_only=True):
     chat_template_kwargs: Any = None
     continue_final_message: Any = False
     documents: Any = None
+    ebnf: Any = None
     frequency_penalty: Any = 0
     function_call: Any = "none"
     functions: Any = None
+    grammar: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     include_stop_str_in_output: Any = False
+    json_schema: Any = None
     length_penalty: Any = 1
     logit_bias: Any = None
     min_p: Any = 0
@@ -46,9 +49,11 @@ class _Unsupported(msgspec.Struct, kw_only=True):
     presence_penalty: Any = 0
     prompt_logprobs: Any = None
     reasoning_effort: Any = "none"
+    regex: Any = None
     repetition_penalty: Any = 1
     response_format: Any = msgspec.field(default_factory=lambda: {"type": "text"})
     skip_special_tokens: Any = True
+    stop_regex: Any = None
     structured_outputs: Any = None
     suffix: Any = None
     tool_choice: Any = "none"
@@ -83,6 +88,7 @@ class Body(_Unsupported, kw_only=True):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     ignore_eos: bool | None = None
+    add_special_tokens: bool | None = None
     service_tier: str | None = None
     user: Annotated[str, Meta(max_length=512)] | None = None
 

@@ -43,6 +43,9 @@ def chat(raw: bytes, vocabulary: int) -> Request:
     body = decode(_chat, raw)
     if body.echo:
         raise unsupported("echo")
+    if body.add_special_tokens:
+        # The template writes them.
+        raise unsupported("add_special_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     return _request(
@@ -57,6 +60,8 @@ def chat(raw: bytes, vocabulary: int) -> Request:
 def completion(raw: bytes, vocabulary: int) -> Request:
     """Token ids must lie below `vocabulary`.  Raises BadRequest."""
     body = decode(_completion, raw)
+    if body.add_special_tokens is False:
+        raise unsupported("add_special_tokens")
     if body.echo and body.logprobs is not None:
         raise BadRequest(
             "'logprobs' cannot be combined with 'echo': prompt log probabilities are not supported.",

@@ -43,7 +43,7 @@ def test_a_bare_chat_gets_the_defaults() -> None:
     assert chat() == Request(model="m", messages=[{"role": "user", "content": "hi"}])
 
 
-def test_a_bare_completion_gets_openais_sixteen_tokens() -> None:
+def test_a_bare_completion_names_no_number_of_tokens() -> None:
     assert completion() == Request(model="m", prompts=["hi"])
 
 
