@@ -32,7 +32,7 @@ class StartFailed(Failed):
 
 
 def valkey_argv(port: int, folder: Path) -> list[str]:
-    """No persistence: the gateways put everything back into an empty store (DESIGN.md 2)."""
+    """No persistence: the gateways put everything back into an empty store."""
     options = {"bind": HOST, "port": str(port), "protected-mode": "yes", "save": "", "appendonly": "no"}
     # A server that sets its title overwrites its environment, in which the run is marked.
     options |= {"maxmemory-policy": "noeviction", "set-proc-title": "no", "dir": str(folder)}

@@ -24,7 +24,7 @@ class ContractError(Exception):
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a row draws its tokens (DESIGN.md 7).  `temperature` 0: greedy; `top_k` 0, `top_p` 1: off."""
+    """How a row draws its tokens.  `temperature` 0: greedy; `top_k` 0, `top_p` 1: off."""
 
     temperature: float = 1.0
     top_p: float = 1.0

@@ -91,7 +91,7 @@ def used_bytes(layout: KVLayout, rows: Iterable[Row]) -> int:
 
 
 class FuturePeak:
-    """The highest KV use from now until every row has finished, if no further row joins (DESIGN.md 6).
+    """The highest KV use from now until every row has finished, if no further row joins.
 
     All rows grow by one token a step and leave when they have none left, so use only falls at a departure and
     the peak stands just before one.  Hence it is enough to know the use at each row's last step: one number

@@ -17,6 +17,7 @@ MAX_CHOICES = 128
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenLimit = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+ShortText = Annotated[str, Meta(max_length=512)]
 StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
@@ -90,7 +91,7 @@ class Body(_Unsupported, kw_only=True):
     ignore_eos: bool | None = None
     add_special_tokens: bool | None = None
     service_tier: str | None = None
-    user: Annotated[str, Meta(max_length=512)] | None = None
+    user: ShortText | None = None
 
 
 class Part(msgspec.Struct):
@@ -101,8 +102,8 @@ class Part(msgspec.Struct):
 class Message(msgspec.Struct):
     role: str
     content: str | list[Part] | None = None
-    name: str | None = None
-    tool_call_id: str | None = None
+    name: ShortText | None = None
+    tool_call_id: ShortText | None = None
     tool_calls: Any = None
     function_call: Any = None
     audio: Any = None

@@ -69,7 +69,7 @@ class BatchRule(Protocol):
 
 def kv_bytes(telemetry: Telemetry) -> int:
     """Free and held KV memory.  M_safe is a part of it (BucketServe Eq. 5, with the engine's own KV counted as
-    available: DESIGN.md 6)."""
+    available)."""
     return telemetry.pool_capacity_bytes + telemetry.pool_growable_bytes
 
 
@@ -88,7 +88,7 @@ def longest_row_tokens(layout: KVLayout, budget_bytes: int) -> int:
 @dataclass(frozen=True, slots=True)
 class ToTheEnd:
     """Ours: the future peak of KV memory, running rows and new ones, stays within M_safe, and the decode steps
-    of all of them within the tightest target for the time per token (DESIGN.md 6).
+    of all of them within the tightest target for the time per token.
 
     A prompt that is more urgent than those waiting in the engine passes them there.  What does not fit is
     skipped, not waited for; the driver's guard sees to it that nobody is passed for long.
@@ -157,7 +157,7 @@ class _Ahead:
 
 @dataclass(frozen=True, slots=True)
 class ByPrompt:
-    """BucketServe's rule as published (Eqs. 5 and 6, PAPERS A4): as many in order as the free memory holds
+    """BucketServe's rule as published (Eqs. 5 and 6): as many in order as the free memory holds
     prompts, all counted as long as the longest.  Answers are left to the engine, which evicts what outgrows it.
     """
 
@@ -215,7 +215,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class SloOdbs:
-    """UELLM's batch scheduler as its code runs it (PAPERS B2): in the order of the composite key, a batch takes
+    """UELLM's batch scheduler as its code runs it: in the order of the composite key, a batch takes
     the next ticket while it is below the cap and the step up in length costs less than the threshold."""
 
     cap: int = 10

@@ -2,8 +2,8 @@
 
 BucketServe takes midpoints because the best cuts are said to be too expensive to compute.  Over a grid of bins
 they are not: with N non-empty bins, every bucket of adjacent bins has a cost, and the best table of K buckets
-is a shortest path, O(K N^2).  The published rule's flaws that this one has not are listed in PAPERS A9: traffic
-whose majority is long is cut too, all cuts come at once, and the table stays while the traffic stays.
+is a shortest path, O(K N^2).  The published rule has flaws that this one has not: here traffic whose majority is
+long is cut too, all cuts come at once, and the table stays while the traffic stays.
 """
 
 from collections.abc import Mapping

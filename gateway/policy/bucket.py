@@ -92,7 +92,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """BucketServe's Algorithm 1 (PAPERS A2).
+    """BucketServe's Algorithm 1.
 
     Fewer waiting than N_max: everything merges into one bucket.  Else a bucket that holds more than N_max, of
     which more than `theta` lie below the middle of its range, is cut there; one level per call, as published.

@@ -1,4 +1,4 @@
-"""Skipping what does not fit, without starving it (DESIGN.md 5).
+"""Skipping what does not fit, without starving it.
 
 A ticket that others have passed `MAX_PASSED` times or for `MAX_PASSED_S` is held for: from then on, only what
 fits beside it starts, so that it starts itself when the rows of before have ended, at the latest.

@@ -27,11 +27,11 @@ class Policy:
 FULL = Policy(ByTarget(), Predicted(), Fair(), Optimal(), ToTheEnd())
 """Ours."""
 BUCKETSERVE = Policy(Everybody(), Allowed(), Arrival(), Paper(), ByPrompt())
-"""BucketServe as published, online (PAPERS A)."""
+"""BucketServe as published (arXiv 2507.17120), online."""
 UELLM = Policy(Everybody(), Predicted(), Arrival(slo_odbs_key, window=200), Whole(), SloOdbs())
-"""UELLM's SLO-ODBS as its code runs it (PAPERS B2)."""
+"""UELLM's SLO-ODBS as its code runs it (arXiv 2409.14961)."""
 DISTSERVE = Policy(Everybody(), Allowed(), Arrival(), Whole(), InOrder(max_tokens=8192, max_running=128))
-"""DistServe's prefill queue (PAPERS C3); decode replicas of their own exist in the simulator only."""
+"""DistServe's prefill queue (arXiv 2401.09670); decode replicas of their own exist in the simulator only."""
 CONTINUOUS = Policy(Everybody(), Allowed(), Arrival(), Whole(), InOrder(max_tokens=2048))
 """First come, first served, continuous batching, chunked prefill: vLLM's default."""
 STATIC = Policy(Everybody(), Allowed(), Arrival(), Whole(), Fixed())

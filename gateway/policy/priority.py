@@ -57,13 +57,13 @@ def longest_first(ticket: Ticket) -> float:
 
 
 def slo_odbs_key(ticket: Ticket) -> float:
-    """UELLM's composite key SLO + 0.5 * length (PAPERS B2), the length being the predicted answer's."""
+    """UELLM's composite key SLO + 0.5 * length, the length being the predicted answer's."""
     return ticket.ttft_s + 0.5 * ticket.profile.expected_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Fair:
-    """Shares between classes, earliest virtual deadline within; bulk by `bulk_key` (DESIGN.md 5).
+    """Shares between classes, earliest virtual deadline within; bulk by `bulk_key`.
 
     A bulk ticket past its virtual deadline goes before those that are not, so that reordering delays nobody
     for longer than its slack.

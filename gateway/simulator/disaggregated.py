@@ -1,4 +1,4 @@
-"""DistServe's engines (PAPERS C3): prompts are run on some GPUs, answers on others, and KV memory moves over.
+"""DistServe's engines: prompts are run on some GPUs, answers on others, and KV memory moves over.
 
 A driver sees the prefill engine only.  The engine runs what it was sent first come, first served, up to a token
 cap, and hands each row to the decode engine with the fewest rows.  That one pulls it when there is room: while

@@ -1,4 +1,4 @@
-"""The optimal bucket table against brute force, and what the published rule gets wrong (PAPERS A9)."""
+"""The optimal bucket table against brute force, and what the published rule gets wrong."""
 
 import itertools
 import random
