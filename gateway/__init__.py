@@ -19,3 +19,5 @@ Floors, an upper one imports a lower one, never back (held by import-linter):
 `triton_backend.contract` and `triton_backend.memory` are shared with the engine; the simulator also plans with its
 `plan` and `sequence`, and `fit` measures it.
 """
+
+__version__ = "0.1.0"

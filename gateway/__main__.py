@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from pydantic import ByteSize
 
-from gateway import key_command, keyring, options
+from gateway import __version__, key_command, keyring, options
 from gateway import up as bringing_up
 from gateway.errors import Failed, StoreLost
 from gateway.keyring import BadKeys
@@ -180,6 +180,7 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, object]]:
 
 def parser() -> Parser:
     parser = Parser(prog="bucketserve", description="An LLM serving gateway.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"bucketserve {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         described = command.__doc__

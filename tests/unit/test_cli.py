@@ -109,6 +109,13 @@ def test_help_has_every_setting_with_its_default(capsys: pytest.CaptureFixture[s
         assert not isinstance(default, float) or f"{option.env}; default: {default})" in text
 
 
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"], {})
+    assert caught.value.code == 0
+    assert re.fullmatch(r"bucketserve \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def test_config_prints_flags_and_their_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--port", "81", "--triton", "a:1", "--triton", "b:2"], {}) == 0
     lines = capsys.readouterr().out.splitlines()
