@@ -5,10 +5,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import aiohttp
 import msgspec
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.bench import client
 from gateway.bench.client import Client
@@ -25,7 +23,6 @@ from gateway.request import ServiceClass
 
 TRUSTED_LATE_S = 0.02
 """Figures of a client that is later than this in one case of a hundred are not its server's."""
-_PADDED, _USEFUL = "bucketserve_batch_padded_tokens_sum", "bucketserve_prompt_tokens_total"
 _PROBE = Arrival(0.0, 8, 2, ServiceClass.DEFAULT, None, None)
 _PROBE_NUMBER = 2**31
 """Not that of a measured request, so that the probe warms no prefix cache."""
@@ -76,7 +73,7 @@ async def measure(options: Options, workloads: Mapping[float, Workload], key: st
         asking = Client(session, options, model, prompts)
         await _probe(asking, options.url)
         for rate, workload in workloads.items():
-            run, interrupted = await _run(asking, session, options.url, rate, workload)
+            run, interrupted = await _run(asking, rate, workload)
             runs.append(run)
             if interrupted:
                 return Result(model, runs, True)
@@ -96,18 +93,13 @@ async def _probe(asking: Client, url: str) -> None:
         raise SettingsError(f"{url} refuses a first short request: {answer.reason}")
 
 
-async def _run(
-    asking: Client, session: aiohttp.ClientSession, url: str, rate: float, workload: Workload
-) -> tuple[Run, bool]:
+async def _run(asking: Client, rate: float, workload: Workload) -> tuple[Run, bool]:
     """The run, and whether it was interrupted."""
-    before = await _prefilled(session, url)
     with Bar(len(workload), rate) as bar:
         load = Load(workload, asking.ask, bar)
         interrupted = await _interruptible(load)
-    after = await _prefilled(session, url)
     records = load.recorder.records()
-    padded, useful = (None, None) if before is None or after is None else np.subtract(after, before).tolist()
-    return Run(rate, report.make(records, padded, useful), _own_side(load, records), records), interrupted
+    return Run(rate, report.make(records), _own_side(load, records), records), interrupted
 
 
 async def _interruptible(load: Load) -> bool:
@@ -139,19 +131,3 @@ def _own_side(load: Load, records: Records) -> OwnSide:
 
 def _p99(values: Sequence[float]) -> float:
     return float(np.quantile(values, 0.99)) if values else 0.0
-
-
-async def _prefilled(session: aiohttp.ClientSession, url: str) -> tuple[int, int] | None:
-    """Prompt tokens prefilled so far, with and without padding; None if the server is not one of ours."""
-    try:
-        async with session.get(f"{url}/metrics") as response:
-            text = await response.text()
-        samples = {
-            sample.name: sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name in (_PADDED, _USEFUL)
-        }
-        return round(samples[_PADDED]), round(samples[_USEFUL])
-    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
-        return None

@@ -33,8 +33,8 @@ def latencies(runs: Sequence[Run]) -> Table:
 
 
 def balance(runs: Sequence[Run]) -> Table:
-    rows = [(f"{run.rate:.3g}", f"{run.report.fairness:.3f}", _percent(run.report.padding_waste)) for run in runs]
-    return Table("Balance", ("offered/s", "Jain", "padding"), rows)
+    rows = [(f"{run.rate:.3g}", f"{run.report.fairness:.3f}") for run in runs]
+    return Table("Balance", ("offered/s", "Jain"), rows)
 
 
 def _rows(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], Figures]]:

@@ -63,7 +63,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     fairness: float
     """Jain's index of the served tokens over the shares, between tenants, or classes if there is one tenant."""
     padding_waste: float | None
-    """Part of the prefilled tokens that was padding; None: not known."""
+    """Part of the prefilled tokens that was padding; None: not known, as of every server that was measured."""
     slo_scale: list[tuple[float, float]]
     """(factor on both targets, attainment)."""
 

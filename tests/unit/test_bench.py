@@ -28,7 +28,6 @@ class Served:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.reply: Reply = lambda number, body: stream(body)
-        self.metrics = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -48,14 +47,6 @@ class Served:
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "tiny"}]})
-
-    async def scrape(self, request: web.Request) -> web.Response:
-        self.metrics += 1
-        lines = [
-            f"bucketserve_batch_padded_tokens_sum {100.0 * self.metrics}",
-            f"bucketserve_prompt_tokens_total {75.0 * self.metrics}",
-        ]
-        return web.Response(text="\n".join(lines) + "\n")
 
 
 def event(payload: Any) -> bytes:
@@ -81,7 +72,6 @@ def served() -> Iterator[Served]:
             web.post("/v1/completions", server.answer),
             web.post("/v1/chat/completions", server.answer),
             web.get("/v1/models", server.models),
-            web.get("/metrics", server.scrape),
         ]
     )
     runner = web.AppRunner(app, handler_cancellation=True)
@@ -121,7 +111,6 @@ def test_a_trace_from_its_file_to_the_folder(served: Served, trace: str, tmp_pat
     assert [run["rate"] for run in report["runs"]] == [50.0, 100.0]
     total = report["runs"][0]["report"]["total"]
     assert (total["requests"], total["finished"], total["attainment"]) == (6, 6, 1.0)
-    assert report["runs"][0]["report"]["padding_waste"] == 0.25
     assert report["goodput_at_attainment"] == {"0.9": 100.0, "0.8": 100.0}
     assert report["runs"][0]["client"]["sent"] == 6
     with (out / "requests.csv").open(newline="") as file:
