@@ -292,7 +292,7 @@ class Metrics:
 
     def _define_engines(self) -> None:
         self._batch_rows = self._histogram("batch_rows", "Rows of the batches sent.", _ROWS)
-        text = "What their prompt tokens would be, were each as long as its batch's longest; no engine pads."
+        text = "Their prompt tokens, were each prompt as long as its batch's longest; the engine itself pads none."
         self._batch_tokens = self._histogram("batch_padded_tokens", text, TOKEN_BUCKETS)
         self._replica_gauges = [self._gauge(name, text, "replica") for name, text in _REPLICA_GAUGES.items()]
         self._gauges: dict[str, list[Gauge]] = {}

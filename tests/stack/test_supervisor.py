@@ -73,7 +73,7 @@ def test_a_child_is_killed(run: Run, name: str) -> None:
     os.kill(run.pids[name], signal.SIGKILL)
     status, errors = run.end()
     assert status == 1
-    assert errors.startswith(f"{name} was ended by SIGKILL; the end of {run.folder / name}.log:\n")
+    assert errors.startswith(f"bucketserve: {name} was ended by SIGKILL; the end of {run.folder / name}.log:\n")
 
 
 def test_the_supervisor_is_killed(run: Run) -> None:
