@@ -124,8 +124,8 @@ class OpenCall:
         """None if the call cannot be adopted."""
         self.is_read = True
         """A client waits for what is pushed."""
-        self.successor: OpenCall | None = None
-        """What another connection reads instead."""
+        self.reservation: str | None = None
+        """By which id it has taken of its tenant's quota; None if it has not, or another ends it."""
         self.expiry: asyncio.TimerHandle | None = None
         self._held: deque[tuple[int, Delta]] = deque()
         """What the log has to tell first, up to the given size."""
@@ -203,8 +203,8 @@ class OpenCall:
         """Take over the call from another connection, which is interrupted."""
         self.created, self.recipe = before.created, before.recipe
         self.promise, self.has_tokens = before.promise, before.has_tokens
-        self.allowance, before.successor = before.allowance, self
-        self.choices = before.choices
+        self.allowance, self.choices = before.allowance, before.choices
+        self.reservation, before.reservation = before.reservation, None
         self.live, before.live = before.live, {}
         for live in self.live.values():
             live.call = self

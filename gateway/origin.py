@@ -171,17 +171,14 @@ class Origin:
     async def resume(self, call_id: str, tenant: Tenant) -> AsyncIterator[OpenCall]:
         """Go on with a call, from its beginning; whoever read it is interrupted.
 
-        Raises NotFound if the tenant has none such that can go on, OverQuota, Unavailable.
+        Raises NotFound if the tenant has none such that can go on, OverQuota, Unavailable, Interrupted.
         """
         self._check_open()
-        call = await self._resumption.call(call_id, tenant.name)
-        if not self._reservations.has(call):
-            try:
-                await self._reservations.reserve(call, tenant)
-            except BaseException:
-                self._resumption.end(call)
-                raise
-        self._go_on(call)
+        call = await self._resumption.take_over(call_id, tenant.name)
+        if call is None:
+            call = await self._resumption.adopt(call_id, tenant.name)
+            await self._reservations.reserve(call, tenant)
+            self._go_on(call)
         async with self._connected(call, 0):
             yield call
 
@@ -205,12 +202,16 @@ class Origin:
             self._metrics.call_ended(service_class, outcome, _now_s() - call.arrival_s)
 
     def _go_on(self, call: OpenCall) -> None:
-        """An adopted call's tickets are this gateway's now."""
+        """An adopted call's tickets are this gateway's now.  Raises Interrupted."""
+        try:
+            self._resumption.go_on(call)
+        except Interrupted:
+            self._reservations.refund(call)
+            raise
         for id, live in call.live.items():
-            if self._live.get(id) is not live:
-                self._live[id] = live
-                self._metrics.ticket_queued(call.service_class)
-                self._outbox.put_back(live)
+            self._live[id] = live
+            self._metrics.ticket_queued(call.service_class)
+            self._outbox.put_back(live)
 
     def cut(self) -> None:
         """Time is up: every stream ends, to be resumed elsewhere."""
@@ -225,8 +226,7 @@ class Origin:
         if call.expiry is not None:
             call.expiry.cancel()
         self._resumption.end(call)
-        if call.successor is None:
-            self._reservations.settle(call)
+        self._reservations.settle(call)
 
     def _expire_after(self, call: OpenCall, deadline_s: float | None) -> None:
         if deadline_s is not None:

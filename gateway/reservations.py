@@ -45,13 +45,10 @@ class Reservations:
     def __init__(self, tenants: Tenants) -> None:
         self._tenants = tenants
         self._open: dict[str, _Reservation] = {}
-        """By call."""
+        """By id; each is one OpenCall's (its `reservation`)."""
         self._ended: defaultdict[str, dict[str, int | None]] = defaultdict(dict)
-        """Tenant -> call -> tokens used, or None if it never ran: what the store must still be told."""
+        """Tenant -> id -> tokens used, or None if it never ran: what the store must still be told."""
         self._news = asyncio.Event()
-
-    def has(self, call: OpenCall) -> bool:
-        return call.id in self._open
 
     @property
     def is_settled(self) -> bool:
@@ -77,18 +74,23 @@ class Reservations:
             raise
         if isinstance(answer, Denied):
             raise _refusal(answer, tenant)
-        self._open[call.id] = _Reservation(id, tenant.name, prompt_tokens, call.choices)
-        call.allowance = answer.allowance
+        self._open[id] = _Reservation(id, tenant.name, prompt_tokens, call.choices)
+        call.reservation, call.allowance = id, answer.allowance
 
     def refund(self, call: OpenCall) -> None:
         """The call was not let in."""
-        if (reservation := self._open.pop(call.id, None)) is not None:
+        if (reservation := self._close(call)) is not None:
             self._end(reservation.tenant, reservation.id, None)
 
     def settle(self, call: OpenCall) -> None:
         """The call has ended, however."""
-        if (reservation := self._open.pop(call.id, None)) is not None:
+        if (reservation := self._close(call)) is not None:
             self._end(reservation.tenant, reservation.id, reservation.used_tokens)
+
+    def _close(self, call: OpenCall) -> _Reservation | None:
+        """Only what is this call's own: it may go on, over another connection or adopted again."""
+        id, call.reservation = call.reservation, None
+        return None if id is None else self._open.pop(id)
 
     def _end(self, tenant: str, id: str, tokens: int | None) -> None:
         self._ended[tenant][id] = tokens
@@ -124,12 +126,12 @@ class Reservations:
 
     async def prolong(self) -> None:
         """Raises StoreLost."""
-        calls: defaultdict[str, list[str]] = defaultdict(list)
-        for call_id, reservation in self._open.items():
-            calls[reservation.tenant].append(call_id)
-        for tenant, ids in calls.items():
+        ids_of: defaultdict[str, list[str]] = defaultdict(list)
+        for id, reservation in self._open.items():
+            ids_of[reservation.tenant].append(id)
+        for tenant, ids in ids_of.items():
             # Some may have ended while others were told of.
-            if live := [self._open[id].id for id in ids if id in self._open]:
+            if live := [id for id in ids if id in self._open]:
                 await self._tenants.prolong(tenant, live, TTL_S)
 
 

@@ -66,13 +66,6 @@ class Resumption:
         if self._leave(call) and call.recording is not None:
             self.recorder.end(call.recording)
 
-    async def call(self, call_id: str, owner: str) -> OpenCall:
-        """The call, from its beginning; whoever read it is interrupted.
-
-        Raises NotFound if its owner has none such that can go on, Unavailable, Interrupted.
-        """
-        return await self._take_over(call_id, owner) or await self._adopt(call_id, owner)
-
     def _open(self, call: OpenCall) -> None:
         self._calls[call.id] = call
         if call.recording is not None:
@@ -84,8 +77,9 @@ class Resumption:
         del self._calls[call.id]
         return True
 
-    async def _take_over(self, call_id: str, owner: str) -> OpenCall | None:
-        """A call that is here; None if it is not, or not any more."""
+    async def take_over(self, call_id: str, owner: str) -> OpenCall | None:
+        """A call that is here, from its beginning; whoever read it is interrupted.  None if it is not here, or not
+        any more.  Raises NotFound if it is another owner's, or cannot go on."""
         if (found := self._calls.get(call_id)) is None or (recording := found.recording) is None:
             return None
         if found.recipe is None or not recording.content:
@@ -106,8 +100,9 @@ class Resumption:
         self._metrics.call_resumed("taken over")
         return call
 
-    async def _adopt(self, call_id: str, owner: str) -> OpenCall:
-        """A call that was another gateway's, or nobody's any more."""
+    async def adopt(self, call_id: str, owner: str) -> OpenCall:
+        """A call that was another gateway's, or nobody's any more, from its beginning; `go_on` follows, once it is
+        let in.  Raises NotFound if its owner has none such that can go on, and Unavailable."""
         try:
             adopted = await self._store.adopt(call_id, owner, self._config.ttl_s)
             call = adopted and await self._adoption.call(call_id, owner, adopted)
@@ -118,15 +113,18 @@ class Resumption:
         except StoreLost as lost:
             raise Unavailable("The records of streams do not answer.", retry_after_s=1.0) from lost
         self._recall((ticket, last, replica) for ticket, replica in leased)
-        before = self._calls.get(call_id)
-        if before is not None and before.recording is not None:
-            # Another connection to this gateway was as quick.
-            if before.recording.epoch > adopted.epoch:
+        return call
+
+    def go_on(self, call: OpenCall) -> None:
+        """An adopted call is read and run here.  Only from now on can it be taken over: before, another connection
+        would get what may yet be refused.  Raises Interrupted if one was as quick, and adopted it again."""
+        before = self._calls.get(call.id)
+        if before is not None and before.recording is not None and call.recording is not None:
+            if before.recording.epoch > call.recording.epoch:
                 raise Interrupted(_ELSEWHERE, retry_after_s=1.0)
             self._fenced(before.recording)
         self._open(call)
         self._metrics.call_resumed("adopted")
-        return call
 
     def _fenced(self, recording: Recording) -> None:
         call = self._calls.get(recording.call_id)

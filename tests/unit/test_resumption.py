@@ -5,6 +5,7 @@ import contextlib
 import gc
 import itertools
 import random
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -363,6 +364,75 @@ def test_a_stream_that_had_ended_is_gone_on_with_within_the_quota_only(name: str
     play(scenario)
 
 
+@pytest.mark.parametrize("adopt_s", [0.0, 0.05])
+@pytest.mark.parametrize("gap_s", [0.0, 0.02])
+def test_connections_that_race_for_a_stream_leave_one_reservation(gap_s: float, adopt_s: float) -> None:
+    """One comes while the quota is asked for the other, or while the other adopts."""
+
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            quota = Quota(10, 1000, 1)
+            reader = Reader(request(), 1, "acme", quota)
+            reading = asyncio.create_task(reader.ask(made.gateways["a"]))
+            await asyncio.sleep(10 * STEP_S)
+            await vanish(made, "a", reading)
+            world = made.gateways["b"]
+            store: Any = world.store
+            tenants: Any = world.tenants
+            tenants.delays_s["reserve"] = 0.05
+            store.delays_s.update(adopt=adopt_s, cancel=adopt_s)
+            racers = [Reader(request(), 1, "acme", quota) for _ in range(3)]
+            racing = []
+            for racer in racers:
+                racing.append(asyncio.create_task(racer.resume(world)))
+                await asyncio.sleep(gap_s)
+            endings = await asyncio.gather(*racing, return_exceptions=True)
+            assert sum(map(complete, racers)) == 1
+            for ending in endings:
+                assert isinstance(ending, Interrupted | None)
+            await world.origin.idle()
+            assert await used(made.tenants) == (1, 3 + TOKENS)
+            other = Reader(request(), 2, "acme", quota)
+            await other.ask(world)
+            assert complete(other), "the stream is free again"
+            assert _queued(world) == 0
+
+    play(scenario)
+
+
+def test_a_connection_that_stood_still_ends_nothing_of_what_goes_on_here_again() -> None:
+    """Another gateway had adopted the stream meanwhile, and this one adopted it back."""
+
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            a, b = made.gateways["a"], made.gateways["b"]
+            quota = Quota(10, 1000, 1)
+            reader = Reader(msgspec.structs.replace(request(), max_tokens=300), 1, "acme", quota)
+            is_over = asyncio.Event()
+
+            async def stand_still() -> None:
+                opening = a.origin.open(reader._request, reader.call_id, asyncio.get_running_loop().time())
+                with contextlib.suppress(Interrupted):
+                    async with opening as call:
+                        await call.read(lambda deltas: is_over.wait)
+
+            standing = asyncio.create_task(stand_still())
+            await asyncio.sleep(10 * STEP_S)
+            await reader.resume(b, 10)
+            await asyncio.sleep(0.1)
+            resuming = asyncio.create_task(reader.resume(a))
+            await asyncio.sleep(10 * STEP_S)
+            is_over.set()
+            await standing
+            await asyncio.sleep(10 * STEP_S)
+            with pytest.raises(OverQuota, match="1 requests at a time"):
+                await Reader(request(), 2, "acme", quota).ask(a)
+            await resuming
+            assert reader.texts == {0: text(tokens=300)}
+
+    play(scenario)
+
+
 def test_what_is_complete_is_read_on_without_a_quota() -> None:
     async def scenario() -> None:
         async with site(1, "a", "b") as made:
@@ -593,6 +663,12 @@ def test_positions_must_be_of_as_many_choices() -> None:
                 await reader.resume(made.gateways["a"])
 
     play(scenario)
+
+
+def _queued(world: World) -> float:
+    """As its metrics say."""
+    counts = re.findall(r"^bucketserve_queued_tickets{.*} (.*)$", world.metrics.render().decode(), re.M)
+    return sum(map(float, counts))
 
 
 def _config(**fields: Any) -> Any:

@@ -5,12 +5,13 @@ from typing import Any
 
 from gateway.errors import StoreLost
 from gateway.store.memory import MemoryStore
+from gateway.store.memory_tenants import MemoryTenants
 
 
 class Line:
-    """A gateway's view of the store (ports.Store)."""
+    """A gateway's view of the store (ports.Store, ports.Tenants)."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore | MemoryTenants) -> None:
         self._store = store
         self.is_cut = False
         self.delays_s: dict[str, float] = {}

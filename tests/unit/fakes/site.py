@@ -28,7 +28,8 @@ class Site:
 
     async def join(self, name: str) -> World:
         line: Any = Line(self.store)
-        world = World(line, self.backends, self._config, name=name, tenants=self.tenants)
+        tenants: Any = Line(self.tenants)
+        world = World(line, self.backends, self._config, name=name, tenants=tenants)
         self._stacks[name] = contextlib.AsyncExitStack()
         self.gateways[name] = await self._stacks[name].enter_async_context(world.joined())
         return world
