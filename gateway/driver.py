@@ -7,7 +7,7 @@ the origin that a row is gone, and the origin decides.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import NoReturn, Protocol
 
@@ -243,9 +243,13 @@ class Driver:
             await session.aclose()
 
     async def _attach(self, epoch: int) -> Session:
-        """Open a session.  If the engine is gone, so are the rows it had."""
+        """Open a session.  If the engine is gone, so are the rows it had.
+
+        It answers between two of its steps, which may take longer than a lease lasts."""
+        known = self._fleet.replicas.get(self.replica)
         try:
-            return await self._backend.attach(contract.Attach(epoch, self._gateway))
+            async with self._holding(epoch, standing.encode(known.standing) if known else b""):
+                return await self._backend.attach(contract.Attach(epoch, self._gateway))
         except BackendLost:
             self.failed_s = asyncio.get_running_loop().time()
             self._fleet.left(self.replica)
@@ -261,19 +265,26 @@ class Driver:
         epoch = await self._store.elect(self.replica, self._gateway, self._config.lease_s)
         if epoch is None:
             return
-        holding = asyncio.create_task(self._hold(epoch))
         try:
-            await self._backend.revive()
+            async with self._holding(epoch, b""):
+                await self._backend.revive()
         finally:
-            holding.cancel()
             with contextlib.suppress(StoreLost):
                 await self._store.resign(self.replica, epoch)
 
-    async def _hold(self, epoch: int) -> NoReturn:
-        """Keep the lease, and tell everybody that the replica does not run."""
+    @contextlib.asynccontextmanager
+    async def _holding(self, epoch: int, told: bytes) -> AsyncIterator[None]:
+        """Keep the lease without a session, and tell everybody how the replica stands; b"": it does not run."""
+        holding = asyncio.create_task(self._hold(epoch, told))
+        try:
+            yield
+        finally:
+            holding.cancel()
+
+    async def _hold(self, epoch: int, told: bytes) -> NoReturn:
         while True:
             with contextlib.suppress(StoreLost):
-                await self._store.renew(self.replica, epoch, self._config.lease_s, b"")
+                await self._store.renew(self.replica, epoch, self._config.lease_s, told)
             await asyncio.sleep(self._config.renew_s)
 
     async def _serve(self, session: Session, replica: Replica, epoch: int) -> NoReturn:

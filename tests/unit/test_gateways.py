@@ -139,6 +139,24 @@ def test_what_an_engine_was_about_to_get_when_it_died_is_run_elsewhere() -> None
     play(scenario)
 
 
+def test_an_engine_that_takes_longer_to_answer_than_a_lease_lasts_gets_a_driver() -> None:
+    async def scenario() -> None:
+        async with site(1, "a", "b", "c") as made:
+            made.backends[0].attach_s = 4.0
+            (driver,) = [name for name, led in made.led().items() if led]
+            await made.die(driver)
+            died_s = asyncio.get_running_loop().time()
+            while not any(made.led().values()):
+                await asyncio.sleep(0.1)
+                for world in made.gateways.values():
+                    assert list(world.fleet.replicas) == ["r0"], "it runs, as far as anybody knows"
+            assert asyncio.get_running_loop().time() - died_s < 10.0
+            assert made.backends[0].sessions == 2
+            made.backends[0].attach_s = 0.0
+
+    play(scenario)
+
+
 def test_an_answer_of_which_every_letter_was_lost_is_made_again() -> None:
     async def scenario() -> None:
         async with site(1, "a", "b") as made:

@@ -127,6 +127,8 @@ class FakeBackend:
         self.sessions = self.revivals = 0
         self.revival_s = 0.0
         """How long a restart takes."""
+        self.attach_s = 0.0
+        """How long the step takes that runs when a driver attaches."""
         self.arranged_bytes: list[int] = []
         """KV memory in use, step by step."""
         self._config = EngineConfig(model="fake", name="fake", **config)  # type: ignore[arg-type]
@@ -157,7 +159,7 @@ class FakeBackend:
                     pass
 
     async def attach(self, attach: contract.Attach) -> FakeSession:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.attach_s)
         if self.is_dead:
             raise BackendLost("dead")
         sink = _Sink()
