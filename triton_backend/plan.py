@@ -93,7 +93,7 @@ def spare(running: Iterable[Sequence], now_s: float, decode_s: float, pace: Pref
     if not paced:
         return None
     most_s = MAX_CREDIT * PACE * min(row.new.tpot_s for row in paced)
-    tokens = pace.tokens_within(min(row.due_s for row in paced) - decode_s - now_s)
+    tokens = pace.tokens_within(min(row.due_by(now_s) for row in paced) - decode_s - now_s)
     most_tokens = pace.tokens_within(most_s - decode_s)
     return None if tokens is None or most_tokens is None else Spare(tokens, most_tokens)
 

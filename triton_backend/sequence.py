@@ -123,6 +123,11 @@ class Sequence:
         # A row that is late has no debt: prompts that wait would pay for what is lost anyway.
         self.due_s = min(max(due_s + tokens * tpot_s, now_s), now_s + MAX_CREDIT * tpot_s)
 
+    def due_by(self, now_s: float) -> float:
+        """When its next token is due; its second, where the first is still in flight and comes now at the
+        earliest."""
+        return now_s + PACE * self.new.tpot_s if isinf(self.due_s) else self.due_s
+
     def end(self, reason: End, detail: str = "") -> None:
         self._become(Status.ENDED)
         self.ending = Ended(self.row, reason, detail)

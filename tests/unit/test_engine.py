@@ -511,6 +511,17 @@ def test_a_step_is_started_before_the_last_one_is_read() -> None:
     assert peer.tickets["call/0"].tokens == continuation([1], 3)
 
 
+def test_a_prompt_waits_while_the_first_tokens_of_all_running_rows_are_in_flight() -> None:
+    """And they have a target, so that it is asked how long it may be."""
+    rig = Rig(kind=AheadExecutor)
+    peer = rig.peer()
+    peer.put([new_row(0, [1] * 10, 2)])
+    peer.run()
+    peer.put([new_row(at, [at] * 10, 3, tpot_s=0.1) for at in (1, 2)])
+    peer.run()
+    assert peer.tickets["call/2"].tokens == continuation([2] * 10, 3)
+
+
 def test_the_token_of_a_surplus_step_is_dropped_and_its_room_given_back() -> None:
     rig = Rig(kind=AheadExecutor)
     assert isinstance(rig.executor, AheadExecutor)
@@ -605,6 +616,9 @@ def test_a_thread_that_fails_again_and_again_says_so() -> None:
 
 # Any interleaving.
 
+TARGETS = 0.0, 0.1, 5e-6
+"""For the time per token: none, one that is always met, and one that hardly ever is."""
+
 
 @kinds
 @pytest.mark.parametrize("seed", range(25))
@@ -621,7 +635,11 @@ def test_no_interleaving_loses_doubles_or_changes_a_token(seed: int, kind: type[
             prompts = [
                 [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20))] for _ in range(rng.randint(1, 5))
             ]
-            rows = [new_row(num_tickets + at, prompt, rng.randint(1, 15)) for at, prompt in enumerate(prompts)]
+            target = {"tpot_s": TARGETS[seed % len(TARGETS)]}
+            rows = [
+                new_row(num_tickets + at, prompt, rng.randint(1, 15), **target)
+                for at, prompt in enumerate(prompts)
+            ]
             peer.put(rows)
             num_tickets += len(rows)
         elif action < 0.25 and peer.live:

@@ -184,6 +184,15 @@ def test_credit_is_the_time_until_the_first_row_needs_its_token() -> None:
     assert spare([], 10.0, 0.05, pace) is None
 
 
+def test_a_row_whose_first_token_is_in_flight_leaves_time_for_its_second() -> None:
+    """95 ms after the first, which comes now at the earliest."""
+    pace = PrefillPace()
+    pace.note(1000, 1.0)
+    first = running(due_s=inf)
+    assert spare([first], 10.0, 0.0495, pace) == Spare(45, 140)
+    assert spare([first, running(10.08, at=1)], 10.0, 0.0495, pace) == Spare(30, 140)
+
+
 def test_a_chunk_has_a_fixed_cost_once_chunks_of_several_sizes_have_told() -> None:
     """20 ms and 0.1 ms a token: ten prompts of 50 tokens take 70 ms together, not 250."""
     pace = PrefillPace()

@@ -75,22 +75,23 @@ def assert_greedy(name: str, prompt: list[int], tokens: list[int]) -> None:
 
 
 @kinds
+@pytest.mark.parametrize("tpot_s", [0.0, 0.1], ids=["no target", "target"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_greedy_tokens_are_those_of_the_prompt_alone(name: str, kind: Kind) -> None:
+def test_greedy_tokens_are_those_of_the_prompt_alone(name: str, tpot_s: float, kind: Kind) -> None:
     """Rows of 1 to 60 tokens join and leave in the middle, prompts are run in chunks, the ladder is climbed,
     and the budget is so small that rows are evicted and come back with what they had drawn as a prefix."""
     engine = new_engine(fresh(name), 250, 40, kind)
     peer = Peer(engine)
     engine.step()
     texts = prompts(1, [1, 60, 33, 12, 58, 7, 2])
-    peer.put([new_row(at, text, 24) for at, text in enumerate(texts[:3])])
+    peer.put([new_row(at, text, 24, tpot_s=tpot_s) for at, text in enumerate(texts[:3])])
     for _ in range(8):
         engine.step()
-    peer.put([new_row(3 + at, text, 20) for at, text in enumerate(texts[3:5])])
+    peer.put([new_row(3 + at, text, 20, tpot_s=tpot_s) for at, text in enumerate(texts[3:5])])
     for _ in range(6):
         engine.step()
     peer.end(Cancel, [min(peer.live)])
-    peer.put([new_row(5 + at, text, 30) for at, text in enumerate(texts[5:])])
+    peer.put([new_row(5 + at, text, 30, tpot_s=tpot_s) for at, text in enumerate(texts[5:])])
     peer.run()
     assert sum(ticket.attempts for ticket in peer.tickets.values()) > len(texts)
     assert min(step.telemetry.pool_growable_bytes for step in peer.steps) >= 0
