@@ -243,6 +243,8 @@ class Core:
                     row.prefill(plan.prefill.length)
             for row in rows:
                 row.fly()
+            if len(rows) < plan.num_draws:
+                self._make_room()
             return Flight(plan, rows, reading, began_s, started_s, figures)
         return None
 
@@ -283,7 +285,7 @@ class Core:
         try:
             yield
         except OutOfMemory:
-            self._rows.evict(1 + len(self._rows.live) // 8)
+            self._make_room()
         except CacheLost as error:
             if is_shortage(error.__cause__):
                 self._rows.end_all(End.EVICTED)
@@ -291,6 +293,10 @@ class Core:
                 self._survive(error, self._rows.live, End.EVICTED)
         except Exception as error:
             self._survive(error, affected, End.FAILED)
+
+    def _make_room(self) -> None:
+        """There was no memory for some row, not even alone."""
+        self._rows.evict(1 + len(self._rows.live) // 8)
 
     def _survive(self, error: Exception, affected: list[Sequence], reason: End) -> None:
         self._failures += 1

@@ -33,7 +33,7 @@ from triton_backend.replacement import replace_layers
 from triton_backend.runner import WARM_UP_ROWS
 from triton_backend.sampling import Draws, Pick, Reading, sample, tell
 from triton_backend.sequence import Sequence
-from triton_backend.shortage import OutOfMemory, halves, is_shortage
+from triton_backend.shortage import OutOfMemory, fitting, halves, is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,8 @@ class PagedRunner:
             self._headroom.give_back()
 
     def run(self, prefill: Prefill | None, decode: list[Sequence]) -> tuple[list[Sequence], Reading]:
-        """Start on a chunk of prompts, then on a token of each running row.  Rows that draw, and their draws.
+        """Start on a chunk of prompts, then on a token of each running row.  Rows that draw, and their draws: of
+        the running ones those that there was memory for.
 
         Raises OutOfMemory when not even one token of one row can be run.
         """
@@ -187,8 +188,8 @@ class PagedRunner:
             started.append(self.decode(decode))
         if len(started) == 1:
             return started[0]
-        (done, first), (_, second) = started
-        return done + decode, Several([first, second])
+        (done, first), (more_done, second) = started
+        return done + more_done, Several([first, second])
 
     @torch.inference_mode()
     def prefill(self, rows: list[Sequence], start: int, length: int) -> tuple[list[Sequence], Reading]:
@@ -211,10 +212,11 @@ class PagedRunner:
 
     @torch.inference_mode()
     def decode(self, rows: list[Sequence]) -> tuple[list[Sequence], Reading]:
-        """Start on one token for each row.
+        """Start on one token for each row.  Rows that draw, and their draws.
 
-        Short of memory, one half of the rows is started after the other.  Raises OutOfMemory when not even one
-        row can be run.
+        Short of memory, one half of the rows is started after the other, and those that there is none for even so
+        draw nothing: what the others drew is on the device already, for their next step to take.  Raises
+        OutOfMemory when not even one row can be run.
         """
         try:
             with self._counted():
@@ -223,8 +225,8 @@ class PagedRunner:
             if len(rows) == 1:
                 raise
         half = len(rows) // 2
-        (_, first), (_, second) = self.decode(rows[:half]), self.decode(rows[half:])
-        return rows, Several([first, second])
+        done = fitting(partial(self.decode, part) for part in (rows[:half], rows[half:]))
+        return [row for some, _ in done for row in some], Several([reading for _, reading in done])
 
     @torch.inference_mode()
     def _record_graphs(self) -> None:
@@ -301,9 +303,11 @@ class PagedRunner:
     def _draw(self, logits: Tensor, rows: list[Sequence], first_blocks: NDArray[np.int32]) -> Sampled:
         picks = [pick(row) for row in rows]
         table = sample(logits, picks)
-        # Where there is no telling it is some token: the row may be in the next step before anybody reads this.
+        sampled = Sampled(table, picks)
+        # Last: a row that has its token there has run, whatever there is no memory for.  Where there is no telling
+        # it is some token: the row may be in the next step before anybody reads this.
         self._cache.newest[self._upload(first_blocks)] = table[:, 0].long().clamp(min=0)
-        return Sampled(table, picks)
+        return sampled
 
     def _decode(self, inputs: Tensor) -> Tensor:
         """Logits [rows, vocabulary] of NewestKV's inputs: on CUDA, what a graph records."""

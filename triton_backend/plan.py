@@ -65,6 +65,11 @@ class Plan:
         """All that take part."""
         return self.decode if self.prefill is None else self.prefill.rows + self.decode
 
+    @property
+    def num_draws(self) -> int:
+        """Tokens that it draws."""
+        return len(self.decode) + (len(self.prefill.finishing) if self.prefill else 0)
+
 
 MIN_CHUNK_TOKENS = 128
 """A chunk that is due whatever the credit, and may be padding for the most part: a smaller one takes as long."""

@@ -23,7 +23,7 @@ from triton_backend.plan import Prefill
 from triton_backend.replacement import replace_layers
 from triton_backend.sampling import Draws, draw
 from triton_backend.sequence import Sequence
-from triton_backend.shortage import OutOfMemory, halves, is_shortage
+from triton_backend.shortage import OutOfMemory, fitting, halves, is_shortage
 
 SIZE_STEP_TOKENS = 16
 """Larger steps are padded to a multiple: matrix kernels are generated anew for every size not seen yet, which
@@ -117,7 +117,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, prefill: Prefill | None, decode: list[Sequence]) -> tuple[list[Sequence], Draws]:
         """One step: a chunk of prompts, and a token for each row of the decode pool, or one of both.  Rows that
-        draw, and their draws.
+        draw, and their draws: of the decode pool those that there was memory for.
 
         Short of memory, one runs after the other, and then as each does by itself.  Raises OutOfMemory when not
         even one token of one row can be run.
@@ -159,10 +159,10 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, rows: Iterable[Sequence]) -> tuple[list[Sequence], Draws]:
-        """Draw one token for each row of the decode pool.
+        """Draw one token for each row of the decode pool.  Rows that draw, and their draws.
 
-        Short of memory, one half of the rows runs after the other.  Raises OutOfMemory when not even one
-        row can be run.
+        Short of memory, one half of the rows runs after the other, and those that there is none for even so draw
+        nothing.  Raises OutOfMemory when not even one row can be run.
         """
         return self._decode(self._spans(rows))
 
@@ -174,10 +174,8 @@ class Runner:
         except OutOfMemory:
             if num_rows == 1:
                 raise
-        one, other = _halves(spans, num_rows // 2)
-        done, draws = self._decode(one)
-        more_done, more_draws = self._decode(other)
-        return done + more_done, draws + more_draws
+        done = fitting(partial(self._decode, half) for half in _halves(spans, num_rows // 2))
+        return [row for some, _ in done for row in some], sum((draws for _, draws in done), Draws())
 
     def _step(self, parts: list[_Part]) -> tuple[list[Sequence], Draws]:
         """All in one row of positions, whichever rows they are of."""

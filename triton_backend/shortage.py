@@ -1,6 +1,7 @@
 """A device without memory, in the many ways it is said."""
 
 import errno
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -32,3 +33,17 @@ def halves(rows: list[T], start: int, length: int) -> tuple[Chunk[T], Chunk[T]] 
         return (rows[:half], start, length), (rows[half:], start, length)
     half = length // 2
     return ((rows, start, half), (rows, start + half, length - half)) if half else None
+
+
+def fitting(parts: Iterable[Callable[[], T]]) -> list[T]:
+    """What the parts return, but for those that there was no memory for.  Raises OutOfMemory if that were all."""
+    done: list[T] = []
+    short = None
+    for part in parts:
+        try:
+            done.append(part())
+        except OutOfMemory as error:
+            short = error
+    if short and not done:
+        raise short
+    return done

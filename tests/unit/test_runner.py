@@ -234,13 +234,14 @@ def test_out_of_memory_halves_a_step_and_evicts_nobody(rows: int, length: int, k
 
 
 @kinds
+@pytest.mark.parametrize("stride", [1, 2], ids=["on end", "by turns"])
 @pytest.mark.parametrize("first", range(1, 9))
-def test_out_of_memory_at_any_step_changes_no_token(first: int, kind: Kind) -> None:
-    """For `first` passes in a row, from that one on."""
+def test_out_of_memory_at_any_step_changes_no_token(first: int, stride: int, kind: Kind) -> None:
+    """For `first` passes, from that one on: in a row, or so that between them some halves of a step are run."""
     model = tight()
     engine = new_engine(model, kind=kind)
-    before = model.num_passes
-    model.troubles = frozenset(range(before + first, before + 2 * first))
+    begin = model.num_passes + first
+    model.troubles = frozenset(range(begin, begin + first * stride, stride))
     peer = serve(engine, [9, 70, 8])
     assert 1 <= ooms(peer) <= first
 
