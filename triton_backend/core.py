@@ -222,7 +222,8 @@ class Core:
 
     def _rest(self) -> None:
         self._rows.ledger.check_idle()
-        self._runner.arrange({}, [])
+        with self._surviving([]):
+            self._runner.arrange({}, [])
         self._meter.rest()
         if self._recorder:
             self._recorder.flush()

@@ -72,6 +72,8 @@ class Executor:
     def __init__(self, kv_tokens: int) -> None:
         self.kv_budget_bytes = kv_tokens * self.layout.bytes_per_token
         self.troubles: list[Exception | None] = []
+        self.idle_troubles: list[Exception | None] = []
+        """What arranging the cache of an idle engine raises, one a turn."""
         self.broken: set[int] = set()
         """Rows whose logits are not finite."""
         self.rooms: dict[int, int] = {}
@@ -79,8 +81,9 @@ class Executor:
 
     def arrange(self, rooms: Mapping[int, int], running: list[int]) -> None:
         assert sum(rooms.values()) * self.layout.bytes_per_token <= self.kv_budget_bytes
-        if rooms and self.troubles and isinstance(self.troubles[0], (CacheLost, NoRoom)):
-            raise self.troubles.pop(0)  # type: ignore[misc]
+        troubles = self.troubles if rooms else self.idle_troubles
+        if troubles and isinstance(troubles[0], (CacheLost, NoRoom)):
+            raise troubles.pop(0)  # type: ignore[misc]
         self.rooms, self.running = dict(rooms), running
 
     def run(self, prefill: Prefill | None, decode: list[Sequence]) -> tuple[list[Sequence], Reading]:
@@ -492,6 +495,23 @@ def test_out_of_memory_costs_a_pause_and_no_row(trouble: Exception, kind: type[E
     peer.run()
     assert set(endings(peer).values()) == {End.LENGTH}
     assert all(ticket.tokens == continuation(ticket.first.prompt, 5) for ticket in peer.tickets.values())
+
+
+@kinds
+@pytest.mark.parametrize("trouble", [NoRoom("full"), lost(MemoryError("full"))])
+def test_an_idle_engine_outlives_a_pool_that_there_is_no_memory_to_resize(
+    trouble: Exception, kind: type[Executor]
+) -> None:
+    """However often."""
+    rig = Rig(kind=kind)
+    peer = rig.peer()
+    rig.executor.idle_troubles = [trouble] * (2 * MAX_FAILURES)
+    for _ in range(2 * MAX_FAILURES):
+        assert rig.engine.step() is False
+    assert rig.executor.idle_troubles == []
+    peer.put([new_row(0, [1], 3)])
+    peer.run()
+    assert endings(peer) == {"call/0": End.LENGTH}
 
 
 # A device that runs by itself.
