@@ -46,6 +46,13 @@ def device_of(name: str) -> Device:
     return Cuda(torch.device(name)) if name.startswith("cuda") else Host()
 
 
+def make_current(name: str) -> None:
+    """For the thread that calls this: kernels are started on its current device, wherever their tensors are."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 class Cuda:
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from triton_backend.contract import Ack, Attach, Batch, Cancel, Detach, Evict, is_acknowledged
 from triton_backend.core import HEARTBEAT_S, Core, Executor
+from triton_backend.device import make_current
 from triton_backend.loader import load_model
 from triton_backend.paged_runner import PagedRunner
 from triton_backend.record import EngineRecord, Recorder
@@ -69,6 +70,7 @@ def load_runner(config: EngineConfig) -> Runner | PagedRunner:
 
 
 def _load(config: EngineConfig) -> Runner | PagedRunner:
+    make_current(config.device)
     kind = PagedRunner if config.device.startswith("cuda") else Runner
     return kind(
         load_model(config.model, config.device, config.dtype, config.threads),
@@ -100,6 +102,7 @@ class Engine:
     ) -> None:
         """Loads the model and measures what a step takes.  Raises loader.UnsupportedModel."""
         runner = load(config)
+        self._device = runner.device
         self._core = Core(runner, config.name, config.chunk_tokens, clock, _recorder(config, runner))
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._door = threading.Lock()
@@ -162,6 +165,7 @@ class Engine:
 
     def _work(self) -> None:
         try:
+            make_current(self._device)
             while not self._stopping.is_set():
                 if not self.step():
                     self._await_item()

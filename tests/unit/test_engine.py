@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 import pytest
+import torch
 
 from gateway.simulator.meter import Meter as SimulatedMeter
 from tests.unit.peer import FIRST_ROW, Peer, new_row
@@ -24,7 +25,8 @@ from triton_backend.contract import (
     Sampling,
 )
 from triton_backend.core import HEARTBEAT_S, MAX_FAILURES, ORPHAN_S
-from triton_backend.engine import Engine, EngineConfig
+from triton_backend.device import make_current
+from triton_backend.engine import Engine, EngineConfig, load_runner
 from triton_backend.memory import Grouped
 from triton_backend.plan import Prefill
 from triton_backend.rows import Rows
@@ -65,7 +67,7 @@ class Executor:
     context_tokens = 40
     vocabulary = VOCABULARY
     dtype = "none"
-    device = "none"
+    device = "cpu"
     allocated_bytes = 0
     out_of_memory_total = 0
 
@@ -632,6 +634,32 @@ def test_a_thread_that_fails_again_and_again_says_so() -> None:
     peer.wait_until(lambda: peer.num_finished == 1)
     rig.engine.stop(5)
     assert not rig.engine.is_alive()
+
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="torch is to say that there is no device")
+
+
+@without_cuda
+def test_a_model_is_loaded_by_a_thread_that_is_on_its_device() -> None:
+    """It is put there before the model is looked for."""
+    with pytest.raises((AttributeError, RuntimeError)):
+        load_runner(EngineConfig(model="none", name="fake", device="cuda:1"))
+
+
+@without_cuda
+def test_the_thread_is_on_its_models_device() -> None:
+    class Elsewhere(Executor):
+        device = "cuda:1"
+
+    rig = Rig(kind=Elsewhere)
+    rig.engine.start()
+    rig.engine._thread.join(5)
+    assert not rig.engine.is_alive()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_where_no_device_is_named_a_thread_stays_where_it_is(device: str) -> None:
+    make_current(device)
 
 
 # Any interleaving.
