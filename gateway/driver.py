@@ -299,7 +299,7 @@ class Driver:
             self._watch(replica),
             self._dispatch(session, replica, epoch),
             self._poll(),
-            self._doubt(),
+            self._sweep_again(),
             self._send_cancels(session, epoch),
         )
         try:
@@ -426,7 +426,7 @@ class Driver:
             self._work.set()
             await asyncio.sleep(self._config.poll_s)
 
-    async def _doubt(self) -> NoReturn:
+    async def _sweep_again(self) -> NoReturn:
         """Look now and then for what is leased here and has no row: nobody may have heard of its end."""
         while True:
             await asyncio.sleep(SWEEP_S)
