@@ -124,6 +124,8 @@ class Driver:
         self._doomed: dict[str, int] | None = None
         """While a claim is under way: tickets cancelled meanwhile, up to which attempt."""
         self._leased = False
+        self._doubt = asyncio.Event()
+        """The store says that the lease is not this driver's: to be renewed at once, if it can be."""
         self._giving = asyncio.Event()
         """Another gateway is to drive."""
         self._worn = asyncio.Event()
@@ -133,7 +135,8 @@ class Driver:
         self._is_short = False
         """Something waits, as far as is known, and there was no room for it."""
         self._unsure = False
-        """A claim's answer was lost: tickets may be leased to this driver without its knowing."""
+        """Tickets may be leased to this driver without its knowing: it has just attached, or a claim's answer was
+        lost."""
         self._refused_free_bytes: int | None = None
         """The engine refused a row when this much was free: wait until there is more."""
         self._heard_s = 0.0
@@ -234,7 +237,7 @@ class Driver:
             self._evicting.clear()
             self._deliver(self._roster.adopt(session.attached.rows))
             self._tell(replica)
-            await self._sweep(epoch)
+            self._unsure = True
             log.info("driver.attached", replica=self.replica, epoch=epoch, rows=len(self._roster))
             await self._serve(session, replica, epoch)
         finally:
@@ -329,13 +332,15 @@ class Driver:
             await asyncio.sleep(self._config.poll_s)
 
     async def _renew(self, replica: Replica, epoch: int) -> NoReturn:
-        """Keep the lease, and tell everybody how the replica stands.  Without the lease nothing is claimed any
-        more, but the session goes on until another driver has had the time to take over; then this one
-        competes again."""
+        """Keep the lease, and tell everybody how the replica stands.  Only here is it found to be lost: one that
+        ran out while the store did not answer is no other's yet, and is taken up again.  Without the lease nothing
+        is claimed any more, but the session goes on until another driver has had the time to take over; then this
+        one competes again."""
         while True:
+            self._doubt.clear()
             pause_s = self._config.renew_s
             try:
-                self._leased = self._leased and await self._store.renew(
+                self._leased = await self._store.renew(
                     self.replica, epoch, self._config.lease_s, standing.encode(replica.standing)
                 )
             except StoreLost:
@@ -343,7 +348,9 @@ class Driver:
             if not self._leased:
                 await asyncio.sleep(self._config.lease_s)
                 raise LeaseLost(f"lost the lease of {self.replica}")
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._doubt.wait()
 
     async def _watch(self, replica: Replica) -> NoReturn:
         """Declare a silent engine lost.  Twice in a row, since it may be this process that was stopped."""
@@ -408,11 +415,13 @@ class Driver:
                     if offer is not None:
                         await self._start(session, replica, epoch, offer)
                         continue
-                    if self._unsure:
+                    if self._leased and self._unsure:
                         await self._sweep(epoch)
                     while await self._dispatch_one(session, replica, epoch):
                         pass
-                except StoreLost:
+                except (StoreLost, LeaseLost) as error:
+                    if isinstance(error, LeaseLost):
+                        self._doubt.set()
                     # A queue that cannot be seen says nothing of how fast it is worked off.
                     replica.drain.note([], False, 0.0)
                 finally:
@@ -507,9 +516,6 @@ class Driver:
         doomed = self._doomed = {}
         try:
             entries = await leasing
-        except LeaseLost:
-            self._leased = False
-            return []
         except StoreLost:
             self._unsure = True
             raise
