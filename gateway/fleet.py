@@ -7,13 +7,10 @@ from gateway.policy import batch
 from gateway.policy.batch import Unstarted
 from gateway.policy.caution import Caution
 from gateway.policy.drain import Drain
-from gateway.policy.pace import Pace, Stopwatch
+from gateway.policy.pace import MANY_ROWS, Pace, Stopwatch
 from gateway.standing import Standing
 from triton_backend.contract import Attached, ModelInfo, Telemetry
 from triton_backend.memory import Layout
-
-_BUSY_ROWS = 32
-"""Rows that share a decode step when the cost of a token is reckoned."""
 
 
 class Replica:
@@ -47,11 +44,20 @@ class Replica:
         if telemetry.decode_rows:
             self._stopwatch.note_decode(telemetry.decode_rows, telemetry.step_s)
 
+    def joined(self, attached: Attached) -> None:
+        """It is driven here from now on; what was learned of it before, here or elsewhere, goes on."""
+        self.telemetry, self._pace = attached.telemetry, None
+        self._most_bytes = max(self._most_bytes, batch.kv_bytes(attached.telemetry))
+        self._caution.skip(attached.telemetry.out_of_memory_total)
+        # What was claimed since it was measured last is not known.
+        self.drain.note([], False, 0.0)
+
     def told(self, standing: Standing) -> None:
         """Its driver is elsewhere, and says this."""
         self.model, self.layout, self.telemetry = standing.model, standing.layout, standing.telemetry
         self._most_bytes = max(self._most_bytes, batch.kv_bytes(standing.telemetry))
-        self._pace, self.drain.rate = standing.pace, standing.work_rate
+        self._stopwatch, self._pace = Stopwatch(standing.pace), standing.pace
+        self.drain.rate = standing.work_rate
         self.rows, self.has_room, self.tpot_s = standing.rows, standing.has_room, standing.tpot_s
         self.unstarted = standing.unstarted
 
@@ -120,7 +126,11 @@ class Fleet:
 
     def joined(self, name: str, attached: Attached) -> Replica:
         """This gateway drives it."""
-        self.replicas[name] = Replica(attached, self.safety_factor)
+        replica = self.replicas.get(name)
+        if replica is None or (replica.model, replica.layout) != (attached.model, attached.layout):
+            self.replicas[name] = Replica(attached, self.safety_factor)
+        else:
+            replica.joined(attached)
         return self.replicas[name]
 
     def told(self, name: str, standing: Standing) -> None:
@@ -161,5 +171,5 @@ class Fleet:
         if not paces:
             return 0.0, 0.0
         prefill_s = sum(prompt_tokens / pace.prefill_tokens_per_s for pace in paces) / len(paces)
-        step_s = sum(pace.decode_s(_BUSY_ROWS) for pace in paces) / len(paces)
-        return prefill_s, answer_tokens * step_s / _BUSY_ROWS
+        step_s = sum(pace.decode_s(MANY_ROWS) for pace in paces) / len(paces)
+        return prefill_s, answer_tokens * step_s / MANY_ROWS

@@ -17,6 +17,10 @@ class Caution:
         self._heard_s: float | None = None
         self._decreased_s = float("-inf")
 
+    def skip(self, errors_total: int) -> None:
+        """Nobody listened for a while; what errors there were meanwhile are somebody else's."""
+        self._errors_total = errors_total
+
     def heard(self, errors_total: int, now_s: float) -> None:
         """So many out-of-memory errors were there by now."""
         if self._heard_s is not None:

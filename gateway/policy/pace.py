@@ -9,6 +9,9 @@ import msgspec
 DECODE_SHARE = 0.8
 """Part of the tightest time per token that decode steps may take; the rest is for chunks of prompts."""
 
+MANY_ROWS = 32
+"""That share a decode step when the cost of a token is reckoned."""
+
 
 class Pace(msgspec.Struct, frozen=True):
     """What was measured; all zero: nothing yet, and no bound."""
@@ -47,8 +50,12 @@ class Stopwatch:
     _KEEP = 0.98
     """Weight that is left of a step after the next: some fifty steps count."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Pace = UNKNOWN) -> None:
+        """What was `known` counts as two steps, of one row and of many."""
         self._weight = self._rows = self._rows2 = self._s = self._rows_s = 0.0
+        if known.fixed_s or known.per_row_s:
+            for rows in (1, MANY_ROWS):
+                self.note_decode(rows, known.decode_s(rows))
 
     def note_decode(self, rows: int, step_s: float) -> None:
         keep = self._KEEP
