@@ -31,7 +31,7 @@ class Live:
 
     __slots__ = (
         *("call", "choice", "ticket", "work", "features", "predicted"),
-        *("claimed_s", "first_s", "heard_s", "known"),
+        *("claimed_s", "first_s", "heard_s", "known", "had_tokens"),
     )
 
     def __init__(
@@ -53,6 +53,8 @@ class Live:
         """When this attempt was last heard of; None while it is queued."""
         self.known = False
         """The store has been told of this attempt."""
+        self.had_tokens = bool(choice.tokens)
+        """It was adopted, and its first token came to another origin."""
 
     @property
     def is_drawing(self) -> bool:

@@ -57,6 +57,9 @@ class Tally:
             prefill_s=first_s - claimed_s,
             decode_s=now_s - first_s,
         )
+        if live.had_tokens:
+            # When its first token came, nobody here knows.
+            return
         ticket, later_tokens = live.ticket, len(live.choice.tokens) - 1
         self._metrics.targets_met(
             ticket.service_class,

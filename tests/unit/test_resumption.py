@@ -130,6 +130,23 @@ def test_what_was_running_for_a_dead_gateway_does_not_run_on(is_driver: bool, le
     play(scenario)
 
 
+def test_whether_an_adopted_answer_kept_its_targets_is_not_told() -> None:
+    """Its first token came to another gateway: in time, as far as this one knows."""
+
+    async def scenario() -> None:
+        async with site(1, "a", "b") as made:
+            reader = Reader(request())
+            await reader.ask(made.gateways["a"], 5)
+            await asyncio.sleep(2.0)
+            await reader.resume(made.gateways["b"])
+            assert complete(reader)
+            assert _count(made.gateways["b"], "targets_total") == 0
+            await Reader(request(), 2).ask(made.gateways["b"])
+            assert _count(made.gateways["b"], "targets_total") == 1
+
+    play(scenario)
+
+
 def test_every_position_is_read_on_from_exactly() -> None:
     async def scenario() -> None:
         async with site(1, "a", "b") as made:
@@ -395,7 +412,7 @@ def test_connections_that_race_for_a_stream_leave_one_reservation(gap_s: float, 
             other = Reader(request(), 2, "acme", quota)
             await other.ask(world)
             assert complete(other), "the stream is free again"
-            assert _queued(world) == 0
+            assert _count(world, "queued_tickets") == 0
 
     play(scenario)
 
@@ -665,9 +682,9 @@ def test_positions_must_be_of_as_many_choices() -> None:
     play(scenario)
 
 
-def _queued(world: World) -> float:
-    """As its metrics say."""
-    counts = re.findall(r"^bucketserve_queued_tickets{.*} (.*)$", world.metrics.render().decode(), re.M)
+def _count(world: World, metric: str) -> float:
+    """Over all labels."""
+    counts = re.findall(rf"^bucketserve_{metric}{{.*}} (.*)$", world.metrics.render().decode(), re.M)
     return sum(map(float, counts))
 
 
