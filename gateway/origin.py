@@ -116,6 +116,8 @@ class Origin:
         self.is_draining = False
         """Set once at shutdown: nothing new comes in, and readiness says so."""
         self._live: dict[str, Live] = {}
+        self._silent: set[Live] = set()
+        """Silent for too long when audited last."""
         self._tally = Tally(metrics, self.gatekeeper, profiler)
         self._resumption = Resumption(
             gateway, store, tokenizer, profiler, config.resume, metrics, recall, self._close
@@ -410,10 +412,7 @@ class Origin:
     async def audit(self) -> None:
         """Put back what the store has forgotten and what has been silent for too long.  Raises StoreLost."""
         self._resumption.recorder.refresh()
-        now_s = _now_s()
-        for live in list(self._live.values()):
-            if live.is_drawing and now_s - (live.heard_s or now_s) > self._config.progress_timeout_s:
-                self._put_back(live, "silent")
+        self._put_back_silent()
         asked = {live.ticket.id: live.ticket.attempt for live in self._live.values() if live.known}
         unknown = await self._store.audit(self.gateway, list(asked.items()), self._config.life_s)
         heard_since_s = _now_s() - self._config.audit_s
@@ -428,6 +427,19 @@ class Origin:
         if self._is_steady():
             orphans = await self._store.reap(1000)
             self._recall((ticket, _ANY_ATTEMPT, replica) for ticket, replica in orphans)
+
+    def _put_back_silent(self) -> None:
+        """Those found silent twice in a row, since it may be this process that was stopped."""
+        since_s = _now_s() - self._config.progress_timeout_s
+        silent = [
+            live
+            for live in self._live.values()
+            if live.is_drawing and live.heard_s is not None and live.heard_s < since_s
+        ]
+        for live in silent:
+            if live in self._silent:
+                self._put_back(live, "silent")
+        self._silent = set(silent)
 
     def _is_steady(self) -> bool:
         """The store has answered for so long that every origin that lives has told it so.  After a time in which

@@ -293,6 +293,24 @@ def test_rows_that_are_heard_of_outlive_the_store() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("is_engine", [True, False])
+def test_what_is_silent_is_put_back_unless_it_was_this_process_that_was_stopped(is_engine: bool) -> None:
+    async def scenario(world: World) -> None:
+        running = asyncio.create_task(world.answer([7], 200))
+        await asyncio.sleep(0.5)
+        world.backends[0].hang()
+        await asyncio.sleep(1.5)
+        await world.origin.audit()
+        world.backends[0].is_hung = is_engine
+        await asyncio.sleep(0.2)
+        await world.origin.audit()
+        assert (b'put_backs_total{reason="silent"} 1.0' in world.metrics.render()) == is_engine
+        world.backends[0].is_hung = False
+        assert await running == expected([7], 200)
+
+    play(scenario, config=msgspec.structs.replace(ORIGIN, progress_timeout_s=1.0, audit_s=1000.0))
+
+
 def test_a_choice_ends_at_its_stop_string_and_frees_its_row() -> None:
     async def scenario(world: World) -> None:
         answer = expected([9], 30)
