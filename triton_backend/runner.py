@@ -1,6 +1,7 @@
 """The model: turns sequences into tensors, runs one step, and returns the tokens drawn."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -81,16 +82,17 @@ class Runner:
         self.layout = Grouped(ladder_tokens(self.context_tokens), decoder.bytes_per_token)
         self._cache = KVCache(decoder.shapes, self.layout, 0, decoder.dtype, decoder.device)
         device = device_of(self.device)
-        workspace_bytes = max(device.peak_bytes(step) for step in self._largest_steps(max_prefill_tokens))
+        headroom = partial(
+            Headroom, device, num_layers=len(decoder.shapes), most_bytes=kv_budget_bytes, clock=clock
+        )
+        workspace_bytes = device.peak_bytes(self._of_most_rows(max_prefill_tokens))
+        self._cache.clear()
+        device.give_back()
+        kv_bytes = headroom(workspace_bytes=workspace_bytes).look(0)
+        longest = device.peak_bytes(self._of_most_context(max_prefill_tokens, kv_bytes))
         self._cache.clear()
         device.settle()
-        self._headroom = Headroom(
-            device,
-            workspace_bytes=workspace_bytes,
-            num_layers=len(decoder.shapes),
-            most_bytes=kv_budget_bytes,
-            clock=clock,
-        )
+        self._headroom = headroom(workspace_bytes=max(workspace_bytes, longest))
 
     @property
     def kv_budget_bytes(self) -> int:
@@ -237,20 +239,28 @@ class Runner:
             self.out_of_memory_total += 1
             raise OutOfMemory(str(error)) from error
 
-    def _largest_steps(self, max_prefill_tokens: int) -> Iterator[Callable[[], object]]:
-        """Those of the most rows, whose logits are part of it, and of the most context."""
+    def _of_most_rows(self, max_prefill_tokens: int) -> Callable[[], object]:
+        """The largest step in which as many rows as may be draw: their logits are part of it."""
         num_rows = min(WARM_UP_ROWS, max_prefill_tokens)
-        longest = min(max_prefill_tokens, self.context_tokens)
-        most_rows = num_rows, 0, min(max_prefill_tokens // num_rows, longest)
-        most_context = 1, self.context_tokens - longest, longest
-        for num_rows, start, length in (most_rows, most_context):
-            prompt = [0] * (start + length)
-            rows = [Sequence(NewRow(row, "", 0, "", prompt, index=0, max_tokens=1)) for row in range(num_rows)]
-            rooms = dict.fromkeys(range(num_rows), self.layout.room_tokens(len(prompt)))
-            self._cache.budget_bytes = 2 * sum(rooms.values()) * self.layout.bytes_per_token
-            self._cache.clear()
-            self._cache.arrange(rooms, [])
-            yield partial(self.prefill, rows, start, length)
+        return self._step_of(num_rows, 0, min(max_prefill_tokens // num_rows, self.context_tokens))
+
+    def _of_most_context(self, max_prefill_tokens: int, kv_bytes: int) -> Callable[[], object]:
+        """The largest step of a row that is as long as may be; no longer than these bytes hold it, as it could not
+        come in, and to write it takes that memory."""
+        ladder = self.layout.ladder_tokens
+        at = bisect_right(ladder, kv_bytes // self.layout.bytes_per_token)
+        end = ladder[max(0, at - 1)]
+        length = min(max_prefill_tokens, end)
+        return self._step_of(1, end - length, length)
+
+    def _step_of(self, num_rows: int, start: int, length: int) -> Callable[[], object]:
+        """The chunk `start .. start + length` of so many rows, for which there is room."""
+        prompt = [0] * (start + length)
+        rows = [Sequence(NewRow(row, "", 0, "", prompt, index=0, max_tokens=1)) for row in range(num_rows)]
+        rooms = dict.fromkeys(range(num_rows), self.layout.room_tokens(len(prompt)))
+        self._cache.budget_bytes = 2 * sum(rooms.values()) * self.layout.bytes_per_token
+        self._cache.arrange(rooms, [])
+        return partial(self.prefill, rows, start, length)
 
 
 def _halves(spans: list[_Span], size: int) -> tuple[list[_Span], list[_Span]]:

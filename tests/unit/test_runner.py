@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -28,7 +29,7 @@ from transformers import (
 from tests.unit import tiny_models
 from tests.unit.peer import Peer, new_row
 from tests.unit.tiny_models import CONFIGS, VOCABULARY, fresh
-from triton_backend.attention import UnsupportedModel
+from triton_backend.attention import StepKV, UnsupportedModel
 from triton_backend.contract import Cancel, End, NewRow, Sampling
 from triton_backend.device import Host
 from triton_backend.engine import Engine, EngineConfig
@@ -332,3 +333,19 @@ def test_the_context_is_what_the_model_can_hold(rope: dict[str, Any], given: int
     )
     runner = Runner(LlamaForCausalLM(config), max_prefill_tokens=8, context_tokens=given, kv_budget_bytes=1)
     assert runner.context_tokens == context
+
+
+@pytest.mark.parametrize(("kv_tokens", "longest"), [(10**6, 256), (256, 256), (255, 192), (100, 96), (0, 64)])
+def test_the_start_tries_no_longer_row_than_memory_may_hold(kv_tokens: int, longest: int) -> None:
+    """It would be written for nothing: it cannot come in."""
+    model = fresh("llama")
+    ends = []
+
+    def note(_: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if isinstance(options["kv"], StepKV):
+            ends.append(int(options["position_ids"].max()) + 1)
+
+    bytes_per_token = Runner(model, max_prefill_tokens=1, kv_budget_bytes=0).layout.bytes_per_token
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    Runner(model, max_prefill_tokens=8, kv_budget_bytes=kv_tokens * bytes_per_token)
+    assert max(ends) == longest
