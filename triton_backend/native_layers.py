@@ -90,7 +90,7 @@ class NativeGated(nn.Module):
 
     @classmethod
     def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list[nn.Module]:
-        if not all(hasattr(layer, name) for name in cls.PARTS):
+        if any(getattr(layer, name, None) is None for name in cls.PARTS):
             return []
         return [*JointGated.like(layer), cls(kernels, layer)]
 
@@ -136,7 +136,10 @@ class NativeAttention(nn.Module):
 
     @classmethod
     def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list["NativeAttention"]:
-        if not all(hasattr(layer, name) for name in cls.PARTS) or not call.options.get("position_embeddings"):
+        # A layer whose values are its keys has the name and no product.
+        if any(getattr(layer, name, None) is None for name in cls.PARTS):
+            return []
+        if not call.options.get("position_embeddings"):
             return []
         watch = Watch()
         layer(call.rows, **call.options | {"kv": watch})

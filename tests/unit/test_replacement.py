@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM, Gemma4TextConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tests.unit.tiny_models import CONFIGS, CONTEXT_TOKENS, Causal, fresh
@@ -205,3 +205,68 @@ def test_layers_that_look_alike_and_are_not_stay() -> None:
         layer.mlp = Clipped(layer.get_submodule("mlp"))
     replace_layers(llama, CONTEXT_TOKENS)
     assert "NativeGated" not in replaced(llama)
+
+
+class Scaled(nn.Linear):
+    def forward(self, rows: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+        return super().forward(rows) * scale
+
+
+class Narrow(nn.Linear):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features - 1, layer.out_features, bias=False)
+
+
+class OddlyGated(nn.Module):
+    """Has parts of the right names that ours cannot call as it does."""
+
+    def __init__(self, layer: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj = gate
+        self.up_proj, self.down_proj = map(layer.get_submodule, ("up_proj", "down_proj"))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        given = (rows, 1.0) if isinstance(self.gate_proj, Scaled) else (rows[..., 1:],)
+        down: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(*given)) * self.up_proj(rows))
+        return down
+
+
+@pytest.mark.parametrize("build", [lambda gate: Scaled(gate.in_features, gate.out_features), Narrow])
+def test_a_layer_whose_parts_ours_cannot_call_stays(build: Callable[[nn.Linear], nn.Module]) -> None:
+    model = fresh("llama")
+    adopt(model)
+    for layer in model.get_submodule("model.layers").children():
+        mlp = layer.get_submodule("mlp")
+        gate = mlp.gate_proj
+        assert isinstance(gate, nn.Linear)
+        layer.mlp = OddlyGated(mlp, build(gate))
+    before = logits(model)
+    replace_layers(model, CONTEXT_TOKENS)
+    assert replaced(model) == {"NativeNorm": 2 * LAYERS + 1, "NativeAttention": LAYERS}
+    assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[torch.float32] * before.abs().max()
+
+
+def test_attention_whose_values_are_its_keys_stays() -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "vocab_size_per_layer_input": 64,
+        "hidden_size": 32,
+        "hidden_size_per_layer_input": 8,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "num_kv_shared_layers": 0,
+        "attention_k_eq_v": True,
+    }
+    config = Gemma4TextConfig(**sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    adopt(model)
+    assert model.get_submodule("model.layers.1.self_attn").v_proj is None
+    before = logits(model)
+    replace_layers(model, CONTEXT_TOKENS)
+    assert "NativeAttention" not in replaced(model)
+    assert (logits(model) - before).abs().max() <= 4 * TOLERANCES[torch.float32] * before.abs().max()
