@@ -50,7 +50,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    kv: KV,
+    kv: KV | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -64,6 +64,8 @@ def _attention(
     layer = getattr(module, "layer_idx", None)
     if layer is None or not getattr(module, "is_causal", True):
         raise UnsupportedModel(f"{name} is not causal self-attention; choose a decoder-only model")
+    if kv is None:
+        raise UnsupportedModel(f"{name} is not given what the model's call was; choose a model that hands it down")
     scores = Scores(scaling or query.shape[-1] ** -0.5, sliding_window, softcap)
     return kv.attend(layer, query, key, value, scores), None
 
@@ -76,8 +78,12 @@ class Probe:
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
+        self.windows: dict[int, int | None] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        if layer in self.shapes:
+            raise UnsupportedModel(f"layer {layer} attends more than once in a pass; choose a model that does not")
+        self.windows[layer] = scores.window
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         rows, heads, positions, _ = query.shape
         return query.new_zeros(rows, positions, heads, value.shape[3])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from triton_backend.attention import KV, Probe, Scores, UnsupportedModel
 from triton_backend.cache import LayerShape
-from triton_backend.loader import adopt, config_context
+from triton_backend.loader import adopt, check_windows, config_context
 from triton_backend.native_layers import is_native
 from triton_backend.sampling import Pick
 from triton_backend.sequence import Sequence
@@ -128,7 +128,11 @@ class Decoder:
         self.logits(token, token, probe)
         if sorted(probe.shapes) != list(range(len(probe.shapes))) or not probe.shapes:
             raise UnsupportedModel("not all its layers keep keys and values; choose a model with attention only")
-        return [probe.shapes[layer] for layer in range(len(probe.shapes))]
+        layers = range(len(probe.shapes))
+        check_windows(
+            self._model.config.get_text_config(), [probe.windows[layer] for layer in layers], self.context_tokens
+        )
+        return [probe.shapes[layer] for layer in layers]
 
 
 def pick(row: Sequence) -> Pick:

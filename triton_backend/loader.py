@@ -44,6 +44,24 @@ def adopt(model: PreTrainedModel) -> None:
     model.train(False).requires_grad_(False)
 
 
+def check_windows(config: PreTrainedConfig, windows: list[int | None], context_tokens: int) -> None:
+    """That layers ask for the windows of their config: some leave them to masks, of which there are none here.
+    Raises UnsupportedModel.
+
+    A window that no row outgrows is none.  That of a config without `layer_types` is every layer's, unless the
+    config is of a class that knows no windows: what others left in it means nothing.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention"] * len(windows) if window and hasattr(type(config), "sliding_window") else []
+    missing = any(kind == "sliding_attention" and own is None for kind, own in zip(kinds, windows, strict=False))
+    if missing and not (window and window >= context_tokens):
+        raise UnsupportedModel(
+            f"it has windows of {window} tokens in masks only; give a context that is no longer"
+        )
+
+
 def config_context(config: PreTrainedConfig, given: int | None) -> int:
     """The given context or the config's, whichever is smaller.
 

@@ -13,13 +13,21 @@ from torch import nn
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
     T5Config,
@@ -263,6 +271,8 @@ SMALL: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+WINDOWED: dict[str, Any] = SMALL | {"num_key_value_heads": 1, "max_position_embeddings": 64, "sliding_window": 8}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "intermediate_size": 16}
 MISFITS: list[tuple[Callable[[], PreTrainedModel], str]] = [
     (lambda: BloomForCausalLM(BloomConfig(**SMALL)), "AttentionInterface"),
     (lambda: MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16)), "linear_attention"),
@@ -272,16 +282,43 @@ MISFITS: list[tuple[Callable[[], PreTrainedModel], str]] = [
         lambda: T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=16, num_layers=1)),
         "encoder-decoder",
     ),
+    (
+        lambda: DiffLlamaForCausalLM(DiffLlamaConfig(**SMALL, num_key_value_heads=2, intermediate_size=16)),
+        "more than once",
+    ),
+    (
+        lambda: NemotronForCausalLM(NemotronConfig(**SMALL, num_key_value_heads=1, head_dim=8)),
+        "is not given",
+    ),
+    (lambda: PhimoeForCausalLM(PhimoeConfig(**WINDOWED, **EXPERTS)), "windows of 8 tokens"),
+    (
+        lambda: Qwen2MoeForCausalLM(
+            Qwen2MoeConfig(**WINDOWED, **EXPERTS, use_sliding_window=True, max_window_layers=2)
+        ),
+        "windows of 8 tokens",
+    ),
+]
+MISFIT_NAMES = [
+    *("alibi", "state space", "hybrid", "sinks", "encoder", "two in one"),
+    *("no options", "a window for all in a mask", "windows for some in masks"),
 ]
 
 
 @kinds
-@pytest.mark.parametrize(("build", "words"), MISFITS, ids=["alibi", "state space", "hybrid", "sinks", "encoder"])
+@pytest.mark.parametrize(("build", "words"), MISFITS, ids=MISFIT_NAMES)
 def test_models_that_would_run_wrongly_are_refused(
     build: Callable[[], PreTrainedModel], words: str, kind: Kind
 ) -> None:
     with pytest.raises(UnsupportedModel, match=words):
         kind(build(), max_prefill_tokens=8)
+
+
+@kinds
+def test_a_window_that_no_row_outgrows_may_be_in_a_mask(kind: Kind) -> None:
+    """And what a config has of another model's windows means nothing."""
+    load = partial(kind, max_prefill_tokens=8, kv_budget_bytes=2**16)
+    load(PhimoeForCausalLM(PhimoeConfig(**WINDOWED, **EXPERTS)), context_tokens=8)
+    load(LlamaForCausalLM(LlamaConfig(**WINDOWED, intermediate_size=16)))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
