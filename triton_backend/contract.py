@@ -17,6 +17,8 @@ import msgspec
 from triton_backend.memory import Layout
 
 CONTRACT_VERSION = 3
+MAX_LOGPROBS = 20
+"""Alternatives that a row may ask for at a token, at most."""
 
 
 class ContractError(Exception):

@@ -31,7 +31,7 @@ from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
 from triton_backend.plan import Prefill
 from triton_backend.replacement import replace_layers
 from triton_backend.runner import WARM_UP_ROWS
-from triton_backend.sampling import Draws, Pick, Reading, sample, tell
+from triton_backend.sampling import Draws, Pick, Reading, dearest, sample, tell
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory, fitting, halves, is_shortage
 
@@ -368,7 +368,8 @@ class PagedRunner:
         """What the largest step takes beside the cache: the one of the most rows, whose logits are part of it."""
         num_rows = min(WARM_UP_ROWS, max_prefill_tokens)
         length = min(self.context_tokens, max_prefill_tokens // num_rows)
-        rows = [Sequence(NewRow(row, "", 0, "", [0] * length, index=0, max_tokens=1)) for row in range(num_rows)]
+        dear = dearest(num_rows, self.vocabulary)
+        rows = [Sequence(NewRow(at, "", 0, "", [0] * length, 0, 1, sampling=one)) for at, one in enumerate(dear)]
         room = self.layout.room_tokens(length + 1)
         self._cache = self._new_cache(num_rows * room * self.layout.bytes_per_token)
         with torch.inference_mode():

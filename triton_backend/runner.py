@@ -22,7 +22,7 @@ from triton_backend.native_attention import decode_view, prefill_view
 from triton_backend.packed import pack
 from triton_backend.plan import Prefill
 from triton_backend.replacement import replace_layers
-from triton_backend.sampling import Draws, draw
+from triton_backend.sampling import Draws, dearest, draw
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory, fitting, halves, is_shortage
 
@@ -256,7 +256,8 @@ class Runner:
     def _step_of(self, num_rows: int, start: int, length: int) -> Callable[[], object]:
         """The chunk `start .. start + length` of so many rows, for which there is room."""
         prompt = [0] * (start + length)
-        rows = [Sequence(NewRow(row, "", 0, "", prompt, index=0, max_tokens=1)) for row in range(num_rows)]
+        dear = dearest(num_rows, self.vocabulary)
+        rows = [Sequence(NewRow(at, "", 0, "", prompt, 0, 1, sampling=one)) for at, one in enumerate(dear)]
         rooms = dict.fromkeys(range(num_rows), self.layout.room_tokens(len(prompt)))
         self._cache.budget_bytes = 2 * sum(rooms.values()) * self.layout.bytes_per_token
         self._cache.arrange(rooms, [])

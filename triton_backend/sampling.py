@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from triton_backend import native
-from triton_backend.contract import Alternatives, Sampling
+from triton_backend.contract import MAX_LOGPROBS, Alternatives, Sampling
 from triton_backend.native import TYPES
 from triton_backend.race_kernel import race
 
@@ -30,6 +30,8 @@ LARGEST_U = 1 - 2**-24
 NUCLEUS_CANDIDATES = 256
 """Sorted first to find a nucleus; nearly every one is smaller, and sorting a whole vocabulary is slow."""
 
+FILTERED_AT_ONCE = 2**22
+"""Logits whose best are sorted at once, at most: it takes up to 16 times as many bytes."""
 
 NOT_FINITE = -1
 """Drawn for a row whose logits are not finite."""
@@ -108,6 +110,14 @@ def sample(logits: Tensor, picks: list[Pick]) -> Tensor:
     return torch.cat([column.double() for column in columns], -1)
 
 
+def dearest(num_rows: int, vocabulary: int) -> list[Sampling]:
+    """For so many rows, what takes the most memory: all tell log probabilities, and as many as are filtered at
+    once have a nucleus that is nearly the whole vocabulary, as they are so hot."""
+    hot = Sampling(temperature=100.0, top_p=0.9999, logprobs=MAX_LOGPROBS)
+    num_hot = min(num_rows, _rows_at_once(vocabulary))
+    return [hot] * num_hot + [Sampling(logprobs=MAX_LOGPROBS)] * (num_rows - num_hot)
+
+
 def tell(table: Tensor, picks: list[Pick]) -> Draws:
     """What `sample` drew by the picks."""
     if _most_logprobs(picks) is None:
@@ -178,11 +188,18 @@ def _floors(logits: Tensor, temperatures: Tensor, picks: list[Pick]) -> Tensor |
     filtered = [row for row, pick in enumerate(picks) if pick.sampling.top_k or pick.sampling.top_p < 1]
     if not filtered:
         return None
-    rows = upload(filtered, logits.device)
     floors = temperatures.new_full((len(picks),), float("-inf"))
-    scaled = logits[rows].float() / temperatures[rows, None]
-    floors[rows] = _floor(scaled, [picks[row].sampling for row in filtered])[:, 0]
+    at_once = _rows_at_once(logits.shape[-1])
+    for start in range(0, len(filtered), at_once):
+        some = filtered[start : start + at_once]
+        rows = upload(some, logits.device)
+        scaled = logits[rows].float() / temperatures[rows, None]
+        floors[rows] = _floor(scaled, [picks[row].sampling for row in some])[:, 0]
     return floors
+
+
+def _rows_at_once(vocabulary: int) -> int:
+    return max(1, FILTERED_AT_ONCE // vocabulary)
 
 
 def _floor(scaled: Tensor, samplings: list[Sampling]) -> Tensor:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf, isfinite, isinf
 
-from triton_backend.contract import Alternatives, End, Ended, LiveRow, NewRow, Sampling
+from triton_backend.contract import MAX_LOGPROBS, Alternatives, End, Ended, LiveRow, NewRow, Sampling
 
-MAX_LOGPROBS = 20
 PACE = 0.95
 """Part of the target for the time per token that is planned for."""
 MAX_CREDIT = 2.0

@@ -386,3 +386,11 @@ def test_the_start_tries_no_longer_row_than_memory_may_hold(kv_tokens: int, long
     model.register_forward_pre_hook(note, with_kwargs=True)
     Runner(model, max_prefill_tokens=8, kv_budget_bytes=kv_tokens * bytes_per_token)
     assert max(ends) == longest
+
+
+@kinds
+def test_a_steps_workspace_is_that_of_the_dearest_sampling(kind: Kind) -> None:
+    """Logits of 256 rows are 31 MiB, and to filter them and tell log probabilities takes more."""
+    model = LlamaForCausalLM(LlamaConfig(**SMALL | {"vocab_size": 32_000}, intermediate_size=16))
+    runner = kind(model, max_prefill_tokens=256, context_tokens=64, kv_budget_bytes=2**16)
+    assert runner._headroom._workspace_bytes > 96 * 2**20

@@ -7,7 +7,8 @@ import torch
 
 from triton_backend import native
 from triton_backend.contract import Sampling
-from triton_backend.sampling import NOT_FINITE, Pick, draw, noise
+from triton_backend.device import Host
+from triton_backend.sampling import NOT_FINITE, Pick, dearest, draw, noise
 
 GREEDY = Sampling(temperature=0)
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
@@ -198,3 +199,24 @@ def test_where_logits_are_not_finite_nothing_is_drawn(poison: float, sampling: S
     first, second, third = tokens(logits, [pick(sampling, row=row) for row in (10, 11, 12)])
     assert second == NOT_FINITE
     assert first >= 0 <= third
+
+
+def peak_bytes(logits: torch.Tensor, samplings: list[Sampling]) -> int:
+    picks = [Pick(at, sampling, 0, []) for at, sampling in enumerate(samplings)]
+    return Host().peak_bytes(lambda: draw(logits, picks))
+
+
+def test_no_sampling_takes_more_memory_than_the_one_that_the_start_tries() -> None:
+    logits = torch.randn(200, 32_000).to(torch.bfloat16)
+    tried_bytes = peak_bytes(logits, dearest(200, 32_000))
+    for sampling in (Sampling(temperature=50.0, top_p=0.99, logprobs=5), Sampling(top_p=0.5), Sampling(top_k=300)):
+        assert peak_bytes(logits, [sampling] * 200) < 1.2 * tried_bytes
+
+
+def test_rows_that_are_filtered_one_after_the_other_draw_what_they_do_alone() -> None:
+    """As many logits as these are not sorted at once."""
+    logits = torch.randn(3, 2_200_000)
+    picks = [Pick(at, Sampling(top_k=2, seed=at), 0, []) for at in range(3)]
+    alone = [draw(logits[at : at + 1], [pick]).tokens[0] for at, pick in enumerate(picks)]
+    assert draw(logits, picks).tokens == alone
+    assert all(token in logits[at].topk(2).indices for at, token in enumerate(alone))
