@@ -12,6 +12,7 @@ each message.
 import faulthandler
 import gc
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -29,6 +30,8 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 from triton_backend import contract
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.session import SinkClosed
+
+log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 1800.0
@@ -81,7 +84,10 @@ class ResponseSink:
         with self._lock:
             if not self._finished:
                 self._finished = True
-                self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                try:
+                    self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                except Exception:  # Nobody is there to hear it; the engine, whose thread this may be, goes on.
+                    log.exception("a session's final flag could not be sent")
 
 
 def _end_predecessor(instance: str) -> bool:
