@@ -12,14 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_backend.attention import Scores
+from triton_backend.shared_memory import num_stages
 
 PROGRAMS_PER_PROCESSOR = 4
 """Parts are made until there are so many programs, so that none of the processors waits long for the last."""
 MAX_PARTS = 32
 MIN_GROUP = 16
 """Rows of the smallest matrix that tensor cores multiply."""
-WARPS, STAGES = 2, 3
-"""Of a program: threads by 32, and blocks under way at once."""
+WARPS = 2
+"""Of a program: threads by 32."""
 
 
 def attend_newest(
@@ -42,6 +43,8 @@ def attend_newest(
     group = heads // kv_heads
     wanted = PROGRAMS_PER_PROCESSOR * num_processors // (num_rows * kv_heads)
     parts = min(triton.next_power_of_2(max(1, wanted)), MAX_PARTS, triton.next_power_of_2(inputs.shape[1] - 1))
+    group_size = max(MIN_GROUP, triton.next_power_of_2(group))
+    key_size, value_size = (max(16, triton.next_power_of_2(dim)) for dim in (key_dim, value_dim))
     out = query.new_empty(num_rows, heads, value_dim)
     partial = out if parts == 1 else query.new_empty(num_rows, heads, parts, value_dim, dtype=torch.float32)
     sums = partial if parts == 1 else query.new_empty(num_rows, heads, parts, dtype=torch.float32)
@@ -66,14 +69,14 @@ def attend_newest(
         WINDOW=scores.window or 0,
         HAS_SOFTCAP=scores.softcap is not None,
         GROUP=group,
-        GROUP_SIZE=max(MIN_GROUP, triton.next_power_of_2(group)),
+        GROUP_SIZE=group_size,
         KEY_DIM=key_dim,
-        KEY_SIZE=max(16, triton.next_power_of_2(key_dim)),
+        KEY_SIZE=key_size,
         VALUE_DIM=value_dim,
-        VALUE_SIZE=max(16, triton.next_power_of_2(value_dim)),
+        VALUE_SIZE=value_size,
         BLOCK_TOKENS=block_tokens,
         num_warps=WARPS,
-        num_stages=STAGES,
+        num_stages=num_stages(group_size, key_size, value_size, block_tokens, keys.element_size()),
     )
     if parts > 1:
         _weigh_parts[(num_rows * heads,)](
