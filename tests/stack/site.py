@@ -211,8 +211,8 @@ def _files(pid: int) -> int:
 
 def _threads(pid: int) -> int:
     """But for those of gRPC's pool, which grows with a burst of connections (2 to 7 threads in one of 100) and
-    ends a thread only when it had nothing to do for 30 s: keepalives can keep one busy for ever; and those that run
-    gRPC's timers, of which there is always one more than had something to run at the same time."""
+    ends a thread only when it had nothing to do for 30 s: keepalives can keep one busy for ever; and those that
+    run gRPC's timers, of which there is always one more than had something to run at the same time."""
     return sum(name not in ("event_engine", "grpc_global_tim") for name in _thread_names(pid))
 
 
