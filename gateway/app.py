@@ -18,7 +18,7 @@ from gateway import chooser, listening, logs, recorder, server, triton
 from gateway import driver as driving
 from gateway import origin as origins
 from gateway.driver import Driver
-from gateway.errors import Failed
+from gateway.errors import Failed, in_one_line
 from gateway.fleet import Fleet
 from gateway.keyring import Keyring
 from gateway.metrics import Metrics
@@ -190,8 +190,7 @@ def _tokenizer(model: str) -> HFTokenizer:
     try:
         return HFTokenizer.load(model)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise Failed(f"no tokenizer in {model}: {reason}; --model wants a tokenizer.json") from None
+        raise Failed(f"no tokenizer in {model}: {in_one_line(error)}; --model wants a tokenizer.json") from None
 
 
 def _store(settings: Settings, metrics: Metrics) -> RedisStore:

@@ -122,6 +122,11 @@ class Failed(Exception):
     """A command cannot do what it was asked to; the message says why and what to do."""
 
 
+def in_one_line(error: Exception) -> str:
+    """What it says, as libraries that say it in several have it."""
+    return " ".join(str(error).split())
+
+
 class PromptTooLong(Exception):
     """It leaves no room for an answer."""
 

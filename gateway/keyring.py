@@ -128,7 +128,8 @@ class Keyring:
         """What the file held when it was last read and good."""
         self._tenants = tenants
         self._version = 0
-        self._is_store_read = tenants is None
+        self.is_complete = tenants is None
+        """Every source was read: a key that is not known is nobody's."""
         self._from_file: Records = {} if file is None else read_file(file)
         self._from_store: Records = {}
         self._complaints: set[str] = set()
@@ -139,11 +140,6 @@ class Keyring:
     def is_open(self) -> bool:
         """No key is asked for."""
         return not self._plain and self._file is None and self._tenants is None
-
-    @property
-    def is_complete(self) -> bool:
-        """Every source has been read: a key that is not known is nobody's."""
-        return self._is_store_read
 
     def tenant(self, key: bytes) -> Tenant | None:
         """Whose key this is, as far as is known."""
@@ -187,7 +183,7 @@ class Keyring:
                     raise BadKeys("it has lost them; those last known stay in force")
                 self._from_store, self._version = _decode(stored), version
             self._index()
-        self._is_store_read = True
+        self.is_complete = True
 
     def _index(self) -> None:
         # What stands nearer to the gateway goes before what is shared.

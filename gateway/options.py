@@ -172,8 +172,11 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, o
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Given]:
     known = {option.env: name for name, option in OPTIONS.items()}
-    ours = {env: value for env, value in environ.items() if env.startswith(ENV_PREFIX) and env not in NO_SETTINGS}
-    ours = {env: value for env, value in ours.items() if not SERVICE_LINK.fullmatch(f"{env}={value}")}
+    ours = {
+        env: value
+        for env, value in environ.items()
+        if env.startswith(ENV_PREFIX) and env not in NO_SETTINGS and not SERVICE_LINK.fullmatch(f"{env}={value}")
+    }
     for env in ours:
         if env not in known:
             suggestion = nearest(env, [*known, CONFIG_ENV])

@@ -56,7 +56,8 @@ def _matching(pattern: str, words: str) -> AfterValidator:
 
 RedisUrl = Annotated[SecretStr, BeforeValidator(_redis_url)]
 Address = Annotated[str, _matching(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):[0-9]{1,5}", "should be HOST:PORT")]
-Device = Annotated[str, _matching(r"cpu|cuda(:[0-9]+)?", "should be cpu, cuda or cuda:N")]
+DEVICE = r"cpu|cuda(:[0-9]+)?"
+Device = Annotated[str, _matching(DEVICE, "should be cpu, cuda or cuda:N")]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 

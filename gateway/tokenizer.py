@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Self, TypeVar
 
 import jinja2
@@ -38,10 +39,6 @@ _PROBED_CHARS = 16
 
 _byte_word = re.compile("<0x([0-9A-F]{2})>")
 """A byte in a vocabulary of sentencepiece's kind."""
-_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_UNPRINTED = [byte for byte in range(256) if byte not in _PRINTED]
-_BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {chr(256 + at): byte for at, byte in enumerate(_UNPRINTED)}
-"""GPT-2's alphabet, in which the words of a byte-level vocabulary are written."""
 
 _T = TypeVar("_T")
 
@@ -175,7 +172,8 @@ class HFTokenizer:
         word = self._rust.id_to_token(token) or ""
         if byte := _byte_word.fullmatch(word):
             return bytes.fromhex(byte[1])
-        return bytes(_BYTE_OF[letter] for letter in word) if _BYTE_OF.keys() >= set(word) else None
+        byte_of = _byte_of()
+        return bytes(byte_of[letter] for letter in word) if byte_of.keys() >= set(word) else None
 
 
 class HFDetokenizer:
@@ -242,6 +240,14 @@ class HFDetokenizer:
 
     def flush(self) -> str:
         return self._rust.decode(self._context + self._pending)[self._shown :]
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """By letter of GPT-2's alphabet, in which the words of a byte-level vocabulary are written."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
 
 
 def _eos_ids(model: str, tokenizer: Any) -> list[int]:

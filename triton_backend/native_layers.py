@@ -1,5 +1,6 @@
 """Layers of a model that our kernels run."""
 
+from collections.abc import Iterable
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +58,11 @@ class Watch:
         return [part for asked in self.asked for part in asked]
 
 
+def _has(layer: nn.Module, parts: Iterable[str]) -> bool:
+    """One whose values are its keys has the name of their product, and none of that name."""
+    return all(getattr(layer, name, None) is not None for name in parts)
+
+
 class NativeNorm(nn.Module):
     """A norm by the root of the mean square."""
 
@@ -90,7 +96,7 @@ class NativeGated(nn.Module):
 
     @classmethod
     def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list[nn.Module]:
-        if any(getattr(layer, name, None) is None for name in cls.PARTS):
+        if not _has(layer, cls.PARTS):
             return []
         return [*JointGated.like(layer), cls(kernels, layer)]
 
@@ -136,10 +142,7 @@ class NativeAttention(nn.Module):
 
     @classmethod
     def like(cls, kernels: Kernels, layer: nn.Module, call: Call) -> list["NativeAttention"]:
-        # A layer whose values are its keys has the name and no product.
-        if any(getattr(layer, name, None) is None for name in cls.PARTS):
-            return []
-        if not call.options.get("position_embeddings"):
+        if not _has(layer, cls.PARTS) or not call.options.get("position_embeddings"):
             return []
         watch = Watch()
         layer(call.rows, **call.options | {"kv": watch})

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from triton_backend.cache import CacheLost
-from triton_backend.contract import NewRow
 from triton_backend.decoder import Decoder, pick
 from triton_backend.device import device_of
 from triton_backend.graphs import CHUNK_TOKENS, PROMPT_TOKENS, ROWS, SEEN_TOKENS, Graphs, padded
@@ -30,8 +29,8 @@ from triton_backend.paged_attention import FLASH_TYPES, NewestKV, PackedKV, Span
 from triton_backend.paged_cache import BLOCK_TOKENS, PagedCache
 from triton_backend.plan import Prefill
 from triton_backend.replacement import replace_layers
-from triton_backend.runner import WARM_UP_ROWS
-from triton_backend.sampling import Draws, Pick, Reading, dearest, sample, tell
+from triton_backend.runner import WARM_UP_ROWS, warm_up_rows
+from triton_backend.sampling import Draws, Pick, Reading, sample, tell
 from triton_backend.sequence import Sequence
 from triton_backend.shortage import OutOfMemory, fitting, halves, is_shortage
 
@@ -368,8 +367,7 @@ class PagedRunner:
         """What the largest step takes beside the cache: the one of the most rows, whose logits are part of it."""
         num_rows = min(WARM_UP_ROWS, max_prefill_tokens)
         length = min(self.context_tokens, max_prefill_tokens // num_rows)
-        dear = dearest(num_rows, self.vocabulary)
-        rows = [Sequence(NewRow(at, "", 0, "", [0] * length, 0, 1, sampling=one)) for at, one in enumerate(dear)]
+        rows = warm_up_rows(num_rows, length, self.vocabulary)
         room = self.layout.room_tokens(length + 1)
         self._cache = self._new_cache(num_rows * room * self.layout.bytes_per_token)
         with torch.inference_mode():

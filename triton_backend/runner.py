@@ -33,6 +33,12 @@ WARM_UP_ROWS = 256
 """Rows of the largest step: their logits are part of its peak."""
 
 
+def warm_up_rows(num_rows: int, length: int, vocabulary: int) -> list[Sequence]:
+    """Rows with so long a prompt, which together take the most memory when they draw."""
+    prompt, samplings = [0] * length, dearest(num_rows, vocabulary)
+    return [Sequence(NewRow(at, "", 0, "", prompt, 0, 1, sampling=one)) for at, one in enumerate(samplings)]
+
+
 class _Span(NamedTuple):
     """Rows of the decode pool, in the first slots of a group."""
 
@@ -255,10 +261,8 @@ class Runner:
 
     def _step_of(self, num_rows: int, start: int, length: int) -> Callable[[], object]:
         """The chunk `start .. start + length` of so many rows, for which there is room."""
-        prompt = [0] * (start + length)
-        dear = dearest(num_rows, self.vocabulary)
-        rows = [Sequence(NewRow(at, "", 0, "", prompt, 0, 1, sampling=one)) for at, one in enumerate(dear)]
-        rooms = dict.fromkeys(range(num_rows), self.layout.room_tokens(len(prompt)))
+        rows = warm_up_rows(num_rows, start + length, self.vocabulary)
+        rooms = dict.fromkeys(range(num_rows), self.layout.room_tokens(start + length))
         self._cache.budget_bytes = 2 * sum(rooms.values()) * self.layout.bytes_per_token
         self._cache.arrange(rooms, [])
         return partial(self.prefill, rows, start, length)

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.errors import BadRequest
+from triton_backend.contract import MAX_LOGPROBS
 
 MAX_CHOICES = 128
 """Prompts times choices of one call."""
@@ -17,6 +18,7 @@ MAX_CHOICES = 128
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenLimit = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+LogprobCount = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 ShortText = Annotated[str, Meta(max_length=512)]
 StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 
@@ -112,13 +114,13 @@ class Message(msgspec.Struct):
 class ChatBody(Body, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: LogprobCount | None = None
     echo: bool | None = None
 
 
 class CompletionBody(Body, kw_only=True):
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logprobs: LogprobCount | None = None
     echo: bool | None = None
 
 

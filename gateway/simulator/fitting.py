@@ -11,9 +11,9 @@ import msgspec
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from gateway.bench.options import count, positive
-from gateway.errors import Failed
+from gateway.errors import Failed, in_one_line
 from gateway.options import SettingsError
-from gateway.settings import Dtype
+from gateway.settings import DEVICE, Dtype
 from gateway.simulator.fit import Error, FitError, fit, warm
 from triton_backend.record import EngineRecord, StepRecord, read
 
@@ -95,7 +95,7 @@ def start(given: argparse.Namespace) -> int:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch("cpu|cuda(:[0-9]+)?", text):
+    if not re.fullmatch(DEVICE, text):
         raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
     return text
 
@@ -133,7 +133,7 @@ def _observed(given: argparse.Namespace) -> tuple[EngineRecord, list[StepRecord]
         try:
             engine, steps = observe(config, given.seconds, given.max_rows, given.seed, bar.update)
         except UnsupportedModel as error:
-            raise Failed(f"--model: {' '.join(str(error).split())}") from None
+            raise Failed(f"--model: {in_one_line(error)}") from None
     return engine, warm(steps)
 
 

@@ -160,8 +160,7 @@ def test_an_engine_that_takes_longer_to_answer_than_a_lease_lasts_gets_a_driver(
 def test_an_answer_of_which_every_letter_was_lost_is_made_again() -> None:
     async def scenario() -> None:
         async with site(1, "a", "b") as made:
-            led = made.led()
-            driver, other = sorted(made.gateways.values(), key=lambda world: not led[world.name])
+            driver, other = by_lead(made)
             lose(driver, {"drawn": [], "departed": [], "claimed": []})
             asking = asyncio.create_task(all_exact(other, prompts(5)))
             await asyncio.sleep(3)
@@ -176,8 +175,7 @@ def test_an_answer_of_which_every_letter_was_lost_is_made_again() -> None:
 def test_an_answer_whose_end_came_without_its_tokens_is_not_taken_for_whole() -> None:
     async def scenario() -> None:
         async with site(1, "a", "b") as made:
-            led = made.led()
-            driver, other = sorted(made.gateways.values(), key=lambda world: not led[world.name])
+            driver, other = by_lead(made)
             lose(driver, {"drawn": []})
             asking = asyncio.create_task(all_exact(other, prompts(5)))
             await asyncio.sleep(3)
@@ -185,6 +183,12 @@ def test_an_answer_whose_end_came_without_its_tokens_is_not_taken_for_whole() ->
             await asking
 
     play(scenario)
+
+
+def by_lead(made: Site) -> list[World]:
+    """The gateways, those first that drive something."""
+    led = made.led()
+    return sorted(made.gateways.values(), key=lambda world: not led[world.name])
 
 
 def lose(world: World, fields: dict[str, Any]) -> None:
