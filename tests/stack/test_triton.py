@@ -321,16 +321,17 @@ async def test_a_server_that_does_not_end_gets_another_process(tmp_path: Path, n
 
 
 async def test_a_load_that_hangs_is_given_up_and_tried_again(tmp_path: Path) -> None:
+    """By a new server: a process that is still there would take an old one along."""
     template = standin.template(tmp_path / "llm")
     async with local.Stack(model="standin", template=template, redis_url="none") as stack:
-        backend = TritonBackend(stack.triton_address, "llm")
         config = stack.run_dir / "models" / "triton" / "llm" / "config.pbtxt"
         good = config.read_text()
         config.write_text(good.replace('"1800"', '"1"').replace('"standin"', '"sleeper"'))
         with pytest.raises(BackendLost):
-            await backend.reload()
+            await stack.restart("triton")
         assert "standin_engine.py" in (stack.run_dir / "triton.log").read_text()
         config.write_text(good)
+        backend = TritonBackend(stack.triton_address, "llm")
         await backend.revive()
         await (await backend.attach(Attach(1, "driver"))).aclose()
         await backend.aclose()
