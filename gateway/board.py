@@ -15,11 +15,11 @@ from gateway import standing
 from gateway.errors import StoreLost
 from gateway.fleet import Fleet
 from gateway.policy import seats
-from gateway.ports import NO_REPLICA, Assembly, Store
+from gateway.ports import NO_REPLICA, Assembly, Peer, Store
 
 LOOK_S = 0.25
 LIFE_S = 3.0
-"""Who has not looked for so long is counted no more."""
+"""Who has not looked for so long is no more."""
 FREE_S = 2.0
 """A replica that nobody has taken for so long is anybody's."""
 GONE_S = 5.0
@@ -75,7 +75,7 @@ class Board:
     @property
     def has_others(self) -> bool:
         """There are gateways that could take over."""
-        return any(name != self._gateway for name in self._assembly.gateways)
+        return bool(self._counts()[1])
 
     def driver_of(self, replica: str) -> str | None:
         """The gateway that drives it."""
@@ -103,13 +103,12 @@ class Board:
 
     async def look(self) -> None:
         """Raises StoreLost."""
-        life_s = LIFE_S if self._is_willing else 0.0
-        assembly = await self._store.assemble(self._gateway, self._card(), life_s)
+        assembly = await self._store.assemble(self._gateway, Peer(self._is_willing, self._card()), LIFE_S)
         seats = {name: seat for name, seat in assembly.seats.items() if not name.startswith(NO_REPLICA)}
         self._assembly = Assembly(assembly.gateways, seats)
         self._note_free()
         self._note_standings()
-        self._heard(card for name, card in self._assembly.gateways.items() if name != self._gateway)
+        self._heard(peer.card for name, peer in self._assembly.gateways.items() if name != self._gateway)
         self._balance()
 
     @property
@@ -120,7 +119,8 @@ class Board:
     def _counts(self) -> tuple[int, dict[str, int]]:
         """How many this gateway drives, and each other that would."""
         held = Counter(seat.gateway for seat in self._assembly.seats.values())
-        others = {name: held[name] for name in self._assembly.gateways if name != self._gateway}
+        willing = (name for name, peer in self._assembly.gateways.items() if peer.drives)
+        others = {name: held[name] for name in willing if name != self._gateway}
         return held[self._gateway], others
 
     def _note_free(self) -> None:

@@ -60,11 +60,19 @@ NO_REPLICA = ":"
 """What names begin with that are elected for, but are no replica's: work that one gateway does for all."""
 
 
+class Peer(msgspec.Struct, frozen=True):
+    """A gateway, as it says of itself."""
+
+    drives: bool
+    """It would drive replicas."""
+    card: bytes
+    """Opaque to the store."""
+
+
 class Assembly(msgspec.Struct, frozen=True):
     """Who is there."""
 
-    gateways: Mapping[str, bytes]
-    """Those that would drive, each with its card (opaque to the store)."""
+    gateways: Mapping[str, Peer]
     seats: Mapping[str, Seat]
     """The replicas, and names with NO_REPLICA, that have a driver."""
 
@@ -192,8 +200,8 @@ class Store(Protocol):
     async def resign(self, replica: str, epoch: int) -> None:
         """Give the lease up, if it is still this epoch's."""
 
-    async def assemble(self, gateway: str, card: bytes, life_s: float) -> Assembly:
-        """Be counted among those that would drive for `life_s`, or with 0 no more, and see who is there."""
+    async def assemble(self, gateway: str, peer: Peer, life_s: float) -> Assembly:
+        """Be seen as this for `life_s`, or with 0 no more, and see who is there."""
 
     async def post(self, letters: Mapping[str, bytes]) -> None:
         """Append a letter to each of these gateways' inboxes, of which the latest MAX_LETTERS are kept.  Not

@@ -18,6 +18,7 @@ from gateway.ports import (
     Entry,
     Limits,
     LogWrite,
+    Peer,
     Record,
     Seat,
     Store,
@@ -29,6 +30,7 @@ PRIORITY, DEFAULT, FLEX = ServiceClass
 ROOMY = Limits(max_tickets=10_000, max_tokens=10**9, max_bytes=10**12)
 LEASE_S = 0.05
 """Short: a real clock has to pass it."""
+ONLOOKER = Peer(False, b"")
 
 Tick = Callable[[], Awaitable[None]]
 
@@ -78,7 +80,7 @@ async def lead(store: Store, replica: str = "replica", gateway: str = "gateway-1
 
 async def drivers(store: Store) -> dict[str, str]:
     """The gateway that drives, by replica."""
-    seats = (await store.assemble("onlooker", b"", 0)).seats
+    seats = (await store.assemble("onlooker", ONLOOKER, 0)).seats
     return {replica: seat.gateway for replica, seat in seats.items()}
 
 
@@ -454,20 +456,21 @@ class StoreContract:
         assert await store.renew("replica", epoch, 60, b"\x00 fine\xff\n")
         assert not await store.renew("replica", epoch + 1, 60, b"forged")
         assert not await store.renew("other", epoch, 60, b"forged")
-        seats = (await store.assemble("onlooker", b"", 0)).seats
+        seats = (await store.assemble("onlooker", ONLOOKER, 0)).seats
         assert seats == {"replica": Seat("gateway-1", b"\x00 fine\xff\n")}
 
-    async def test_those_that_would_drive_are_counted_while_they_say_so(self, store: Store, tick: Tick) -> None:
-        assert (await store.assemble("onlooker", b"", 0)).gateways == {}
-        assert (await store.assemble("b", b"1 2\x00\n", 60)).gateways == {"b": b"1 2\x00\n"}
-        assert (await store.assemble("a", b"", LEASE_S)).gateways == {"a": b"", "b": b"1 2\x00\n"}
-        assert (await store.assemble("b", b"new", 60)).gateways["b"] == b"new"
+    async def test_gateways_are_seen_while_they_say_so(self, store: Store, tick: Tick) -> None:
+        a, b = Peer(False, b""), Peer(True, b"1 2\x00\n")
+        assert (await store.assemble("onlooker", ONLOOKER, 0)).gateways == {}
+        assert (await store.assemble("b", b, 60)).gateways == {"b": b}
+        assert (await store.assemble("a", a, LEASE_S)).gateways == {"a": a, "b": b}
+        assert (await store.assemble("b", Peer(False, b"new"), 60)).gateways["b"] == Peer(False, b"new")
 
         async def lapsed() -> bool:
-            return "a" not in (await store.assemble("onlooker", b"", 0)).gateways
+            return "a" not in (await store.assemble("onlooker", ONLOOKER, 0)).gateways
 
         await eventually(lapsed, tick)
-        assert (await store.assemble("b", b"", 0)).gateways == {}
+        assert (await store.assemble("b", b, 0)).gateways == {}
 
     async def test_letters_are_collected_in_order_and_from_where_the_reader_was(self, store: Store) -> None:
         assert await store.collect("a", "", 99, 0.01) == []
@@ -687,7 +690,7 @@ class StoreContract:
         assert len(await store.claim(odd, epoch, [(odd, 0)], {})) == 1
         assert await store.sweep(odd, epoch, [(odd, 0)]) == []
         assert await store.renew(odd, epoch, 60, b"")
-        assert (await store.assemble(odd, b"", 60)).gateways == {odd: b""}
+        assert (await store.assemble(odd, ONLOOKER, 60)).gateways == {odd: ONLOOKER}
         await store.post({odd: b"letter"})
         assert len(await store.collect(odd, "", 99, 0.01)) == 1
         assert await store.cancel([(odd, 0)]) == [(odd, odd)]

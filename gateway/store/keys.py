@@ -50,7 +50,7 @@ class Keys(NamedTuple):
     standings: str
     """hash replica -> what its driver said of it last."""
     gateways: str
-    """hash gateway -> "expiry card": those that would drive, while expiry (microseconds) lies ahead."""
+    """hash gateway -> "expiry drives card": those that are there, while expiry (microseconds) lies ahead."""
     inbox: str
     """inbox:<gateway>, stream of letters, capped; one field, letter."""
     record: str

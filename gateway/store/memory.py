@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from gateway.errors import LeaseLost
-from gateway.ports import MAX_SHOWN, Adopted, Assembly, Entry, Limits, LogWrite, Record, Written
+from gateway.ports import MAX_SHOWN, Adopted, Assembly, Entry, Limits, LogWrite, Peer, Record, Written
 from gateway.request import Backlog, Queue, ServiceClass, Ticket
 from gateway.store.inboxes import Inboxes
 from gateway.store.leases import Leases
@@ -32,7 +32,7 @@ class MemoryStore:
         self._put_by: dict[str, dict[str, None]] = {}
         self._origins: dict[str, float] = {}
         self._leases = Leases()
-        self._gateways: dict[str, tuple[float, bytes]] = {}
+        self._gateways: dict[str, tuple[float, Peer]] = {}
         self._inboxes = Inboxes()
         self._records = Records(clock)
         self._lessons = Lessons()
@@ -152,14 +152,12 @@ class MemoryStore:
     async def resign(self, replica: str, epoch: int) -> None:
         self._leases.resign(replica, epoch, self._clock())
 
-    async def assemble(self, gateway: str, card: bytes, life_s: float) -> Assembly:
+    async def assemble(self, gateway: str, peer: Peer, life_s: float) -> Assembly:
         now_s = self._clock()
-        self._gateways[gateway] = (now_s + life_s, card)
-        self._gateways = {
-            name: (until_s, card) for name, (until_s, card) in self._gateways.items() if until_s > now_s
-        }
-        cards = {name: card for name, (_, card) in self._gateways.items()}
-        return Assembly(cards, self._leases.live(now_s))
+        self._gateways[gateway] = (now_s + life_s, peer)
+        self._gateways = {name: seen for name, seen in self._gateways.items() if seen[0] > now_s}
+        peers = {name: peer for name, (_, peer) in self._gateways.items()}
+        return Assembly(peers, self._leases.live(now_s))
 
     async def post(self, letters: Mapping[str, bytes]) -> None:
         self._inboxes.post(letters)

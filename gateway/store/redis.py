@@ -19,6 +19,7 @@ from gateway.ports import (
     Entry,
     Limits,
     LogWrite,
+    Peer,
     Record,
     Written,
 )
@@ -134,8 +135,8 @@ class RedisStore:
     async def resign(self, replica: str, epoch: int) -> None:
         await self._run("resign", [replica, epoch], bool)
 
-    async def assemble(self, gateway: str, card: bytes, life_s: float) -> Assembly:
-        return await self._run("assemble", [gateway, card, life_s], wire.assembly)
+    async def assemble(self, gateway: str, peer: Peer, life_s: float) -> Assembly:
+        return await self._run("assemble", [gateway, int(peer.drives), peer.card, life_s], wire.assembly)
 
     async def post(self, letters: Mapping[str, bytes]) -> None:
         await self._run("post", [MAX_LETTERS, _ms(INBOX_TTL_S), *wire.flat(letters.items())], bool)

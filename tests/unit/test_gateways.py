@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy import seats
+from gateway.ports import Peer
 from gateway.relay import Letter
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
@@ -278,6 +279,23 @@ def test_one_gateway_alone_revives_an_engine(breaks: Callable[[FakeBackend], Non
             await running
             await asyncio.sleep(20.0)
             assert made.backends[0].revivals == 1
+
+    play(scenario)
+
+
+def test_gateways_that_cannot_reach_an_engine_tell_the_others_their_cards_still() -> None:
+    async def scenario() -> None:
+        async with site(2, *"abc") as made:
+            made.backends[0].revival_s = 10.0
+            made.backends[0].kill()
+            was_unable = set()
+            for _ in range(50):
+                await asyncio.sleep(0.25)
+                peers = (await made.store.assemble("onlooker", Peer(False, b""), 0)).gateways
+                was_unable |= {name for name, peer in peers.items() if not peer.drives}
+                assert sorted(peers) == ["a", "b", "c"]
+                assert all(peer.card for peer in peers.values())
+            assert was_unable
 
     play(scenario)
 
