@@ -15,6 +15,9 @@ from triton_backend.contract import CONTRACT_VERSION, Attach
 
 RELOAD_TIMEOUT_S = 600.0
 """Large checkpoints load for minutes."""
+REACH_TIMEOUT_S = 3.0
+"""A server says at once that it is there, an engine answers an attach between two steps.  So a gateway that cannot
+reach a server leaves it to others soon."""
 STARTER_S = 1.0
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -59,6 +62,7 @@ class TritonBackend:
         return f"{self._address}/{self._model}"
 
     async def attach(self, attach: Attach) -> "TritonSession":
+        await self._control(self._stub.ServerLive(pb.ServerLiveRequest(), timeout=REACH_TIMEOUT_S))
         try:
             return await self._open(attach)
         except OtherVersion as other:

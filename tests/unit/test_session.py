@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
+from grpc.aio import Metadata
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BackendLost, OtherVersion, Outranked
 from gateway.session import ACK_TIMEOUT_S, MAX_ACK_S, TritonSession
-from gateway.triton import TritonBackend
+from gateway.triton import REACH_TIMEOUT_S, TritonBackend
 from tests.unit.fakes import clock
 from tests.unit.test_contract import MODEL, TELEMETRY
 from triton_backend import contract
@@ -41,6 +43,7 @@ class Engine:
         self.life_s = life_s
         self.step_s = 1.0
         """After which it says nothing any more."""
+        self.is_reachable = True
         self.states = ["READY"]
         """Triton's words, one after the other."""
         self.num_attaches = self.num_loads = 0
@@ -48,6 +51,11 @@ class Engine:
 
     def ModelStreamInfer(self, requests: AsyncIterator[Any]) -> "Line":  # noqa: N802
         return Line(self, requests)
+
+    async def ServerLive(self, request: Any, timeout: float) -> None:  # noqa: ASYNC109, N802
+        if not self.is_reachable:
+            await asyncio.sleep(timeout)
+            raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, Metadata(), Metadata(), "too late")
 
     async def RepositoryIndex(self, request: Any, timeout: float) -> Any:  # noqa: ASYNC109, N802
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -85,6 +93,8 @@ class Line:
     async def _hear(self, requests: AsyncIterator[Any]) -> None:
         async for request in requests:
             control = contract.decode_control(request.raw_input_contents[0])
+            if not self._engine.is_reachable:
+                continue
             if isinstance(control, Attach) and self._engine.states[0] == "LOADING":
                 self._said.put_nowait(pb.ModelStreamInferResponse(error_message="no available versions"))
                 continue
@@ -176,6 +186,18 @@ def test_an_engine_that_answers_nothing_is_lost(life_s: float, lost_s: float) ->
         return asyncio.get_running_loop().time() - begun_s
 
     assert clock.run(main()) <= lost_s + 1.0
+
+
+def test_a_server_that_cannot_be_reached_is_given_up_soon() -> None:
+    async def main() -> float:
+        engine = Engine()
+        engine.is_reachable = False
+        begun_s = asyncio.get_running_loop().time()
+        with pytest.raises(BackendLost, match="DEADLINE_EXCEEDED"):
+            await (await backend_of(engine)).attach(Attach(1, "gateway"))
+        return asyncio.get_running_loop().time() - begun_s
+
+    assert clock.run(main()) <= REACH_TIMEOUT_S
 
 
 def test_an_engine_that_takes_nothing_is_lost() -> None:
