@@ -2,9 +2,11 @@
 
 line = Proxy("127.0.0.1", 6379)      passes on to that address
 line = Proxy()                       to whatever address the client asks for by CONNECT, as gRPC does
+line = Proxy(..., tls=CONTEXT)       the same, for clients that speak TLS
 """
 
 import asyncio
+import ssl
 from contextlib import suppress
 
 HOST = "127.0.0.1"
@@ -12,15 +14,16 @@ _CHUNK_BYTES = 2**16
 
 
 class Proxy:
-    def __init__(self, *target: object) -> None:
+    def __init__(self, *target: object, tls: ssl.SSLContext | None = None) -> None:
         self._target = [str(part) for part in target]
+        self._tls = tls
         self._is_whole = asyncio.Event()
         self._is_whole.set()
         self._passing: set[asyncio.Task[None]] = set()
         self.port = 0
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
+        self._server = await asyncio.start_server(self._accept, HOST, 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
