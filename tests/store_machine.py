@@ -229,6 +229,10 @@ def _without_zeros(sums: dict[tuple[ServiceClass, int], list[int]]) -> dict[Any,
     return {slot: sum for slot, sum in sums.items() if any(sum)}
 
 
+MACHINE_TIMEOUT_S = 300
+"""A failure is made small before it is told, which takes many times as long as none."""
+
+
 def run_machine(machine: Any, **options: Any) -> None:
     quiet = settings(
         deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None, **options

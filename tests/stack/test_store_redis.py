@@ -35,7 +35,7 @@ from tests.store_contract import (
     slots,
 )
 from tests.store_crashes import CrashMachine
-from tests.store_machine import StoreMachine, run_machine
+from tests.store_machine import MACHINE_TIMEOUT_S, StoreMachine, run_machine
 
 KEYS = queue_keys("model")
 REST = {
@@ -89,7 +89,7 @@ class TestRedisStore(StoreContract):
     pass
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(MACHINE_TIMEOUT_S)
 def test_it_agrees_with_the_model(url: str) -> None:
     class RedisMachine(StoreMachine):
         async def open(self) -> Store:
@@ -114,7 +114,7 @@ end
 """Nobody can set the server's clock: leases and signs of life are made older instead."""
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(MACHINE_TIMEOUT_S)
 def test_nothing_is_lost_or_doubled_when_gateways_crash(url: str) -> None:
     class CrashingMachine(CrashMachine):
         async def open(self) -> Store:

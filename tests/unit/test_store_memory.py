@@ -7,7 +7,7 @@ import pytest
 from gateway.store.memory import MemoryStore
 from tests.store_contract import FLEX, LEASE_S, StoreContract, entry, put, record
 from tests.store_crashes import CrashMachine
-from tests.store_machine import StoreMachine, run_machine
+from tests.store_machine import MACHINE_TIMEOUT_S, StoreMachine, run_machine
 
 
 class Clock:
@@ -82,7 +82,7 @@ class MemoryMachine(StoreMachine):
         return MemoryStore(Clock())
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(MACHINE_TIMEOUT_S)
 def test_it_agrees_with_the_model() -> None:
     run_machine(MemoryMachine, max_examples=60, stateful_step_count=40)
 
@@ -96,6 +96,6 @@ class CrashingMachine(CrashMachine):
         self.clock.now_s += seconds
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(MACHINE_TIMEOUT_S)
 def test_nothing_is_lost_or_doubled_when_gateways_crash() -> None:
     run_machine(CrashingMachine, max_examples=60, stateful_step_count=40)
