@@ -111,10 +111,11 @@ def sample(logits: Tensor, picks: list[Pick]) -> Tensor:
 
 
 def dearest(num_rows: int, vocabulary: int) -> list[Sampling]:
-    """For so many rows, what takes the most memory: all tell log probabilities, and as many as are filtered at
-    once have a nucleus that is nearly the whole vocabulary, as they are so hot."""
+    """For so many rows, what takes the most memory: all tell log probabilities, and as many as are filtered in two
+    goes have a nucleus that is nearly the whole vocabulary, as they are so hot.  Two, as what the first has freed
+    may be in the second's way."""
     hot = Sampling(temperature=100.0, top_p=0.9999, logprobs=MAX_LOGPROBS)
-    num_hot = min(num_rows, _rows_at_once(vocabulary))
+    num_hot = min(num_rows, 2 * _rows_at_once(vocabulary))
     return [hot] * num_hot + [Sampling(logprobs=MAX_LOGPROBS)] * (num_rows - num_hot)
 
 
@@ -185,42 +186,58 @@ def _race(logits: Tensor, picks: list[Pick]) -> tuple[Tensor, Tensor]:
 
 def _floors(logits: Tensor, temperatures: Tensor, picks: list[Pick]) -> Tensor | None:
     """[rows]: what is below, once divided by the temperature, is not drawn.  None: all may be."""
-    filtered = [row for row, pick in enumerate(picks) if pick.sampling.top_k or pick.sampling.top_p < 1]
+    vocabulary = logits.shape[-1]
+    nuclei = [pick.sampling.top_p < 1 for pick in picks]
+    filtered = [row for row, pick in enumerate(picks) if nuclei[row] or 0 < pick.sampling.top_k < vocabulary]
     if not filtered:
         return None
     floors = temperatures.new_full((len(picks),), float("-inf"))
-    at_once = _rows_at_once(logits.shape[-1])
-    for start in range(0, len(filtered), at_once):
-        some = filtered[start : start + at_once]
-        rows = upload(some, logits.device)
-        scaled = logits[rows].float() / temperatures[rows, None]
-        floors[rows] = _floor(scaled, [picks[row].sampling for row in some])[:, 0]
+
+    def filter_(rows: list[int], candidates: int) -> list[Tensor]:
+        """Set the floors of these; for each, whether it keeps more than so many candidates."""
+        are_wider = []
+        for some in _parts(rows, _rows_at_once(vocabulary)):
+            at = upload(some, logits.device)
+            samplings = [picks[row].sampling for row in some]
+            floors[at], is_wider = _floor(logits[at], temperatures[at, None], samplings, candidates)
+            are_wider.append(is_wider)
+        return are_wider
+
+    are_wider = filter_(filtered, NUCLEUS_CANDIDATES)
+    if any(nuclei):
+        # Read once for all: each time the device is waited for.
+        wide = [row for row, is_wider in zip(filtered, torch.cat(are_wider).tolist(), strict=True) if is_wider]
+        filter_(wide, vocabulary)
     return floors
+
+
+def _parts(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _rows_at_once(vocabulary: int) -> int:
     return max(1, FILTERED_AT_ONCE // vocabulary)
 
 
-def _floor(scaled: Tensor, samplings: list[Sampling]) -> Tensor:
-    """The lowest logit [rows, 1] that top_k and top_p keep; equals of it are kept too.
+def _floor(
+    logits: Tensor, temperatures: Tensor, samplings: list[Sampling], candidates: int
+) -> tuple[Tensor, Tensor]:
+    """The lowest logit over temperature that top_k and top_p keep, equals of it being kept too, among so many
+    candidates, or as many as top_k leaves; and whether top_p keeps more than these; [rows] each.
 
     The nucleus is the shortest run of best tokens whose probability, among the top k, reaches top_p.
     """
+    scaled = logits.float() / temperatures
     vocabulary = scaled.shape[-1]
     top_k = [min(sampling.top_k or vocabulary, vocabulary) for sampling in samplings]
     # Rounded sums may reach 1 early: a row without top_p must not lose its tail to that.
     top_p = [sampling.top_p if sampling.top_p < 1 else 2.0 for sampling in samplings]
     ks = upload(top_k, scaled.device)[:, None]
     ps = upload(top_p, scaled.device)[:, None]
-    width = min(vocabulary, max([NUCLEUS_CANDIDATES, *(k for k in top_k if k < vocabulary)]))
-    best = scaled.topk(width).values
+    width = min(vocabulary, max([candidates, *(k for k in top_k if k < vocabulary)]))
+    best = scaled.topk(width).values if width < vocabulary else scaled.sort(descending=True).values
     last = _last_kept(best, scaled, ks, ps)
-    has_nucleus = any(sampling.top_p < 1 for sampling in samplings)
-    if has_nucleus and width < vocabulary and bool((last >= width).any()):
-        best = scaled.sort(descending=True).values
-        last = _last_kept(best, scaled, ks, ps)
-    return best.gather(-1, last.clamp(max=best.shape[-1] - 1))
+    return best.gather(-1, last.clamp(max=width - 1))[:, 0], (last >= width)[:, 0]
 
 
 def _last_kept(best: Tensor, scaled: Tensor, ks: Tensor, ps: Tensor) -> Tensor:
