@@ -31,9 +31,9 @@ def require() -> None:
         raise LoadError("plots need matplotlib: pip install 'bucketserve[bench]'") from None
 
 
-def attainment(curves: Mapping[str, Curve], target: float = 0.9) -> bytes:
-    """Attainment against the offered rate, one line for each label; `target` is marked."""
-    canvas = _Canvas("SLO attainment", "offered rate (requests/s)", "requests within both targets (%)")
+def attainment(curves: Mapping[str, Curve], rate: str = "offered rate (requests/s)", target: float = 0.9) -> bytes:
+    """Attainment against a rate of that name, one line for each label; `target` is marked."""
+    canvas = Canvas("SLO attainment", rate, "requests within both targets (%)")
     _attainment_lines(canvas.axes, curves, target)
     canvas.axes.set_xlim(left=0)
     return canvas.png()
@@ -41,7 +41,7 @@ def attainment(curves: Mapping[str, Curve], target: float = 0.9) -> bytes:
 
 def slo_scale(curves: Mapping[str, Curve], target: float = 0.9) -> bytes:
     """Attainment if both targets were multiplied by a factor, one line for each label."""
-    canvas = _Canvas("SLO scale", "factor on both targets (below 1: tighter)", "requests within both targets (%)")
+    canvas = Canvas("SLO scale", "factor on both targets (below 1: tighter)", "requests within both targets (%)")
     _attainment_lines(canvas.axes, curves, target)
     canvas.axes.set_xscale("log", base=2)
     canvas.axes.xaxis.set_major_formatter(_plain)
@@ -59,7 +59,7 @@ def _attainment_lines(axes: "Axes", curves: Mapping[str, Curve], target: float) 
 def latency_cdf(title: str, samples_s: Mapping[str, Floats]) -> bytes:
     """Part of the requests at or below a latency, one line for each label; the axis is logarithmic, as overload
     stretches latencies a hundredfold."""
-    canvas = _Canvas(title, "milliseconds", "requests at or below (%)")
+    canvas = Canvas(title, "milliseconds", "requests at or below (%)")
     parts = np.linspace(0.0, 1.0, _CDF_POINTS)
     for label, sample_s in samples_s.items():
         if len(sample_s):
@@ -74,7 +74,7 @@ def latency_cdf(title: str, samples_s: Mapping[str, Floats]) -> bytes:
 
 def occupancy(title: str, samples: Occupancy) -> bytes:
     """Waiting requests over time, stacked by length."""
-    canvas = _Canvas(title, "time (s)", "requests without a token yet")
+    canvas = Canvas(title, "time (s)", "requests without a token yet")
     if samples.waiting:
         colors = _shades(len(samples.waiting))
         canvas.axes.stackplot(
@@ -95,7 +95,7 @@ def _shades(count: int) -> list[tuple[float, float, float, float]]:
     return [colormaps["viridis_r"](part) for part in np.linspace(0.05, 0.95, count)]
 
 
-class _Canvas:
+class Canvas:
     """One figure with one pair of axes, in the style that all pictures share."""
 
     def __init__(self, title: str, x: str, y: str) -> None:

@@ -170,7 +170,10 @@ def _pictures(runs: Sequence["Run"]) -> dict[str, tuple[str, bytes]]:
     tpot = {policy: run.result.records.tpot_s[finished[policy]] for policy, run in highest.items()}
     scales = {policy: run.report.slo_scale for policy, run in highest.items()}
     pictures = {
-        "attainment.png": ("SLO attainment against the rate per GPU", plots.attainment(_curves(runs))),
+        "attainment.png": (
+            "SLO attainment against the rate per GPU",
+            plots.attainment(_curves(runs), "offered rate (requests/s per GPU)"),
+        ),
         "slo_scale.png": ("Attainment with scaled targets", plots.slo_scale(scales)),
         "ttft.png": ("Time to the first token", plots.latency_cdf("Time to the first token", ttft)),
         "tpot.png": ("Time per further token", plots.latency_cdf("Time per further token", tpot)),
