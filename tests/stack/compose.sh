@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds and starts compose.yaml, asks for a streamed answer, leaves one, starts more gateways, kills the one that
-# drives the engine in the middle of another's stream, and then the engine's process, scales down and up under requests,
-# and takes everything down.
+# Builds and starts compose.yaml with a file of keys, asks for a streamed answer, leaves one, starts more gateways, kills
+# the one that drives the engine in the middle of another's stream, and then the engine's process, scales down and up
+# under requests, and takes everything down.
 # Needs Docker.
 #
 #   tests/stack/compose.sh          without a GPU
@@ -40,7 +40,7 @@ wait_for() {  # wait_for SECONDS COMMAND...: until it succeeds
 is_ready() { curl -fsS "$url/ready" >/dev/null 2>&1; }
 
 ask() {  # ask TOKENS [SECONDS]: a greedy answer, streamed; leaves after so long
-  curl -fsSN --max-time "${2:-120}" "$url/v1/completions" -H 'content-type: application/json' -d '{
+  curl -fsSN --max-time "${2:-120}" "$url/v1/completions" -H "$authorization" -H 'content-type: application/json' -d '{
     "model": "'"${MODEL_NAME:-demo}"'", "prompt": "Once upon a time", "stream": true, "temperature": 0,
     "ignore_eos": true, "max_tokens": '"$1"'}'
 }
@@ -89,11 +89,16 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
         os.kill(int(folder.name), signal.SIGKILL)'
 }
 
-"${compose[@]}" up --build --detach
+"${compose[@]}" build
+export KEYS_FILE=$work/keys.toml
+authorization="authorization: Bearer $(docker run --rm bucketserve/gateway key tester 2>&1 >"$KEYS_FILE" | awk '{ print $NF }')"
+"${compose[@]}" up --detach
 wait_for 300 is_ready
 curl -fsS "$url/ready"; echo
+[[ $(curl -sS -o "$work/refused" -w '%{http_code}' "$url/v1/models") == 401 ]]
+echo "compose: without a key nobody comes in"
 
-answer=$(curl -fsSN --max-time 60 "$url/v1/chat/completions" -H 'content-type: application/json' -d '{
+answer=$(curl -fsSN --max-time 60 "$url/v1/chat/completions" -H "$authorization" -H 'content-type: application/json' -d '{
   "model": "'"${MODEL_NAME:-demo}"'", "stream": true, "max_tokens": 64,
   "messages": [{"role": "user", "content": "Tell me a short story about a fox."}]}')
 echo "$answer"
@@ -112,7 +117,7 @@ wait_for 30 has_no_rows "$(driver)"
 echo "compose: a client left in the middle of its stream, and its row is gone"
 
 scale 3
-for _ in $(seq 60); do curl -fsS "$url/v1/models" >/dev/null; done
+for _ in $(seq 60); do curl -fsS "$url/v1/models" -H "$authorization" >/dev/null; done
 for gateway in $(gateways); do
   served=$(metric "$gateway" 'http_responses_total{route="/v1/models"')
   echo "compose: gateway $gateway served ${served:-0} of 60 requests"

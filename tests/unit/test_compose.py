@@ -74,8 +74,9 @@ def test_a_gpu_is_reserved_by_default_and_nowhere_without_the_override() -> None
 
 
 def test_both_containers_see_the_same_model_and_cannot_write_it() -> None:
-    assert SERVICES["triton"]["volumes"] == SERVICES["gateway"]["volumes"]
-    assert all(volume.endswith(":ro") for volume in SERVICES["gateway"]["volumes"])
+    model, keys = SERVICES["gateway"]["volumes"]
+    assert SERVICES["triton"]["volumes"] == [model]
+    assert model.endswith(":/model:ro") and keys.endswith(":ro")
 
 
 def test_the_engine_is_told_only_what_its_config_knows() -> None:
