@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -29,12 +30,15 @@ import numpy as np
 
 from benchmarks.transport import cpu_s
 from gateway import local
+from gateway.openai.answer import DONE
 from gateway.settings import DEMO_MODEL
 from tests.stack import standin
 
 STEP_US = 20_000
 """Of an engine under many streams; a step for one client takes no time."""
 BIG_BYTES = 5_000_000
+DEAF_CHOICES = 4
+"""Of the client that does not read: after a second or two the gateway has to wait for it."""
 READY_S = 120.0
 
 
@@ -134,12 +138,8 @@ async def _print_streams(server: Server, count: int, tokens: int) -> None:
 
 async def first_token(server: Server, count: int = 1000) -> list[float]:
     """Milliseconds each: one after the other, by a client that does as little as it can."""
-    host, port = server.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    body = json.dumps(body_of(2, stream=True)).encode()
-    fields = {"Host": host, "Content-Length": len(body), **_JSON, **server.session.headers}
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    question = f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + body
+    reader, writer = await asyncio.open_connection(*_address(server))
+    question = _question(server, body_of(2, stream=True))
     took_ms = []
     for _ in range(count):
         begun_s = time.perf_counter()
@@ -171,8 +171,8 @@ async def gaps_ms(server: Server, count: int, tokens: int) -> Any:
 async def neighbours(server: Server, count: int, tokens: int) -> Beside:
     """While big bodies come in and somebody does not read."""
     before = await _lag(server)
+    deaf = await deaf_client(_address(server), _question(server, body_of(4000, stream=True) | {"n": DEAF_CHOICES}))
     watched = asyncio.create_task(gaps_ms(server, count, tokens))
-    deaf = asyncio.create_task(_deaf(server))
     # Six bytes a character in JSON: within what is tokenised, and longer than the context.
     big = json.dumps(body_of(1) | {"prompt": "é" * (BIG_BYTES // 6)}).encode()
     statuses = []
@@ -182,7 +182,7 @@ async def neighbours(server: Server, count: int, tokens: int) -> Beside:
         ) as response:
             statuses.append(response.status)
         await asyncio.sleep(0.2)
-    deaf.cancel()
+    deaf.close()
     lag = [(bound, now - then) for (bound, now), (_, then) in zip(await _lag(server), before, strict=True)]
     p99_s = next(bound for bound, below in lag if below >= 0.99 * lag[-1][1])
     return Beside(await watched, int(lag[-1][1]), 1000 * p99_s, statuses)
@@ -193,16 +193,37 @@ _JSON = {"Content-Type": "application/json"}
 
 async def _gaps_ms(server: Server, tokens: int) -> Any:
     async with server.session.post(f"{server.url}/v1/completions", json=body_of(tokens, stream=True)) as response:
-        lines = response.content
-        came_s = [time.perf_counter() async for line in lines if line.startswith(b"data: {")]
-    # The first wait is for a batch to begin, the last event the end.
-    return 1000 * np.diff(came_s[1:-1])
+        assert response.status == 200, await response.text()
+        events = [(time.perf_counter(), line) async for line in response.content if line.startswith(b"data: ")]
+    assert events[-1][1] == DONE.removesuffix(b"\n"), events[-1][1]
+    # The first wait is for a batch to begin; the last two events are the end.
+    return 1000 * np.diff([came_s for came_s, _ in events[1:-2]])
 
 
-async def _deaf(server: Server) -> None:
-    """Asks for a long answer and does not read it."""
-    async with server.session.post(f"{server.url}/v1/completions", json=body_of(4000, stream=True)):
-        await asyncio.sleep(3600)
+async def deaf_client(address: tuple[str, int], question: bytes) -> socket.socket:
+    """Asks and does not read, and its kernel takes little for it: between sockets of one machine it would be
+    megabytes, which no run of this length fills."""
+    deaf = socket.socket()
+    deaf.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(deaf, address)
+    await loop.sock_sendall(deaf, question)
+    return deaf
+
+
+def _address(server: Server) -> tuple[str, int]:
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def _question(server: Server, body: dict[str, Any]) -> bytes:
+    """As it goes over the wire."""
+    payload = json.dumps(body).encode()
+    fields = {"Host": _address(server)[0], "Content-Length": len(payload), **_JSON, **server.session.headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + payload
 
 
 async def _lag(server: Server) -> list[tuple[float, float]]:
@@ -231,8 +252,10 @@ async def crowd(server: Server, requests: int, clients: int, body: dict[str, Any
     async def client() -> None:
         for _ in left:
             async with server.session.post(f"{server.url}/v1/completions", json=body) as response:
-                assert response.status == 200, await response.text()
-                await response.read()
+                answer = await response.read()
+                assert response.status == 200, answer
+                # An error after the first byte has no other status.
+                assert not body["stream"] or answer.endswith(DONE), answer[-1000:]
 
     await asyncio.gather(*(client() for _ in range(clients)))
 
