@@ -61,7 +61,9 @@ def latency_cdf(title: str, samples_s: Mapping[str, Floats]) -> bytes:
     stretches latencies a hundredfold."""
     canvas = Canvas(title, "milliseconds", "requests at or below (%)")
     parts = np.linspace(0.0, 1.0, _CDF_POINTS)
-    for label, sample_s in samples_s.items():
+    for label, measured_s in samples_s.items():
+        # An answer that ended without a token has none.
+        sample_s = measured_s[~np.isnan(measured_s)]
         if len(sample_s):
             # An answer of one token takes no time per further token, and 0 has no place on the axis.
             shown_ms = 1000 * np.maximum(np.quantile(sample_s, parts), _SMALLEST_S)

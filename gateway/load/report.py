@@ -117,7 +117,8 @@ def _figures(records: Records, of: Flags, gap_counts: gaps.Counts, duration_s: f
 
 
 def spread(values: Floats) -> Spread | None:
-    """None of nothing."""
+    """Of what is known: an answer that ended without a token has no latency.  None of nothing."""
+    values = values[~np.isnan(values)]
     if not len(values):
         return None
     p50, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99))

@@ -110,6 +110,18 @@ def test_nothing_gives_no_figures_and_no_error() -> None:
     assert made.slo_scale[0][1] == 0.0
 
 
+def test_an_answer_without_a_token_has_no_latency_and_leaves_the_others_theirs() -> None:
+    recorder = Recorder(workload((0.0, 10, 2, 0), (1.0, 10, 2, 0)))
+    answered(recorder, 0, 0.5, 0.6)
+    recorder.counted(1, 10, 1)
+    recorder.end(1, Ending.FINISHED)
+    total = report.make(recorder.records()).total
+    assert (total.finished, total.attainment) == (2, 0.5)
+    assert total.ttft_s is not None and total.tpot_s is not None and total.e2e_s is not None
+    assert (total.ttft_s.p50, total.e2e_s.p99) == pytest.approx((0.5, 0.6))
+    assert report.spread(np.array([np.nan])) is None
+
+
 def test_wider_targets_are_met_by_more() -> None:
     scales = dict(report.attainment_at_scales(example(), [0.5, 1.0, 1.01, 1.25, 10.0]))
     assert scales == pytest.approx({0.5: 1 / 7, 1.0: 3 / 7, 1.01: 4 / 7, 1.25: 5 / 7, 10.0: 5 / 7}, abs=1e-9)
