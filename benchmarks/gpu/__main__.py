@@ -21,8 +21,9 @@ import torch
 from transformers import ContinuousBatchingConfig, PreTrainedModel
 
 from benchmarks.gpu import exact, kernels, peer, saturation, steps
+from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.shapes import build, kv_bytes_per_token, matrix_weights, read_bytes
+from benchmarks.gpu.shapes import build, kv_bytes_per_token, matrix_weights
 from benchmarks.gpu.steps import Ceilings
 from triton_backend.engine import Engine, EngineConfig
 from triton_backend.paged_runner import PagedRunner
@@ -209,7 +210,7 @@ class Bench:
             self._attempt(shape, lambda: self._job(shape, runner))
 
     def _steps(self, shape: str, model: PreTrainedModel, runner: PagedRunner) -> None:
-        sizes = self._sizes
+        sizes, floors = self._sizes, Floors(model, self._ceilings)
         context_tokens = sizes.prompt_tokens + sizes.output_tokens // 2
         for count in sizes.step_rows:
             if count * (context_tokens + sizes.num_steps + 64) > runner.kv_budget_bytes // kv_bytes_per_token(
@@ -217,8 +218,7 @@ class Bench:
             ):
                 continue
             found = steps.measure_steps(runner, count, context_tokens, sizes.num_steps)
-            read = read_bytes(model) + count * context_tokens * kv_bytes_per_token(model)
-            floor_s = read / self._ceilings.bytes_per_s
+            floor_s = floors.step_s(count, context_tokens)
             if count == sizes.target_rows:
                 self._report.ratios[f"{shape} step floor share"] = floor_s / found.step_s
             self._report.add(
@@ -261,20 +261,14 @@ class Bench:
         )
         engine.stop(0.0)
         runner.arrange({}, [])
-        # A request's share of reading the weights, its own keys and values, and the arithmetic of its prompt.
-        reading = sizes.output_tokens * (
-            read_bytes(model) / num_rows
-            + (sizes.prompt_tokens + sizes.output_tokens / 2) * kv_bytes_per_token(model)
-        )
-        floor_s = reading / self._ceilings.bytes_per_s
-        floor_s += 2 * matrix_weights(model) * sizes.prompt_tokens / self._ceilings.flops_per_s
+        floor_s = Floors(model, self._ceilings).request_s(num_rows, sizes.prompt_tokens, sizes.output_tokens)
         ceiling = sizes.output_tokens / floor_s
         self._report.ratios[f"{shape} output tokens/s"] = found.output_per_s
         self._report.add(
             shape,
             f"saturated, {sizes.prompt_tokens} in / {sizes.output_tokens} out, {found.rows:.0f} rows",
             f"{found.output_per_s:,.0f} output tok/s, {found.prompt_per_s:,.0f} prompt tok/s in {found.num_steps} "
-            f"steps; one after the other at full rates {ceiling:,.0f} output tok/s: "
+            f"steps; one after the other at their floors {ceiling:,.0f} output tok/s: "
             f"{found.output_per_s / ceiling:.0%}; evicted {found.num_evicted}",
         )
         self._report.add(

@@ -92,6 +92,12 @@ def matrix_weights(model: PreTrainedModel) -> int:
     )
 
 
+def logit_weights(model: PreTrainedModel) -> int:
+    """Numbers that each row of a decode step is multiplied with besides."""
+    logits: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+    return logits.numel()
+
+
 def kv_bytes_per_token(model: PreTrainedModel) -> int:
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""The time of decode steps, against that of reading weights, keys and values once."""
+"""The time of decode steps and of chunks of prompts, and what the device can do at best."""
 
 import time
 from collections import deque

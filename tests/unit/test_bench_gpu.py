@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import exact, kernels, saturation, steps
+from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.shapes import build, kv_bytes_per_token, matrix_weights, read_bytes
 from triton_backend.engine import Engine, EngineConfig
@@ -52,6 +53,21 @@ def test_what_a_step_reads_is_counted() -> None:
     assert read_bytes(model) == 2 * (matrices + 96 * 32 + 5 * 32)
     assert kv_bytes_per_token(model) == 2 * 2 * 2 * 8 * 2
     assert 2 * kv_bytes_per_token(model) == new_runner(0).layout.bytes_per_token
+
+
+def test_a_steps_floor_is_reading_with_few_rows_and_arithmetic_with_many() -> None:
+    model = build("tiny", "cpu", torch.bfloat16)
+    matrices, logits = matrix_weights(model), 96 * 32
+    kv, weights = kv_bytes_per_token(model), read_bytes(model)
+    # So that 4 rows take as long to multiply as their weights take to read.
+    ceilings = steps.Ceilings(bytes_per_s=weights, flops_per_s=8 * (matrices + logits))
+    floors = Floors(model, ceilings)
+    assert floors.step_s(1, 0) == floors.step_s(4, 0) == pytest.approx(1.0)
+    assert floors.step_s(8, 0) == pytest.approx(2.0)
+    assert floors.step_s(8, 100) == pytest.approx(2.0 + 800 * kv / weights)
+    # Its 10 tokens' part of steps of 8 rows with 25 tokens each, and its prompt, without logits.
+    prompt_s = 20 * matrices / (4 * (matrices + logits))
+    assert floors.request_s(8, 20, 10) == pytest.approx(prompt_s + 10 * floors.step_s(8, 25) / 8)
 
 
 def test_steps_are_timed_and_leave_the_runner_empty() -> None:
