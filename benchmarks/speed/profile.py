@@ -23,9 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto import AutoModelForCausalLM
 
 from benchmarks import transport
+from benchmarks.gpu.shapes import matrix_weights, read_bytes
 from benchmarks.speed import model as speed_model
 from triton_backend import native
 from triton_backend.contract import Attach, Batch, Event, NewRow, Sampling
@@ -71,12 +73,29 @@ def best_s(run: Callable[[], object]) -> float:
     return min(_spent_ms(run) for _ in range(REPEATS)) / 1e3
 
 
+class Weights(NamedTuple):
+    """No step reads the table of embeddings but for its own tokens, and of a prompt only one row is for logits."""
+
+    read_bytes: int
+    """In a decode step."""
+    multiplied: int
+    """Numbers, with each token of a prompt."""
+
+
+def weights_of(model: Path) -> Weights:
+    """Of a folder's model in bfloat16, by its config alone."""
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(model)
+        shape = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    return Weights(read_bytes(shape), matrix_weights(shape))
+
+
 class Bench:
     """The real runner, driven as the engine drives it."""
 
-    def __init__(self, runner: Runner, num_weights: int) -> None:
+    def __init__(self, runner: Runner, weights: Weights) -> None:
         self._runner = runner
-        self._num_weights = num_weights
+        self._weights = weights
 
     def row(self, kind: str, count: int) -> str:
         """A line of the table."""
@@ -115,9 +134,9 @@ class Bench:
     def _floor_s(self, kind: str, count: int) -> float:
         machine = measured()
         if kind == "prefill":
-            return 2 * self._num_weights * count * PROMPT_TOKENS / machine.flops
+            return 2 * self._weights.multiplied * count * PROMPT_TOKENS / machine.flops
         kv_bytes = count * PROMPT_TOKENS * self._runner.layout.bytes_per_token
-        return (2 * self._num_weights + kv_bytes) / machine.bytes_per_s
+        return (self._weights.read_bytes + kv_bytes) / machine.bytes_per_s
 
 
 def _new(number: int, vocabulary: int, max_tokens: int) -> NewRow:
@@ -275,8 +294,7 @@ def prepared(model: Path | None, threads: int | None) -> Bench:
         )
         runner = load_runner(config)
         assert isinstance(runner, Runner)  # The one for CPUs.
-        num_weights = (model / "model.safetensors").stat().st_size // 2
-    return Bench(runner, num_weights)
+        return Bench(runner, weights_of(model))
 
 
 def main() -> None:

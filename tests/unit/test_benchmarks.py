@@ -3,13 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
+import torch
 from aiohttp import web
 
 from benchmarks import gateway, scheduling_cost
 from benchmarks.gateway import Server, body_of
+from benchmarks.gpu.shapes import SHAPES, build, matrix_weights, read_bytes
+from benchmarks.speed import profile
 
 
 @asynccontextmanager
@@ -88,3 +92,10 @@ def test_what_deciding_costs_is_told_by_step() -> None:
         assert scene.depth == 40
 
     asyncio.run(run())
+
+
+def test_a_floor_counts_no_table_of_embeddings(tmp_path: Path) -> None:
+    SHAPES["tiny"].save_pretrained(tmp_path)
+    model = build("tiny", "cpu", torch.bfloat16)
+    assert profile.weights_of(tmp_path) == (read_bytes(model), matrix_weights(model))
+    assert read_bytes(model) == 2 * (sum(weight.numel() for weight in model.parameters()) - 96 * 32)
