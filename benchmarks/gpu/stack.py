@@ -166,9 +166,11 @@ def by_engine_alone(device: str, folder: Path, job: Job) -> float:
     config = EngineConfig(model="", name="gpu", device=device)
     budget_bytes = None if device.startswith("cuda") else 2**24
     runner = PagedRunner(model, max_prefill_tokens=config.chunk_tokens, kv_budget_bytes=budget_bytes)
-    engine = Engine(config, lambda _: runner)
-    took_s = saturation.time_job(engine, runner.vocabulary, *job)
-    engine.stop(0.0)
+    # The first does not count: the stack has answered others, too, before it gets the job.
+    for _ in range(2):
+        engine = Engine(config, lambda _: runner)
+        took_s = saturation.time_job(engine, runner.vocabulary, *job)
+        engine.stop(0.0)
     return took_s
 
 
