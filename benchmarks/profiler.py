@@ -232,6 +232,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers and the results")
     parser.add_argument("--answers", type=int, default=8000, help="how many, when FOLDER has none yet")
     options = parser.parse_args()
+    if options.answers <= 2 * SETTLED:
+        parser.error(f"--answers: more than {2 * SETTLED}, as of each half the first {SETTLED} are not counted")
     options.out.mkdir(parents=True, exist_ok=True)
     cache = options.out / "answers.msgpack"
     if not cache.exists():
