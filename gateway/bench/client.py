@@ -18,6 +18,7 @@ from gateway.request import ServiceClass
 IDLE_S = 2.0
 """Connections idle for longer are not used again: common servers close them after 5 s, and a request that meets
 the closing would count as failed."""
+CONNECT_S = 10.0
 _LINE_BYTES = 2**20
 
 OnTokens = Callable[[int], None]
@@ -52,6 +53,8 @@ class Client:
                 async for line in response.content:
                     if count := stream.take(line):
                         on_tokens(count)
+        except aiohttp.ConnectionTimeoutError:
+            return Answer(Ending.FAILED, f"no connection within {CONNECT_S:g} s")
         except TimeoutError:
             return Answer(Ending.EXPIRED, "no complete answer within --timeout-s")
         except Broken as error:
@@ -102,7 +105,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 async def session(options: Options, key: str | None) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
-        timeout=aiohttp.ClientTimeout(total=options.timeout_s, sock_connect=10.0),
+        timeout=aiohttp.ClientTimeout(total=options.timeout_s, sock_connect=CONNECT_S),
         headers={"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {}),
         read_bufsize=_LINE_BYTES,
     ) as client:

@@ -2,19 +2,22 @@
 
 import asyncio
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from gateway.bench import wire
-from gateway.bench.client import Answer, OnTokens
+from gateway.bench.client import Answer, Client, OnTokens
 from gateway.bench.load import Load
 from gateway.bench.prompts import IdPrompts, TextPrompts, WordPrompts
 from gateway.load.arrivals import Arrivals, Process
 from gateway.load.named import WORKLOADS
 from gateway.load.record import Ending
 from gateway.load.workload import Arrival, generate
+from gateway.request import ServiceClass
 from tests.unit.fakes import clock
 from tests.unit.tokenizers_made import byte_level
 
@@ -150,3 +153,22 @@ def test_a_client_that_falls_behind_knows_it() -> None:
     clock.run(load.run())
     assert max(load.late_s) > 40.0
     assert max(load.lag_s) > 0.9
+
+
+# The client
+
+
+class Unreachable:
+    """A session whose server takes no connection in time."""
+
+    def post(self, url: str, **given: object) -> Any:
+        raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}")
+
+
+def test_a_server_that_takes_no_connection_has_not_run_out_of_time_for_an_answer() -> None:
+    session: Any = Unreachable()
+    options: Any = Namespace(url="http://server", endpoint="completions")
+    arrival = Arrival(0.0, 8, 2, ServiceClass.DEFAULT, None, None)
+    asking = Client(session, options, "m", IdPrompts(1000, 1)).ask(0, arrival, lambda count: None)
+    answer = asyncio.run(asking)
+    assert (answer.ending, answer.reason) == (Ending.FAILED, "no connection within 10 s")
