@@ -38,7 +38,7 @@ STEP_US = 20_000
 """Of an engine under many streams; a step for one client takes no time."""
 BIG_BYTES = 5_000_000
 DEAF_CHOICES = 4
-"""Of the client that does not read: after a second or two the gateway has to wait for it."""
+"""Of the client that does not read: after some three seconds the gateway has to wait for it."""
 READY_S = 120.0
 
 
