@@ -1,7 +1,7 @@
 """Draws benchmarks/plots from what was measured, in benchmarks/curves: `python -m benchmarks.plots`.
 
-`memory.csv` is what `python -m benchmarks.memory follow --out FILE` writes; `rates.csv` and `decode.csv` are columns
-of the tables in benchmarks/README.md.  The picture of the presets is one of `bucketserve simulate`.
+`memory.csv` is what `python -m benchmarks.memory follow --out FILE` writes; `rates.csv` and `decode.csv` are
+columns of tables in benchmarks/README.md.  The picture of the presets is one of `bucketserve simulate`.
 """
 
 import csv
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.memory import GROUP_MIB, MIB
-from gateway.load.plots import Canvas, attainment
+from gateway.load.plots import Canvas
 
 CURVES = Path(__file__).parent / "curves"
 PLOTS = Path(__file__).parent / "plots"
@@ -18,7 +18,7 @@ Row = dict[str, str]
 
 
 def main() -> None:
-    pictures = {"memory": memory, "attainment-vllm": in_slo, "goodput-vllm": goodput, "decode-h200": decode}
+    pictures = {"memory": memory, "goodput-vllm": goodput, "decode-h200": decode}
     for name, draw in pictures.items():
         file = PLOTS / f"{name}.png"
         file.write_bytes(draw())
@@ -38,10 +38,6 @@ def memory() -> bytes:
         canvas.axes.plot(times_s, [_mib(row, name) for row in rows], label=label)
     canvas.axes.set_ylim(bottom=0)
     return canvas.png()
-
-
-def in_slo() -> bytes:
-    return attainment(_lines(_rows("rates"), "server", "rate", "in_slo"))
 
 
 def goodput() -> bytes:

@@ -50,6 +50,8 @@ def vllm(environment: Path, model: Path, port: int) -> Iterator[Vllm]:
         "VLLM_CPU_OMP_THREADS_BIND": cores,
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        # Huge pages for what torch allocates, as `up` asks for.
+        "THP_MEM_ALLOC_ENABLE": "1",
     }
     command = [
         str(environment / "bin" / "vllm"),

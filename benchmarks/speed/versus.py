@@ -65,18 +65,15 @@ def main() -> None:
         with servers.vllm(options.peer, model, options.port + 1) as vllm:
             vllm.freeze()
             _print(f"\n| at once | {' | '.join(f'{name}: ours / vLLM' for name in FIGURES)} |", len(FIGURES) + 1)
-            for count in concurrencies:
+            for number, count in enumerate(concurrencies):
                 load = Load(options.peer, model, options.seed + count)
-                print(
-                    _closed_row(
-                        count, *in_turn(options.port, load.model, vllm, partial(load.closed, count), PATIENT)
-                    ),
-                    flush=True,
-                )
+                measure = partial(load.closed, count)
+                mine, theirs = in_turn(options.port, model, vllm, measure, number, PATIENT)
+                print(_closed_row(count, mine, theirs), flush=True)
             _print(f"\n| requests/s | server | {' | '.join(MIX_COLUMNS)} |", len(MIX_COLUMNS) + 2)
             for number, rate in enumerate(rates, 1):
                 load = Load(options.peer, model, options.seed + 100 * number)
-                mine, theirs = in_turn(options.port, load.model, vllm, partial(load.mixed, rate))
+                mine, theirs = in_turn(options.port, model, vllm, partial(load.mixed, rate), number)
                 print(_mix_row(rate, "ours", mine), _mix_row(rate, "vLLM", theirs), sep="\n", flush=True)
 
 
@@ -85,16 +82,27 @@ def _print(head: str, columns: int) -> None:
 
 
 def in_turn(
-    port: int, model: Path, vllm: servers.Vllm, measure: Callable[[str], Figures], flags: Sequence[str] = ()
+    port: int,
+    model: Path,
+    vllm: servers.Vllm,
+    measure: Callable[[str], Figures],
+    number: int,
+    flags: Sequence[str] = (),
 ) -> tuple[Figures, Figures]:
-    """Ours, then vLLM's.  `flags` are for ours."""
+    """Ours and vLLM's; in loads of odd numbers vLLM's is measured first, as the machine may get slower or faster.
+    `flags` are for ours."""
+
+    def measure_theirs() -> Figures:
+        vllm.thaw()
+        figures = measure(vllm.url)
+        vllm.freeze()
+        return figures
+
+    theirs = measure_theirs() if number % 2 else None
     served = ("--model", str(model), "--model-name", servers.NAME, "--dtype", "bfloat16")
     with servers.ours(port, *served, *flags) as url:
         mine = measure(url)
-    vllm.thaw()
-    theirs = measure(vllm.url)
-    vllm.freeze()
-    return mine, theirs
+    return mine, theirs or measure_theirs()
 
 
 class Load(NamedTuple):
