@@ -161,6 +161,10 @@ class BackendLost(Exception):
     """The session broke, or the engine is gone."""
 
 
+class ModelRefused(BackendLost):
+    """The engine cannot run its model; the message says why and what to do, in one line."""
+
+
 class OtherVersion(BackendLost):
     """The engine speaks another version of the contract."""
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gateway import embedded
 from gateway.embedded import HOST, StartFailed
-from gateway.errors import BackendLost, Failed
+from gateway.errors import BackendLost, Failed, ModelRefused
 from gateway.process import MARKER, Child, ChildDied, command_line, marked, tail
 from gateway.run_folder import RunFolder, clear_shared_memory
 from gateway.triton import TritonBackend
@@ -219,10 +219,21 @@ class Stack:
             await self._until(triton, backend.server_live)
             self._say(f"{triton.name} answers at {address}; loading {model}")
             started = time.monotonic()
-            await self._unless_dead(triton, backend.load())
+            await self._unless_dead(triton, self._loaded(triton, backend))
             self._say(f"{backend.replica} is ready after {time.monotonic() - started:.1f} s")
         finally:
             await backend.aclose()
+
+    async def _loaded(self, triton: Child, backend: TritonBackend) -> None:
+        try:
+            await backend.load()
+        except ModelRefused:
+            raise
+        except BackendLost:
+            # Of a process that ended, Triton says no more than that; its log has what the process said.
+            raise StartFailed(
+                f"{backend.replica} could not be loaded; the end of {triton.name}'s log:\n{tail(triton.log)}"
+            ) from None
 
     async def _start(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> Child:
         child = self._children[name] = Child(

@@ -9,7 +9,7 @@ import msgspec
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from gateway.errors import BackendLost, OtherVersion
+from gateway.errors import BackendLost, ModelRefused, OtherVersion
 from gateway.session import TritonSession, reason
 from triton_backend.contract import CONTRACT_VERSION, Attach
 
@@ -32,6 +32,7 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
+_REFUSAL = re.compile(r"UnsupportedModel: (.*)")
 
 
 async def replicas(address: str, timeout_s: float = 2.0) -> list[str]:
@@ -44,6 +45,12 @@ async def replicas(address: str, timeout_s: float = 2.0) -> list[str]:
         except grpc.aio.AioRpcError:
             return []
     return sorted({model.name for model in index.models if re.fullmatch(r"llm(-[0-9]+)?", model.name)})
+
+
+def load_error(said: str) -> BackendLost:
+    """Of a model that the engine refuses, its own line, without Triton's words and the places in the code."""
+    refusal = _REFUSAL.search(said)
+    return ModelRefused(refusal[1]) if refusal else BackendLost(said)
 
 
 class TritonBackend:
@@ -105,9 +112,12 @@ class TritonBackend:
         return bool(answer.live)
 
     async def load(self, timeout_s: float | None = None) -> None:
-        """Returns when the model can run.  Raises BackendLost, with what the model's process said."""
+        """Returns when the model can run.  Raises ModelRefused, and BackendLost with what else was said."""
         request = pb.RepositoryModelLoadRequest(model_name=self._model)
-        await self._control(self._stub.RepositoryModelLoad(request, timeout=timeout_s))
+        try:
+            await self._control(self._stub.RepositoryModelLoad(request, timeout=timeout_s))
+        except BackendLost as lost:
+            raise load_error(str(lost)) from lost
 
     async def reload(self, timeout_s: float | None = None) -> None:
         """A new process for a model whose engine hangs or died.  Raises BackendLost."""

@@ -9,16 +9,24 @@ from pathlib import Path
 import aiohttp
 
 from gateway import listening, local
+from gateway.errors import Failed
 from gateway.settings import Settings, model_name
 
 POLL_S = 0.05
 SAY_S = 5.0
+MODEL_JSON = (
+    *("config.json", "generation_config.json", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
+"""What is read of a model, where it is there."""
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> int:
     """The exit status.  `arguments` are those after `up`: the gateway gets them too.  Raises Failed."""
     for port in (settings.port, *settings.own_ports):
         _check_free(settings.host, port)
+    if not settings.triton and Path(settings.model).is_dir():
+        _check_files(Path(settings.model))
     return local.supervise(_up(settings, arguments))
 
 
@@ -26,6 +34,22 @@ def _check_free(host: str, port: int) -> None:
     """Before anything starts, for a clear word instead of a dead gateway half a minute later."""
     with listening.told(host, port):
         socket.create_server((host, port), family=_family(host)).close()
+
+
+def _check_files(model: Path) -> None:
+    """As far as one can see at once: engine and tokenizer would tell of it only when all else has started."""
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(model.glob(pattern)):
+            raise Failed(f"no {pattern} in {model}; --model takes a folder in Hugging Face format")
+    for file in map(model.joinpath, MODEL_JSON):
+        try:
+            json.loads(file.read_bytes())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise Failed(f"cannot read {file}: {error.strerror}") from None
+        except ValueError as error:
+            raise Failed(f"{file} is not JSON ({error}); fetch it again") from None
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -1,6 +1,7 @@
 """Loading a model, and refusing clearly what the engine would run wrongly."""
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from triton_backend import allocator
@@ -23,8 +24,11 @@ def load_model(path: str, device: str, dtype: str, threads: int | None) -> PreTr
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"cannot load {path}: {error}") from error
+    except SafetensorError as error:
+        raise UnsupportedModel(f"safetensors in {path} are damaged ({error}); fetch them again") from error
+    except (ImportError, OSError, ValueError) as error:
+        # What follows in further lines is for users of the library.
+        raise UnsupportedModel(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
     return model.to(torch.device(device))  # type: ignore[arg-type, no-any-return]
 
 

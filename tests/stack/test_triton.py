@@ -18,6 +18,7 @@ from tritonclient.grpc import InferInput, InferResult
 from tritonclient.grpc import aio as tritonclient
 
 from gateway import local
+from gateway.embedded import StartFailed
 from gateway.errors import BackendLost, Outranked
 from gateway.process import marked
 from gateway.run_folder import SHARED_MEMORY, shm_prefix
@@ -327,9 +328,8 @@ async def test_a_load_that_hangs_is_given_up_and_tried_again(tmp_path: Path) -> 
         config = stack.run_dir / "models" / "triton" / "llm" / "config.pbtxt"
         good = config.read_text()
         config.write_text(good.replace('"1800"', '"1"').replace('"standin"', '"sleeper"'))
-        with pytest.raises(BackendLost):
+        with pytest.raises(StartFailed, match=r"standin_engine\.py"):
             await stack.restart("triton")
-        assert "standin_engine.py" in (stack.run_dir / "triton.log").read_text()
         config.write_text(good)
         backend = TritonBackend(stack.triton_address, "llm")
         await backend.revive()

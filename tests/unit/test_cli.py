@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import app
+from gateway import app, local
 from gateway.__main__ import main
 from gateway.errors import Failed
 from gateway.listening import told
@@ -64,6 +64,29 @@ def test_a_missing_model_folder_is_told(
     capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], folder: str
 ) -> None:
     assert f"no model folder {folder}; --model" in error_of(capsys, *argv, "--model", folder, status=1)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, r"no config.json in {folder}; --model takes a folder in Hugging Face format"),
+        ({"config.json": "{}"}, r"no *.safetensors in {folder}; --model takes a folder in Hugging Face format"),
+        ({"a.safetensors": "", "config.json": "{"}, "{folder}/config.json is not JSON (Expecting property name"),
+        (
+            {"a.safetensors": "", "config.json": "{}", "tokenizer.json": "version https://git-lfs.github.com/"},
+            "{folder}/tokenizer.json is not JSON (Expecting value: line 1 column 1 (char 0)); fetch it again",
+        ),
+    ],
+    ids=["empty", "no weights", "cut off", "a pointer to a large file"],
+)
+def test_what_a_model_folder_lacks_is_told_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, files: dict[str, str], words: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    port = str(local.free_port())
+    said = error_of(capsys, "up", "--model", str(tmp_path), "--port", port, status=1)
+    assert words.replace("{folder}", str(tmp_path)) in said
 
 
 def failure(port: int, **given: str) -> str:

@@ -322,7 +322,15 @@ def test_a_window_that_no_row_outgrows_may_be_in_a_mask(kind: Kind) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="cannot load"):
+    with pytest.raises(UnsupportedModel, match=r"^cannot load .*\.$"):
+        load_model(str(tmp_path), "cpu", "float32", None)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    fresh("qwen3").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UnsupportedModel, match=r"^safetensors in .* are damaged \(.*\); fetch them again$"):
         load_model(str(tmp_path), "cpu", "float32", None)
 
 

@@ -9,9 +9,9 @@ import pytest
 from grpc.aio import Metadata
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BackendLost, OtherVersion, Outranked
+from gateway.errors import BackendLost, ModelRefused, OtherVersion, Outranked
 from gateway.session import ACK_TIMEOUT_S, MAX_ACK_S, TritonSession
-from gateway.triton import REACH_TIMEOUT_S, TritonBackend
+from gateway.triton import REACH_TIMEOUT_S, TritonBackend, load_error
 from tests.unit.fakes import clock
 from tests.unit.test_contract import MODEL, TELEMETRY
 from triton_backend import contract
@@ -301,3 +301,20 @@ def test_an_engine_of_a_distant_version_is_refused_and_left_alone(version: int) 
         assert (engine.attached, engine.num_loads) == ([], 0)
 
     clock.run(main())
+
+
+PLACES = "\n\nAt:\n  /loader.py(27): load_model\n;\n"
+"""In the code, as Triton adds them."""
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "told"),
+    [
+        (f"Internal: UnsupportedModel: cannot load m: no{PLACES}", ModelRefused, "cannot load m: no"),
+        (f"Internal: KeyError: 'm'{PLACES}", BackendLost, f"Internal: KeyError: 'm'{PLACES}"),
+    ],
+    ids=["a refusal", "a bug"],
+)
+def test_a_refused_model_is_told_in_one_line(said: str, kind: type[BackendLost], told: str) -> None:
+    error = load_error(said)
+    assert (type(error), str(error)) == (kind, told)
