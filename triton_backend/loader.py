@@ -1,5 +1,8 @@
 """Loading a model, and refusing clearly what the engine would run wrongly."""
 
+from collections.abc import Collection, Sequence
+from typing import Any, cast
+
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -12,6 +15,9 @@ HANDLED_LAYERS = {"full_attention", "sliding_attention"}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 """What configs call the longest sequence."""
 
+_Mismatch = tuple[str, Sequence[int], Sequence[int]]
+"""A weight's name, its shape, and the one that it should have."""
+
 
 def load_model(path: str, device: str, dtype: str, threads: int | None) -> PreTrainedModel:
     """A local folder or a Hugging Face id, from safetensors only.  `threads` None: as many as there are
@@ -21,15 +27,34 @@ def load_model(path: str, device: str, dtype: str, threads: int | None) -> PreTr
     if device == "cpu":
         allocator.keep_freed()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except SafetensorError as error:
         raise UnsupportedModel(f"safetensors in {path} are damaged ({error}); fetch them again") from error
     except (ImportError, OSError, ValueError) as error:
         # What follows in further lines is for users of the library.
         raise UnsupportedModel(f"cannot load {path}: {str(error).strip().splitlines()[0]}") from error
-    return model.to(torch.device(device))  # type: ignore[arg-type, no-any-return]
+    model, found = loaded
+    _check_complete(path, found["missing_keys"], found["mismatched_keys"])
+    return cast("PreTrainedModel", model.to(torch.device(device)))
+
+
+def _check_complete(path: str, missing: Collection[str], mismatched: Collection[_Mismatch]) -> None:
+    """Weights that a checkpoint lacks are drawn at random, with a warning that nobody sees.  Raises
+    UnsupportedModel."""
+    if missing:
+        raise UnsupportedModel(f"cannot load {path}: {len(missing)} weights are missing, such as {min(missing)}")
+    if mismatched:
+        name, has, wanted = min(mismatched)
+        raise UnsupportedModel(
+            f"cannot load {path}: {name} has shape {[*has]}, where its config asks for {[*wanted]}"
+        )
 
 
 def adopt(model: PreTrainedModel) -> None:

@@ -1,5 +1,6 @@
 """Real models through the whole engine: the same tokens as transformers alone, in any company."""
 
+import json
 import random
 from collections.abc import Callable
 from copy import deepcopy
@@ -331,6 +332,25 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UnsupportedModel, match=r"^safetensors in .* are damaged \(.*\); fetch them again$"):
+        load_model(str(tmp_path), "cpu", "float32", None)
+
+
+@pytest.mark.parametrize(
+    ("differs", "words"),
+    [
+        ({"num_hidden_layers": 3}, r"11 weights are missing, such as model\.layers\.2\."),
+        ({"vocab_size": 100}, r"lm_head\.weight has shape \[96, 32\], where its config asks for \[100, 32\]"),
+    ],
+)
+def test_weights_that_a_checkpoint_lacks_are_not_drawn_at_random(
+    tmp_path: Path, differs: dict[str, int], words: str
+) -> None:
+    model = fresh("qwen3")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("layer_types", None)
+    (tmp_path / "config.json").write_text(json.dumps(config | differs))
+    with pytest.raises(UnsupportedModel, match=words):
         load_model(str(tmp_path), "cpu", "float32", None)
 
 
