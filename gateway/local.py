@@ -69,6 +69,7 @@ class Stack:
         threads: int | None = None,
         max_prefill_tokens: int | None = None,
         context_tokens: int | None = None,
+        load_timeout_s: float | None = None,
         step_records: Path | None = None,
         template: Path = embedded.MODEL,
         say: Callable[[str], None] = lambda line: None,
@@ -93,6 +94,7 @@ class Stack:
             "threads": threads or threads_each(replicas),
             "max_prefill_tokens": max_prefill_tokens,
             "context_tokens": context_tokens,
+            "load_timeout_s": load_timeout_s,
         }
         self._step_records = step_records
         self._template = template

@@ -211,6 +211,9 @@ class Settings(Section):
     divided among them."""
     context_tokens: PositiveInt | None = None
     """Longest prompt and answer together; by default the model's own limit."""
+    load_timeout_s: PositiveFloat = 1800.0
+    """Longest that each of those engines may take to load its model; then it is given up, and what it was doing
+    stands in its Triton's log."""
     step_records: Path | None = None
     """Folder where each of those engines writes the size and time of every step, for `bucketserve fit`."""
     run_folder: Path | None = None

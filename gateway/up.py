@@ -68,6 +68,7 @@ async def _up(settings: Settings, arguments: Sequence[str]) -> None:
         kv_budget_bytes=settings.kv_budget,
         threads=settings.threads,
         context_tokens=settings.context_tokens,
+        load_timeout_s=settings.load_timeout_s,
         step_records=settings.step_records,
         run_dir=settings.run_folder,
         say=_say,
