@@ -141,7 +141,7 @@ def key(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         said, record = key_command.start(parser.parse_args(argv), environ)
     except StoreLost as lost:
-        raise Failed(str(lost)) from None
+        raise Failed(f"{lost}; --redis names another") from None
     print(f"bucketserve: {said}", file=sys.stderr)
     if record:
         print(f"\n{record}")

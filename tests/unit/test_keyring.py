@@ -314,7 +314,7 @@ def test_a_key_in_use_is_replaced_only_if_that_is_asked_for() -> None:
 
 def test_a_store_that_does_not_answer_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", "a", "--redis", "redis://127.0.0.1:1"], {}) == 1
-    assert "the store failed" in capsys.readouterr().err
+    assert "the store failed (ConnectionError); --redis names another" in capsys.readouterr().err
 
 
 def test_every_field_of_a_record_has_its_flag() -> None:
