@@ -423,7 +423,7 @@ class Driver:
                     if isinstance(error, LeaseLost):
                         self._doubt.set()
                     # A queue that cannot be seen says nothing of how fast it is worked off.
-                    replica.drain.note([], False, 0.0)
+                    replica.drain.pause()
                 finally:
                     if offer is not None:
                         offer.settle()
@@ -452,12 +452,12 @@ class Driver:
         self._metrics.queue_seen(queue)
         if not queue.heads:
             self._is_short = False
-            replica.drain.note([], False, queue.now_s)
+            self._note_claimed(replica, [], False)
             return False
         chosen, victims = await self._chooser.choose(queue, replica)
         more_waits = queue.tickets > len(chosen)
-        replica.drain.note(chosen, more_waits, queue.now_s)
         if not chosen:
+            self._note_claimed(replica, [], more_waits)
             await self._evict(session, epoch, victims)
             return False
         async with self._dispatching:
@@ -467,6 +467,7 @@ class Driver:
             )
             # What came in the meantime has woken somebody.
             self._is_short = more_waits
+            self._note_claimed(replica, entries, more_waits)
             await self._send(session, replica, epoch, entries)
         await self._chooser.rebucket(queue, replica)
         return bool(entries) and more_waits
@@ -483,6 +484,7 @@ class Driver:
         served = self._chooser.charge(queue, chosen)
         async with self._dispatching:
             entries = await self._claim(self._lease(epoch, offer, served))
+            self._note_claimed(replica, entries, False)
             await self._send(session, replica, epoch, entries)
         if entries:
             self._seen = msgspec.structs.replace(self._seen, served=served)
@@ -498,6 +500,11 @@ class Driver:
         if scores is None:
             return []
         return [entry.scored(score) for entry, score in zip(offer.entries, scores, strict=True)]
+
+    def _note_claimed(self, replica: Replica, entries: Sequence[Entry], more_waits: bool) -> None:
+        """These are about to be sent."""
+        now_s = asyncio.get_running_loop().time()
+        replica.drain.note([entry.ticket for entry in entries], more_waits, self._roster.seconds, now_s)
 
     def _may_take(self, replica: Replica) -> bool:
         """Whether it is worth looking for work."""

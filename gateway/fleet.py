@@ -50,7 +50,7 @@ class Replica:
         self._most_bytes = max(self._most_bytes, batch.kv_bytes(attached.telemetry))
         self._caution.skip(attached.telemetry.out_of_memory_total)
         # What was claimed since it was measured last is not known.
-        self.drain.note([], False, 0.0)
+        self.drain.pause()
 
     def told(self, standing: Standing) -> None:
         """Its driver is elsewhere, and says this."""

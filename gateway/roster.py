@@ -70,6 +70,11 @@ class Roster:
         return min((running.ticket.tpot_s for running in self._rows.values()), default=inf)
 
     @property
+    def seconds(self) -> float:
+        """Engine time that all of the rows' tickets were predicted to take."""
+        return sum(running.ticket.seconds for running in self._rows.values())
+
+    @property
     def victims(self) -> list[Victim]:
         """The rows, as candidates for making room."""
         return [Victim(row.number, row.ticket, row.drawn, row.memory) for row in self._rows.values()]

@@ -186,30 +186,68 @@ def work(seconds: float, count: int = 1) -> list[Ticket]:
 def test_the_rate_is_what_leaves_the_queue_while_more_waits() -> None:
     drain = Drain()
     for half_second in range(200):
-        drain.note(work(0.5, 3), True, half_second / 2)
+        drain.note(work(0.5, 3), True, 10.0, half_second / 2)
     assert drain.rate == pytest.approx(3.0, rel=0.01)
 
 
 def test_few_large_ones_are_no_measurement() -> None:
     drain = Drain()
     for second in range(8):
-        drain.note(work(5.0), True, float(second))
+        drain.note(work(5.0), True, 10.0, float(second))
     assert drain.rate == 1.0
-    drain.note(work(5.0), True, 8.0)
+    drain.note(work(5.0), True, 10.0, 8.0)
     assert drain.rate == pytest.approx(1.0 + 0.3 * (5.0 - 1.0))
 
 
 def test_an_engine_that_takes_nothing_is_slow() -> None:
     drain = Drain()
     for second in range(300):
-        drain.note([], True, float(second))
+        drain.note([], True, 10.0, float(second))
     assert drain.rate == pytest.approx(0.0, abs=0.01)
 
 
 def test_a_queue_that_runs_empty_measures_nothing() -> None:
     drain = Drain()
     for second in range(100):
-        drain.note(work(0.01, 20), second % 2 == 0, float(second))
+        drain.note(work(0.01, 20), second % 2 == 0, 10.0, float(second))
+    assert drain.rate == 1.0
+
+
+def test_what_leaves_a_queue_that_runs_empty_is_the_least_that_can() -> None:
+    """Or a replica that was slow once would let nothing wait, and so never be found to be fast again."""
+    drain = Drain()
+    drain.rate = 0.01
+    for second in range(61):
+        drain.note(work(0.1, 5), False, 2.0, float(second))
+    assert drain.rate == pytest.approx(0.5)
+    # A quiet time is no sign of slowness.
+    drain.note([], False, 0.0, 200.0)
+    assert drain.rate == pytest.approx(0.5)
+
+
+def test_what_is_measured_while_more_waits_says_more() -> None:
+    drain = Drain()
+    drain.rate = 0.5
+    for second in range(300):
+        # Ten seconds of each: twice the work is done while nothing waits.
+        more_waits = second % 20 < 10
+        drain.note(work(0.1, 5 if more_waits else 10), more_waits, 2.0, float(second))
+    assert drain.rate == pytest.approx(0.5)
+
+
+def test_what_fills_an_empty_engine_is_not_done() -> None:
+    drain = Drain()
+    drain.rate = 0.01
+    drain.note(work(0.5, 120), False, 0.0, 0.0)
+    drain.note([], False, 51.0, 30.0)
+    assert drain.rate == pytest.approx((60.0 - 51.0) / 30.0)
+
+
+def test_what_leaves_while_nobody_counts_is_no_measurement() -> None:
+    drain = Drain()
+    drain.note(work(0.5, 1000), False, 0.0, 0.0)
+    drain.pause()
+    drain.note([], False, 0.0, 100.0)
     assert drain.rate == 1.0
 
 

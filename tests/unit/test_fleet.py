@@ -55,9 +55,9 @@ def test_what_was_learned_of_a_replica_stays_when_it_is_attached_again() -> None
 def test_work_that_was_claimed_between_two_sessions_is_not_missed_in_the_rate() -> None:
     fleet = Fleet(0.8)
     replica = learned(fleet)
-    replica.drain.note([], True, 10.0)
+    replica.drain.note([], True, 0.0, 10.0)
     fleet.joined("r", attached(says()))
-    replica.drain.note([], True, 100.0)
+    replica.drain.note([], True, 0.0, 100.0)
     assert replica.drain.rate == 3.0
 
 

@@ -222,6 +222,20 @@ def test_without_capacity_measured_nobody_is_refused() -> None:
     play(scenario, msgspec.structs.replace(ORIGIN, policy=FULL))
 
 
+def test_a_replica_that_was_slow_is_found_to_be_fast_again_though_nothing_waits() -> None:
+    async def scenario(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        await ask(world, request(20), "warm")
+        drain = world.fleet.replicas["r0"].drain
+        drain.rate = 1e-3
+        begun_s = loop.time()
+        while loop.time() - begun_s < 70.0:
+            await ask(world, request(200, prompt=200), f"at {loop.time()}")
+        assert drain.rate > 0.01
+
+    play(scenario, msgspec.structs.replace(ORIGIN, policy=FULL))
+
+
 def test_met_targets_are_counted() -> None:
     async def scenario(world: World) -> None:
         await ask(world, request(20), "kept")
