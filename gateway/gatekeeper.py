@@ -117,7 +117,7 @@ class Gatekeeper:
             return None
         call.promise = Promise(asked, forecast.ttft_s)
         # The store counts whole microseconds, ticket by ticket.
-        return self._relied_on(backlog, asked.seconds + 1e-6 * len(call.live))
+        return self._relied_on(call, backlog, asked.seconds + 1e-6 * len(call.live))
 
     async def limits(self, call: OpenCall, request: Request) -> Limits:
         """The bounds under which the call may be queued, relied on by its admission.
@@ -136,7 +136,8 @@ class Gatekeeper:
         if forecast.late_s > 0:
             raise self._refusal(request, asked, load, forecast.late_s)
         call.promise = Promise(asked, forecast.ttft_s)
-        return self._relied_on(backlog, backlog.seconds + asked.seconds + _slip_s(asked, load, forecast))
+        max_seconds = backlog.seconds + asked.seconds + _slip_s(asked, load, forecast)
+        return self._relied_on(call, backlog, max_seconds)
 
     def _load(self, call: OpenCall, request: Request, backlog: Backlog) -> tuple[Asked, Load]:
         """What the call asks for, and what it meets."""
@@ -155,8 +156,8 @@ class Gatekeeper:
         )
         return asked, load
 
-    def _relied_on(self, backlog: Backlog, max_seconds: float) -> Limits:
-        max_lead_s = self._max_lead_s(backlog)
+    def _relied_on(self, call: OpenCall, backlog: Backlog, max_seconds: float) -> Limits:
+        max_lead_s = self._max_lead_s(call, backlog)
         return msgspec.structs.replace(self._limits, max_seconds=max_seconds, max_lead_s=max_lead_s)
 
     async def full(self, call: OpenCall, request: Request, reason: str) -> TooManyRequests:
@@ -194,14 +195,16 @@ class Gatekeeper:
     def _look(self, call: OpenCall, backlog: Backlog) -> tuple[Asked, float]:
         """What the call asks for, and when its first prompt could start if nothing waited."""
         first = call.tickets[0]
-        lead_s = min(backlog.start_s - backlog.now_s, self._max_lead_s(backlog))
+        lead_s = min(backlog.start_s - backlog.now_s, self._max_lead_s(call, backlog))
         start_s, slowdown = self._fleet.start(backlog.now_s + lead_s + first.slack_s)
         return _asked(call, lead_s, slowdown), start_s
 
-    def _max_lead_s(self, backlog: Backlog) -> float:
-        """What waits takes so long; no virtual clock can rightly be further ahead."""
+    def _max_lead_s(self, call: OpenCall, backlog: Backlog) -> float:
+        """What waits takes so long, and the call's own tickets but the last; no virtual clock can rightly be
+        further ahead."""
         rate = self._fleet.work_rate
-        return backlog.seconds / rate if rate > 0 else inf
+        before_s = backlog.seconds + sum(ticket.seconds for ticket in call.tickets[:-1])
+        return before_s / rate if rate > 0 else inf
 
     async def _backlog(self, call: OpenCall) -> Backlog:
         first = call.tickets[0]

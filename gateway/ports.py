@@ -34,7 +34,8 @@ class Limits(msgspec.Struct, frozen=True):
     max_seconds: float = inf
     """Sum of predicted engine time: what admission relied on."""
     max_lead_s: float = inf
-    """A tenant's virtual clock is taken to be ahead by so much at most: as long as all that waits will take."""
+    """A tenant's virtual clock is taken to be ahead by so much at most: as long as all that waits before the
+    call's last ticket will take."""
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -9,13 +9,15 @@ import pytest
 
 from gateway.chooser import Chooser
 from gateway.errors import ApiError, OverQuota, StoreLost, TooManyRequests, Unavailable
+from gateway.policy.preset import FULL
 from gateway.ports import Denied, Granted, Limits
 from gateway.quota import Quota
-from gateway.request import Delta, Request, Tenant, Ticket
+from gateway.request import Delta, Request, ServiceClass, Tenant, Ticket
 from gateway.reservations import TTL_S
 from gateway.roster import Roster
 from gateway.store.memory import MemoryStore
 from gateway.store.memory_tenants import MemoryTenants
+from gateway.ticketing import Aim
 from tests.tenants_contract import used
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend
@@ -308,5 +310,26 @@ def test_a_tenant_with_10_waits_for_little_of_another_with_10_000(weight: float,
             largest_s = max((ticket.seconds for ticket in started if ticket.tenant == "large"), default=0.0)
             assert (await store.queue()).tickets > 9_900
             assert given["large"] <= given["small"] / weight + largest_s
+
+    clock.run(main())
+
+
+def test_the_choices_of_one_call_stand_one_behind_the_other() -> None:
+    """Or whoever asks for many choices at once would have them all before another tenant's one."""
+
+    async def main() -> None:
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        config = msgspec.structs.replace(ORIGIN, policy=FULL, aims=dict.fromkeys(ServiceClass, Aim(100.0, 1.0)))
+        world = World(store, [FakeBackend("r")], config)
+        async with world.running():
+            await world.answer([1, 2, 3])
+            world.backends[0].hang()
+            scores: dict[str, list[float]] = {}
+            for tenant, num_choices in (("large", 50), ("small", 1)):
+                request = asking(tenant=Tenant(tenant), num_choices=num_choices)
+                call = await world.origin._intake.call(request, tenant, asyncio.get_running_loop().time())
+                limits = await world.origin.gatekeeper.limits(call, request)
+                scores[tenant] = await store.put(call.entries, limits)
+            assert sum(score <= scores["small"][0] for score in scores["large"]) <= 1
 
     clock.run(main())
