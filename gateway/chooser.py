@@ -77,7 +77,10 @@ class Chooser:
     async def _is_gone(self, ticket: Ticket, queue: Queue, window: int) -> bool:
         """Cancelled, or started elsewhere, as far as can be seen."""
         waiting = await self._waiting(queue, [(ticket.bin, ticket.service_class)], window)
-        return len(waiting) < window and all(other.id != ticket.id for other in waiting)
+        if any(other.id == ticket.id for other in waiting):
+            return False
+        # Of a longer list the end is not seen.
+        return len(waiting) < window or waiting[-1].score > ticket.score
 
     async def _waiting(
         self, queue: Queue, sets: Sequence[tuple[int, ServiceClass]], limit: int

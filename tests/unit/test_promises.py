@@ -13,6 +13,7 @@ from gateway.errors import DeadlineExceeded, QueueFull, TooManyRequests
 from gateway.fleet import Replica
 from gateway.metrics import Metrics
 from gateway.policy import bucket
+from gateway.policy.guard import MAX_PASSED
 from gateway.policy.preset import FULL
 from gateway.ports import Entry, Limits
 from gateway.request import Backlog, Delta, FinishReason, Profile, Request, ServiceClass, Targets, Ticket
@@ -22,6 +23,7 @@ from gateway.ticketing import Aim
 from tests.unit.fakes import clock
 from tests.unit.fakes.engine import STEP_S, FakeBackend, token_at
 from tests.unit.fakes.world import DRIVER, ORIGIN, World
+from triton_backend import contract
 from triton_backend.contract import Attached, ModelInfo, Sampling, Telemetry
 from triton_backend.memory import Paged
 
@@ -357,6 +359,42 @@ def test_a_hundred_thousand_bulk_requests_delay_others_by_their_share_only() -> 
                 counts[service_class] += 1
         # Shares 0.3 to 0.1 while both have work.
         assert 0.2 < counts[FLEX] / (counts[FLEX] + counts[DEFAULT]) < 0.3
+
+    clock.run(main())
+
+
+def test_room_is_held_for_nobody_who_has_started_elsewhere_however_many_like_it_wait() -> None:
+    """Ten large ones were passed until they were held for; another replica takes them all."""
+
+    async def main() -> None:
+        store = MemoryStore(clock=asyncio.get_running_loop().time)
+
+        def sized(number: int, tokens: int) -> Entry:
+            ticket = entry(number, DEFAULT, 5.0 if tokens > 300 else 1.0).ticket
+            bin, id = bucket.bin_of(tokens), f"{tokens}-{number}/0"
+            return Entry(msgspec.structs.replace(ticket, id=id, prompt_tokens=tokens, bin=bin), b"work")
+
+        await store.put([sized(number, 800) for number in range(10)], Limits(10**6, 10**9, 10**9))
+        large = (await store.queue()).shown
+        await asyncio.sleep(0.1)
+        await store.put([sized(number, 800) for number in range(10, 300)], Limits(10**6, 10**9, 10**9))
+        await store.put([sized(number, 300) for number in range(9)], Limits(10**6, 10**9, 10**9))
+        model = ModelInfo("m", 4096, 100, "none", "none")
+        tight = msgspec.structs.replace(telemetry(), pool_capacity_bytes=1200)
+        replica = Replica(Attached(1, 2, model, Paged(16, 1), [], tight), 0.9)
+        roster = Roster()
+        running = msgspec.structs.replace(sized(999, 500).ticket, profile=Profile(100, 100), max_tokens=100)
+        roster.add(running)
+        roster.step(contract.Step(0, tight, rows=[1], indexes=[0], tokens=[7]))
+        chooser = Chooser(store, roster, DRIVER.choice, Metrics(CollectorRegistry(), "m"))
+        for _ in range(MAX_PASSED):
+            chooser._guard.note(large, [], 0.0)
+        assert await chooser.choose(await store.queue(), replica) == ([], [])
+        epoch = await store.elect("another", "h", 1e9)
+        assert epoch is not None
+        await store.claim("another", epoch, [(ticket.id, 0) for ticket in large], {})
+        chosen, _ = await chooser.choose(await store.queue(), replica)
+        assert {ticket.prompt_tokens for ticket in chosen} == {300}
 
     clock.run(main())
 
