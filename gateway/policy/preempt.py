@@ -1,5 +1,6 @@
 """Making room: whom a ticket of a higher class may put back into the queue."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
@@ -40,10 +41,14 @@ def victims(rule: BatchRule, ticket: Ticket, running: Sequence[Victim], room: Ro
         if victim.ticket.service_class is ServiceClass.FLEX and victim.ticket.evictions < MAX_EVICTIONS
     ]
     willing.sort(key=lambda victim: (victim.drawn, -victim.number))
-    for count in range(1, len(willing) + 1):
-        if rule.choose([ticket], _without(willing[:count], running, room)):
-            return willing[:count]
-    return []
+
+    def is_enough(count: int) -> bool:
+        return bool(rule.choose([ticket], _without(willing[:count], running, room)))
+
+    if not willing or not is_enough(len(willing)):
+        return []
+    # More of them are never too few: asked of each count in turn, a full engine holds the gateway up.
+    return willing[: 1 + bisect_left(range(1, len(willing)), True, key=is_enough)]
 
 
 def _without(gone: Sequence[Victim], running: Sequence[Victim], room: Room) -> Room:

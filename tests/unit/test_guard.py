@@ -1,7 +1,8 @@
 """Skipping without starving, running suspects alone, making room, keeping the pace."""
 
+from collections.abc import Sequence
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -150,6 +151,38 @@ def test_nobody_makes_room_in_vain() -> None:
 )
 def test_nobody_has_to_make_room_without_need(urgent: Ticket, row: Victim, now_s: float) -> None:
     assert victims(urgent, row, now_s=now_s) == []
+
+
+class Counted:
+    """A rule that counts how often it is asked."""
+
+    runs_to_completion: ClassVar[bool] = False
+    keeps_pace: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def choose(self, tickets: Sequence[Ticket], room: Room) -> list[Ticket]:
+        self.num_asked += 1
+        return RULE.choose(tickets, room)
+
+
+@pytest.mark.parametrize("tokens", [1, 30, 500, 2000, 5000])
+def test_many_are_not_asked_one_by_one_whether_they_are_enough(tokens: int) -> None:
+    """Each question adds up the memory of all rows, and the gateway does nothing else meanwhile."""
+    running = [victim(number, 10 + number % 7) for number in range(256)]
+    budget = sum(v.memory.held_tokens for v in running)
+    given = room(*(v.memory.held_tokens for v in running), budget=budget)
+    given = msgspec.structs.replace(given, alone_bytes=budget)
+    urgent = msgspec.structs.replace(URGENT, prompt_tokens=tokens)
+    rule = Counted()
+    gone = preempt.victims(rule, urgent, running, given)
+    freed = sum(v.memory.held_tokens for v in gone)
+    if tokens > budget:
+        assert not gone
+    else:
+        assert freed - gone[-1].memory.held_tokens < tokens <= freed
+    assert rule.num_asked <= 10
 
 
 # Pace
