@@ -39,13 +39,14 @@ class Line:
     def book(self, now_s: float, late_s: float, seconds: float, rate: float, jitter: float) -> float:
         """A place for a call that takes so many engine seconds and is `late_s` late: seconds until it should come
         back, spread by `jitter` in [0, 1); between 1 and 120."""
-        self._end_s = max(self._end_s, now_s + late_s)
-        wait_s = (self._end_s - now_s) * (1 + SPREAD * jitter)
+        end_s = max(self._end_s, now_s + late_s)
+        wait_s = (end_s - now_s) * (1 + SPREAD * jitter)
         if wait_s >= MAX_RETRY_S:
             # No place is left: it may only try its luck.
             return MAX_RETRY_S * (1 - SPREAD * jitter)
         wait_s = max(MIN_RETRY_S * (1 + jitter), wait_s)
-        self._end_s += self._returning * seconds / (SPEED * rate)
+        # Nobody is told to wait longer, so there is no line beyond: else one large call would fill it for an hour.
+        self._end_s = min(end_s + self._returning * seconds / (SPEED * rate), now_s + MAX_RETRY_S)
         self._places.append((now_s + wait_s, seconds))
         return wait_s
 

@@ -11,7 +11,7 @@ from gateway.policy import admission
 from gateway.policy.admission import Asked, ByTarget, Everybody, Load
 from gateway.policy.demand import Demand, tighter
 from gateway.policy.drain import Drain
-from gateway.policy.line import SPEED, Line, guess
+from gateway.policy.line import MAX_RETRY_S, SPEED, Line, guess
 from gateway.policy.margin import Margin
 from gateway.request import Profile, ServiceClass, Slot, Ticket, slot_bounds, slot_of
 
@@ -135,6 +135,16 @@ def test_the_line_advances_as_fast_as_work_is_done() -> None:
     line = Line()
     told = [line.book(0.0, 3.0, seconds=2.0, rate=0.5 / SPEED, jitter=0.0) for _ in range(4)]
     assert told == [pytest.approx(s) for s in (3.0, 7.0, 11.0, 15.0)]
+
+
+@pytest.mark.parametrize(("late_s", "seconds"), [(5.0, 700.0), (700.0, 5.0)], ids=["long", "late"])
+def test_one_large_call_fills_the_line_for_as_long_as_anybody_is_told_to_wait(
+    late_s: float, seconds: float
+) -> None:
+    line = Line()
+    line.book(0.0, late_s, seconds, 1.0, jitter=0.0)
+    assert line.end_in_s(0.0) <= MAX_RETRY_S
+    assert line.book(MAX_RETRY_S, 2.0, 0.1, 1.0, jitter=0.0) == pytest.approx(2.0)
 
 
 def due(line: Line, now_s: float) -> list[float]:
