@@ -27,9 +27,11 @@ class Victim(NamedTuple):
 
 
 def is_due(ticket: Ticket, now_s: float) -> bool:
-    """Others may be put back for this one."""
+    """Others may be put back for this one.
+
+    Without slack, as under first come, first served, nobody is more urgent than others."""
     is_flex = ticket.service_class is ServiceClass.FLEX
-    return not is_flex and ticket.score - now_s <= MAX_SLACK_LEFT * ticket.slack_s
+    return ticket.slack_s > 0 and not is_flex and ticket.score - now_s <= MAX_SLACK_LEFT * ticket.slack_s
 
 
 def victims(rule: BatchRule, ticket: Ticket, running: Sequence[Victim], room: Room) -> list[Victim]:

@@ -13,6 +13,7 @@ from gateway.load.record import Ending, Records
 from gateway.load.workload import TrafficClass, Workload, generate
 from gateway.policy.batch import Fixed
 from gateway.policy.preset import PRESETS
+from gateway.request import ServiceClass
 from gateway.simulator.cost import COSTS, Cost, CostError, DecodeCost, load
 from gateway.simulator.disaggregated import LINK_BYTES_PER_S
 from gateway.simulator.job import Padding, Style
@@ -74,6 +75,18 @@ def test_every_request_ends_once_and_gets_all_its_tokens(policy: str, padding: P
     assert (records.last_token_s >= records.first_token_s)[finished].all()
     assert result.padded_tokens >= result.useful_tokens >= load.prompt_tokens[finished].sum()
     assert result.padded_tokens == result.useful_tokens or padding is not Padding.PACKED
+
+
+@pytest.mark.parametrize("policy", PRESETS)
+def test_only_who_tells_classes_apart_puts_flex_rows_back_for_others(policy: str) -> None:
+    urgent, bulk = (
+        TrafficClass("urgent", 1.0, ServiceClass.PRIORITY, 5.0),
+        TrafficClass("bulk", 1.0, ServiceClass.FLEX),
+    )
+    arrivals = Arrivals(Process.POISSON, 6.0)
+    load = generate(WORKLOADS["mixed-1024"], 150, arrivals, 1, (urgent, bulk))
+    result = simulate(load, Config(policy=policy, replicas=2, cost=msgspec.structs.replace(COST, kv_tokens=1500)))
+    assert (result.preempted > 0) == (policy == "full")
 
 
 @pytest.mark.parametrize("policy", ["full", "bucketserve", "continuous", "static"])
