@@ -1,5 +1,6 @@
 """What starts next on one replica: the policy's five choices, asked of one queue and one replica's room."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -59,17 +60,17 @@ class Chooser:
         there are none, the rows (by number) that should make room."""
         policy = self._config.policy
         window = max(policy.priority.window, self._config.max_batch_rows)
-        room = self._room(replica)
+        room, now_s = self._room(replica), _now_s()
         self._guard.ended(lambda ticket: self._roster.find(ticket) is not None)
-        while (held := self._guard.held(room, queue.now_s)) and await self._is_gone(held, queue, window):
-            self._guard.note([], [held], queue.now_s)
+        while (held := self._guard.held(room, now_s)) and await self._is_gone(held, queue, window):
+            self._guard.note([], [held], now_s)
         heads: list[Ticket] = []
         for group in self._groups(queue)[:_MAX_PEEKS]:
             waiting = await self._waiting(queue, [(head.bin, head.service_class) for head in group], window)
             tickets = policy.priority.order(waiting, queue.now_s)
-            chosen = self._guard.select(policy.batch, tickets, room, queue.now_s)
+            chosen = self._guard.select(policy.batch, tickets, room, now_s)
             if chosen:
-                self._guard.note([*heads, *guard.passed(tickets, chosen)], chosen, queue.now_s)
+                self._guard.note([*heads, *guard.passed(tickets, chosen)], chosen, now_s)
                 return chosen, []
             heads += tickets[:1]
         return [], self._victims(heads[0], replica) if heads and preempt.is_due(heads[0], queue.now_s) else []
@@ -95,7 +96,7 @@ class Chooser:
         claimed: dict[ServiceClass, int] = {}
         for ticket in chosen:
             claimed[ticket.service_class] = claimed.get(ticket.service_class, 0) + ticket.prompt_tokens
-            self._replanner.note(ticket.bin, queue.now_s)
+            self._replanner.note(ticket.bin, _now_s())
         return priority.charge(queue.served, queue.waiting, claimed, self._config.shares)
 
     async def rebucket(self, queue: Queue, replica: Replica) -> None:
@@ -107,7 +108,7 @@ class Chooser:
         row_bytes = replica.layout.room_tokens(mean_tokens) * replica.layout.bytes_per_token
         max_batch = max(1, min(replica.safe_bytes // row_bytes, self._config.max_batch_rows))
         bounds = self._replanner.bounds(
-            queue.bounds, queued, max_batch, replica.model.context_tokens, replica.pace.step_tokens, queue.now_s
+            queue.bounds, queued, max_batch, replica.model.context_tokens, replica.pace.step_tokens, _now_s()
         )
         if bounds != queue.bounds and await self._store.rebucket(bounds, queue.bounds_version):
             edges = [bucket.first_tokens(first) for first in bounds]
@@ -141,3 +142,8 @@ class Chooser:
             tpot_s=self._roster.tpot_s,
             alone_bytes=replica.alone_bytes,
         )
+
+
+def _now_s() -> float:
+    """For what lasts: the store's clock, by which tickets are due, may be set back."""
+    return asyncio.get_running_loop().time()

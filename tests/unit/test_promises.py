@@ -14,7 +14,7 @@ from gateway.fleet import Replica
 from gateway.metrics import Metrics
 from gateway.policy import bucket
 from gateway.policy.guard import MAX_PASSED
-from gateway.policy.preset import FULL
+from gateway.policy.preset import BUCKETSERVE, FULL, Policy
 from gateway.ports import Entry, Limits
 from gateway.request import Backlog, Delta, FinishReason, Profile, Request, ServiceClass, Targets, Ticket
 from gateway.roster import Roster
@@ -395,6 +395,31 @@ def test_room_is_held_for_nobody_who_has_started_elsewhere_however_many_like_it_
         await store.claim("another", epoch, [(ticket.id, 0) for ticket in large], {})
         chosen, _ = await chooser.choose(await store.queue(), replica)
         assert {ticket.prompt_tokens for ticket in chosen} == {300}
+
+    clock.run(main())
+
+
+@pytest.mark.parametrize("policy", [FULL, BUCKETSERVE], ids=["full", "bucketserve"])
+def test_buckets_are_thought_over_though_the_stores_clock_was_set_back(policy: Policy) -> None:
+    async def main() -> None:
+        ahead_s = 40_000.0
+        store = MemoryStore(clock=lambda: ahead_s + asyncio.get_running_loop().time())
+        model = ModelInfo("m", 4096, 100, "none", "none")
+        replica = Replica(Attached(1, 2, model, Paged(16, 1), [], telemetry()), 0.9)
+        config = msgspec.structs.replace(DRIVER.choice, policy=policy)
+        chooser = Chooser(store, Roster(), config, Metrics(CollectorRegistry(), "m"))
+        tables = []
+        for factor in (1, 20):
+            short = [entry(number, DEFAULT, 5.0).ticket for number in range(200)]
+            tickets = [msgspec.structs.replace(t, bin=bucket.bin_of(factor * t.prompt_tokens)) for t in short]
+            await store.put([Entry(ticket, b"work") for ticket in tickets], Limits(10**6, 10**9, 10**9))
+            queue = await store.queue()
+            chooser.charge(queue, tickets)
+            await chooser.rebucket(queue, replica)
+            tables.append((await store.queue()).bounds)
+            ahead_s = 0.0
+            await asyncio.sleep(2.0)
+        assert tables[0] != tables[1] or policy is BUCKETSERVE
 
     clock.run(main())
 
