@@ -9,6 +9,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
+import jinja2
 import structlog
 import uvloop
 from aiohttp import web
@@ -191,6 +192,8 @@ def _tokenizer(model: str) -> HFTokenizer:
         return HFTokenizer.load(model)
     except (OSError, ValueError) as error:
         raise Failed(f"no tokenizer in {model}: {in_one_line(error)}; --model wants a tokenizer.json") from None
+    except jinja2.TemplateSyntaxError as error:
+        raise Failed(f"line {error.lineno} of the chat template in {model} is no Jinja: {error.message}") from None
 
 
 def _store(settings: Settings, metrics: Metrics) -> RedisStore:

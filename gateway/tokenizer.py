@@ -67,13 +67,16 @@ class HFTokenizer:
     def load(cls, model: str, *, max_chars: int = 4_000_000, threads: int = 2) -> Self:
         """`model` is a folder or a Hugging Face id.  Texts above `max_chars` are refused unread.
 
-        Raises ValueError if the model has no fast tokenizer, OSError if it cannot be found.
+        Raises ValueError if the model has no fast tokenizer, OSError if it cannot be found, and
+        jinja2.TemplateSyntaxError if its chat template is none.
         """
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"{model} has no fast tokenizer (tokenizer.json): only those can serve")
+        if tokenizer.chat_template:
+            _check_template(tokenizer)
         return cls(tokenizer, _eos_ids(model, tokenizer), max_chars=max_chars, threads=threads)
 
     @property
@@ -248,6 +251,16 @@ def _byte_of() -> dict[str, int]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return {letter: byte for byte, letter in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
+
+
+def _check_template(tokenizer: Any) -> None:
+    """Raises jinja2.TemplateSyntaxError: else each chat would be told that its messages are refused."""
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except jinja2.TemplateSyntaxError:
+        raise
+    except (jinja2.TemplateError, TypeError, ValueError):
+        pass  # It can be read, and has more to ask of a chat.
 
 
 def _eos_ids(model: str, tokenizer: Any) -> list[int]:

@@ -14,6 +14,7 @@ from gateway.errors import Failed
 from gateway.listening import told
 from gateway.options import DEFAULTS, OPTIONS, value_of
 from gateway.settings import Settings
+from tests.unit.tokenizers_made import byte_level, save
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +118,11 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
     assert said.startswith(f"no tokenizer in {tmp_path}: ")
     assert said.endswith("; --model wants a tokenizer.json")
     assert "\n" not in said
+
+
+def test_a_chat_template_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    said = failure(1, model=save(byte_level(), tmp_path, "{% for message in messages %}\n{{ message"))
+    assert said.startswith(f"line 2 of the chat template in {tmp_path} is no Jinja: ")
 
 
 @pytest.mark.parametrize("command", ["up", "gateway", "config"])
