@@ -203,10 +203,10 @@ def _floors(logits: Tensor, temperatures: Tensor, picks: list[Pick]) -> Tensor |
             are_wider.append(is_wider)
         return are_wider
 
-    are_wider = filter_(filtered, NUCLEUS_CANDIDATES)
-    if any(nuclei):
-        # Read once for all: each time the device is waited for.
-        wide = [row for row, is_wider in zip(filtered, torch.cat(are_wider).tolist(), strict=True) if is_wider]
+    are_wider = torch.cat(filter_(filtered, NUCLEUS_CANDIDATES))
+    # Asked once for all: each time the device is waited for.
+    if any(nuclei) and bool(are_wider.any()):
+        wide = [row for row, is_wider in zip(filtered, are_wider.tolist(), strict=True) if is_wider]
         filter_(wide, vocabulary)
     return floors
 
