@@ -10,7 +10,7 @@ from grpc.aio import Metadata
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BackendLost, ModelRefused, OtherVersion, Outranked
-from gateway.session import ACK_TIMEOUT_S, MAX_ACK_S, TritonSession
+from gateway.session import ACK_TIMEOUT_S, CLOSE_TIMEOUT_S, MAX_ACK_S, SILENCE_S, TritonSession
 from gateway.triton import REACH_TIMEOUT_S, TritonBackend, load_error
 from tests.unit.fakes import clock
 from tests.unit.test_contract import MODEL, TELEMETRY
@@ -48,6 +48,10 @@ class Engine:
         """Triton's words, one after the other."""
         self.num_attaches = self.num_loads = 0
         self.attached: list[int] = []
+        self.hangs = False
+        """Nothing of what comes is taken from the line any more."""
+        self.heard: list[str] = []
+        """What came, by kind; how the line ended too."""
 
     def ModelStreamInfer(self, requests: AsyncIterator[Any]) -> "Line":  # noqa: N802
         return Line(self, requests)
@@ -80,9 +84,12 @@ class Line:
         return self
 
     async def __anext__(self) -> Any:
-        return await self._said.get()
+        if (said := await self._said.get()) is None:
+            raise StopAsyncIteration
+        return said
 
     def cancel(self) -> None:
+        self._engine.heard.append("cancel")
         for task in self._tasks:
             task.cancel()
 
@@ -92,9 +99,12 @@ class Line:
 
     async def _hear(self, requests: AsyncIterator[Any]) -> None:
         async for request in requests:
+            if self._engine.hangs:
+                await asyncio.sleep(1e9)
             control = contract.decode_control(request.raw_input_contents[0])
             if not self._engine.is_reachable:
                 continue
+            self._engine.heard.append(type(control).__name__)
             if isinstance(control, Attach) and self._engine.states[0] == "LOADING":
                 self._said.put_nowait(pb.ModelStreamInferResponse(error_message="no available versions"))
                 continue
@@ -113,6 +123,8 @@ class Line:
                 asyncio.get_running_loop().call_later(
                     self._engine.ack_s, self._say, request.id, contract.encode(ack)
                 )
+        self._engine.heard.append("half-close")
+        self._said.put_nowait(None)
 
     def _answer(self, attach: Attach) -> Event:
         engine = self._engine
@@ -159,6 +171,8 @@ async def lost(engine: Engine) -> tuple[float, Exception]:
     with pytest.raises((BackendLost, Outranked)) as loss:
         await _read(session)
     lost_s = asyncio.get_running_loop().time() - begun_s
+    # The line ends too, which says less.
+    await asyncio.sleep(1.0)
     with pytest.raises(type(loss.value)):
         await session.send(Cancel(1, 2, []))
     await session.aclose()
@@ -198,6 +212,35 @@ def test_a_server_that_cannot_be_reached_is_given_up_soon() -> None:
         return asyncio.get_running_loop().time() - begun_s
 
     assert clock.run(main()) <= REACH_TIMEOUT_S
+
+
+def test_a_session_ends_by_itself_when_its_engine_says_nothing_any_more() -> None:
+    async def main() -> float:
+        session = await (await backend_of(Engine(ack_s=1000.0, life_s=0.0))).attach(Attach(1, "gateway"))
+        begun_s = asyncio.get_running_loop().time()
+        with pytest.raises(BackendLost, match="no answer in time"):
+            await _read(session)
+        await session.aclose()
+        return asyncio.get_running_loop().time() - begun_s
+
+    assert clock.run(main()) <= SILENCE_S + 2 * ACK_TIMEOUT_S
+
+
+def test_a_session_is_closed_with_a_word_and_cut_only_if_nobody_hears_it() -> None:
+    """A stream that its client cancels has crashed Triton."""
+
+    async def main(hangs: bool) -> list[str]:
+        engine = Engine()
+        session = await (await backend_of(engine)).attach(Attach(1, "gateway"))
+        engine.hangs = hangs
+        async with asyncio.timeout(CLOSE_TIMEOUT_S + 0.1):
+            await session.aclose()
+        await asyncio.sleep(1.0)
+        assert [event async for event in session.events()] == []
+        return engine.heard
+
+    assert clock.run(main(hangs=False)) == ["Attach", "Detach", "half-close", "cancel"]
+    assert clock.run(main(hangs=True)) == ["Attach", "cancel"]
 
 
 def test_an_engine_that_takes_nothing_is_lost() -> None:
