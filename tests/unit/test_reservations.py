@@ -247,6 +247,19 @@ def test_who_has_no_quota_asks_nobody() -> None:
     play(scenario)
 
 
+def test_what_no_minute_could_pay_for_is_refused_for_good_and_a_long_answer_has_its_turn() -> None:
+    async def scenario(world: World, tenants: FlakyTenants) -> None:
+        tenant = Tenant("acme", quota=Quota(tokens_per_minute=100))
+        with pytest.raises(OverQuota, match="prompts have 101 tokens, and this key has 100") as refusal:
+            await run(world, asking(101, 5, tenant=tenant))
+        assert (refusal.value.should_retry, refusal.value.retry_after_s) == (False, None)
+        assert await settled(tenants, world) == (0, 0)
+        await run(world, asking(100, 300, tenant=tenant))
+        assert await settled(tenants, world) == (1, 400)
+
+    play(scenario)
+
+
 def test_a_refusal_tells_when_there_is_room_and_there_is() -> None:
     async def scenario(world: World, tenants: FlakyTenants) -> None:
         tenant = Tenant("acme", quota=Quota(2))
