@@ -111,6 +111,13 @@ def test_where_nothing_is_padded_prompts_of_any_lengths_run_together() -> None:
     assert (other.rows, other.tokens) == ([second[0]], 90)
 
 
+@pytest.mark.parametrize(("pads", "tokens", "squares"), [(False, 12, 344), (True, 20, 600)])
+def test_a_later_chunk_costs_what_it_adds(pads: bool, tokens: int, squares: int) -> None:
+    """Tokens 10 to 20 of one prompt, and the last two of another."""
+    chunk = Prefill(rows(30, 12), 10, 10, pads)
+    assert (chunk.tokens, chunk.squares) == (tokens, squares)
+
+
 def test_more_rows_than_tokens_go_in_parts() -> None:
     batch = rows(*[1] * 5, max_tokens=1)
     chunks = play_chunks(State(2, deque([batch])))
@@ -180,6 +187,8 @@ def test_credit_is_the_time_until_the_first_row_needs_its_token() -> None:
     # At most there would be 190 ms.
     assert spare(rows, 10.0, 0.05, pace) == Spare(250, 140)
     assert spare(rows, 10.4, 0.05, pace) == Spare(0, 140)
+    # A row with time to spare gives its neighbour none.
+    assert spare([rows[0], running(20.0, tpot_s=9.0, at=1)], 10.0, 0.05, pace) == Spare(250, 140)
     assert spare([running(10.3, tpot_s=0.0)], 10.0, 0.05, pace) is None
     assert spare([], 10.0, 0.05, pace) is None
 
