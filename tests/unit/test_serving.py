@@ -16,7 +16,8 @@ from gateway.profiler import Profiler
 from gateway.request import Delta, FinishReason, Profile, Request, ServiceClass
 from gateway.store.memory import MemoryStore
 from tests.unit.fakes import clock
-from tests.unit.fakes.engine import FakeBackend, token_at
+from tests.unit.fakes.engine import STEP_S, FakeBackend, token_at
+from tests.unit.fakes.line import Line
 from tests.unit.fakes.world import DRIVER, ORIGIN, World
 from triton_backend.contract import Attach, Sampling
 
@@ -223,6 +224,48 @@ def test_sessions_that_wear_out_are_replaced_and_nothing_is_recomputed(max_messa
             assert await world.is_idle()
 
     clock.run(main())
+
+
+def test_a_session_that_wears_out_while_the_store_does_not_answer_is_replaced_afterwards() -> None:
+    """Its rows stream on meanwhile, and Triton keeps something of each of their messages."""
+
+    async def main() -> None:
+        line: Any = Line(MemoryStore(clock=asyncio.get_running_loop().time))
+        driver = msgspec.structs.replace(DRIVER, max_messages=100)
+        world = World(line, [FakeBackend("r0")], driver=driver)
+        async with world.running():
+            running = asyncio.create_task(world.answer([7], 400))
+            await asyncio.sleep(0.5)
+            line.is_cut = True
+            await asyncio.sleep(1.0)
+            assert world.backends[0].sessions == 1
+            line.is_cut = False
+            await asyncio.sleep(0.2)
+            assert world.backends[0].sessions == 2
+            assert await running == expected([7], 400)
+
+    clock.run(main())
+
+
+def test_the_next_prompts_are_sent_when_those_before_them_have_run() -> None:
+    """There is room for one at a time, and each takes one step."""
+
+    async def scenario(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        begun_s, first_s = loop.time(), dict[str, float]()
+
+        async def ask(name: str) -> None:
+            def take(deltas: list[Delta]) -> None:
+                first_s.setdefault(name, loop.time() - begun_s)
+
+            request = Request(model="fake", prompts=[[7] * 400], max_tokens=100, ignore_eos=True)
+            async with world.origin.open(request, name, loop.time()) as call:
+                await call.read(take)
+
+        await asyncio.gather(*(ask(f"call{number}") for number in range(20)))
+        assert sorted(first_s.values()) == [pytest.approx(number * STEP_S) for number in range(20)]
+
+    play(scenario, kv_budget_bytes=10**6)
 
 
 @pytest.mark.parametrize("seed", range(5))
