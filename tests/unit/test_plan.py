@@ -230,6 +230,18 @@ def test_chunks_whose_times_are_noise_grant_no_chunk_of_any_size() -> None:
     for tokens, seconds in ((100, 0.05), (200, 0.03), (300, 0.02)):
         pace.note(tokens, seconds)
     assert 0 < (pace.tokens_within(1.0) or 0) <= 10 * pace.tokens_per_s
+    pace = PrefillPace()
+    for tokens, seconds in ((100, 0.05), (105, 0.03)):
+        pace.note(tokens, seconds)
+    assert pace.tokens_within(1.0) == pytest.approx(pace.tokens_per_s, abs=1), "too much alike to tell"
+
+
+def test_where_long_chunks_are_dearer_by_the_token_no_time_is_still_no_chunk() -> None:
+    pace = PrefillPace()
+    for tokens in (100, 400, 200):
+        pace.note(tokens, 1e-6 * tokens**2)
+    assert pace.tokens_within(0.0) == 0
+    assert pace.tokens_within(1.0) == pytest.approx(pace.tokens_per_s, abs=1)
 
 
 @pytest.mark.parametrize(
