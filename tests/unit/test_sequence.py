@@ -83,6 +83,8 @@ def test_a_snapshot_tells_what_is_left_to_draw() -> None:
         ({"index": 4}, "index is 4, must be 0 to the prompt's 3 tokens"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"rank": math.nan}, "rank is nan"),
+        ({"tpot_s": math.inf}, "tpot_s is inf"),
+        ({"tpot_s": -0.1}, "tpot_s is -0.1"),
         ({"sampling": Sampling(temperature=math.nan)}, "temperature is nan"),
         ({"sampling": Sampling(temperature=math.inf)}, "temperature is inf"),
         ({"sampling": Sampling(temperature=-0.1)}, "temperature is -0.1"),
@@ -98,5 +100,9 @@ def test_a_row_that_cannot_be_run_is_told_why(change: dict[str, object], words: 
     assert words in found
 
 
-def test_a_sound_row_has_no_flaw() -> None:
-    assert flaw(NEW, context_tokens=8, vocabulary=96) is None
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"stop_ids": []}, {"index": 3}, {"max_tokens": 1}, {"sampling": Sampling(logprobs=20)}],
+)
+def test_a_sound_row_has_no_flaw(change: dict[str, object]) -> None:
+    assert flaw(msgspec.structs.replace(NEW, **change), context_tokens=8, vocabulary=96) is None
