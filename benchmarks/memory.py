@@ -256,7 +256,7 @@ def _print_following(samples: list[Sample], cycles: list[Cycle], answers: Answer
             f"KV in use mean {_mean(used):.3f}, most {max(used):.3f}"
         )
     for cycle in cycles:
-        told_s = _first(samples, cycle.frees_s, lambda s: s.kv_capacity_bytes > 0.85 * s.usable_bytes)
+        told_s = _first(samples, cycle.frees_s, lambda s: s.kv_capacity_bytes > 0.8 * s.usable_bytes)
         back_s = _first(samples, cycle.frees_s, lambda s: s.taken_bytes > 0.8 * s.usable_bytes)
         ahead_s = _first(samples, cycle.has_s, lambda s: s.kv_capacity_bytes < 0.95 * s.usable_bytes)
         spans = ((cycle.asks_s - 5, cycle.asks_s), (cycle.has_s, cycle.frees_s), (cycle.ends_s - 5, cycle.ends_s))

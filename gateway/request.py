@@ -6,6 +6,7 @@ Times are seconds, lengths tokens, sizes bytes.
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
 from math import floor, inf
 
 import msgspec
@@ -202,7 +203,7 @@ class Slot(msgspec.Struct, frozen=True):
     """Predicted engine time."""
 
 
-class Backlog(msgspec.Struct, frozen=True):
+class Backlog(msgspec.Struct, frozen=True, dict=True):
     """All that waits, by class and virtual deadline."""
 
     now_s: float
@@ -212,7 +213,7 @@ class Backlog(msgspec.Struct, frozen=True):
     slots: Mapping[tuple[ServiceClass, int], Slot]
     """See `slot_of`."""
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Predicted engine time of all of it."""
         return sum(slot.seconds for slot in self.slots.values())
