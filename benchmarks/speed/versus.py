@@ -28,9 +28,8 @@ FIGURES = {
     "TPOT P99 ms": "p99_tpot_ms",
     "failed": "failed",
 }
-MIX_REQUESTS = 100
 MIX_COLUMNS = (
-    *("in SLO", "goodput/s", "refused of 100", "long in SLO", "long goodput/s"),
+    *("in SLO", "goodput/s", "refused", "long in SLO", "long goodput/s"),
     *("short TTFT P50 / P99", "long TTFT P50 / P99", "TPOT P50 / P99"),
 )
 
@@ -54,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--rates", default="1.5,2.5,3.5,5", help="of the mix, requests/s, with commas; empty for none"
     )
+    parser.add_argument("--requests", type=int, default=100, help="of the mix, at each rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--port", type=int, default=8300, help="and the next one")
     options = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> None:
                 print(_closed_row(count, mine, theirs), flush=True)
             _print(f"\n| requests/s | server | {' | '.join(MIX_COLUMNS)} |", len(MIX_COLUMNS) + 2)
             for number, rate in enumerate(rates, 1):
-                load = Load(options.peer, model, options.seed + 100 * number)
+                load = Load(options.peer, model, options.seed + 100 * number, options.requests)
                 mine, theirs = in_turn(options.port, model, vllm, partial(load.mixed, rate), number)
                 print(_mix_row(rate, "ours", mine), _mix_row(rate, "vLLM", theirs), sep="\n", flush=True)
 
@@ -110,13 +110,14 @@ class Load(NamedTuple):
     model: Path
     seed: int
     """Another one for each load: vLLM would find prompts that it has had in its prefix cache."""
+    num_mixed: int = 0
 
     def closed(self, concurrency: int, url: str) -> Figures:
         return servers.vllm_bench(self.peer, url, self.model, concurrency, REQUESTS[concurrency], self.seed)
 
     def mixed(self, rate: float, url: str) -> Figures:
         self._bench(rate, url, WARM_UP_REQUESTS, self.seed + 1000)
-        return self._bench(rate, url, MIX_REQUESTS, self.seed)
+        return self._bench(rate, url, self.num_mixed, self.seed)
 
     def _bench(self, rate: float, url: str, requests: int, seed: int) -> Figures:
         with tempfile.TemporaryDirectory() as folder:
