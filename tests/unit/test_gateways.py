@@ -228,7 +228,7 @@ def test_a_store_that_forgot_everything_is_filled_again() -> None:
         async with site(2, "a", "b") as made:
             running = asyncio.create_task(all_exact_everywhere(made))
             await asyncio.sleep(0.2)
-            MemoryStore.__init__(made.store, clock=asyncio.get_running_loop().time)
+            MemoryStore.__init__(made.store, clock=clock.of_store())
             await running
 
     play(scenario)
@@ -354,7 +354,7 @@ def test_gateways_of_two_schemas_over_the_same_engines_lose_nothing() -> None:
         async with site(2, "old") as made:
             old = asyncio.create_task(all_exact(made.gateways["old"], prompts(40)))
             await asyncio.sleep(0.2)
-            made.store = MemoryStore(clock=asyncio.get_running_loop().time)
+            made.store = MemoryStore(clock=clock.of_store())
             new = await made.join("new")
             await asyncio.gather(old, all_exact(new, prompts(40, 1)))
             await made.die("old")

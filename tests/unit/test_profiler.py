@@ -44,7 +44,7 @@ def always(tokens: int) -> Snapshot:
 
 def play(scenario: Callable[[MemoryStore], Awaitable[None]]) -> None:
     async def main() -> None:
-        await scenario(MemoryStore(clock=asyncio.get_running_loop().time))
+        await scenario(MemoryStore(clock=clock.of_store()))
 
     clock.run(main())
 
@@ -153,7 +153,7 @@ def test_a_store_that_is_down_costs_nothing_but_staleness() -> None:
             return await super().samples(after, limit)
 
     async def main() -> None:
-        store = Down(clock=asyncio.get_running_loop().time)
+        store = Down(clock=clock.of_store())
         profiler = Profiler("gateway-1", store, School())
         running = asyncio.create_task(profiler.run())
         serve(profiler, 100, tokens=20)

@@ -32,7 +32,7 @@ PRIORITY, DEFAULT, FLEX = ServiceClass
 
 def play(scenario: Callable[[World], Coroutine[Any, Any, None]], config: Any = ORIGIN, **engine: int) -> None:
     async def main() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         world = World(store, [FakeBackend("r0", **engine)], config)
         async with world.running(), asyncio.timeout(3600):
             await scenario(world)
@@ -142,7 +142,7 @@ class Asked(MemoryStore):
     """How often what waits was asked for, and puts were refused."""
 
     def __init__(self) -> None:
-        super().__init__(asyncio.get_running_loop().time)
+        super().__init__(clock.of_store())
         self.num_backlogs = self.num_refused = 0
 
     async def backlog(self, service_class: ServiceClass, tenant: str) -> Backlog:
@@ -332,7 +332,7 @@ def test_a_hundred_thousand_bulk_requests_delay_others_by_their_share_only() -> 
     """Whatever waits in flex, a default request is among the next batches; and flex goes on with its tenth."""
 
     async def main() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         limits = Limits(10**6, 10**9, 10**9)
         for start in range(0, 100_000, 1000):
             await store.put([entry(start + number, FLEX, 60.0) for number in range(1000)], limits)
@@ -367,7 +367,7 @@ def test_room_is_held_for_nobody_who_has_started_elsewhere_however_many_like_it_
     """Ten large ones were passed until they were held for; another replica takes them all."""
 
     async def main() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
 
         def sized(number: int, tokens: int) -> Entry:
             ticket = entry(number, DEFAULT, 5.0 if tokens > 300 else 1.0).ticket

@@ -60,7 +60,7 @@ class Slow(MemoryStore):
     """Writes records and logs in 10 ms; how many at once."""
 
     def __init__(self) -> None:
-        super().__init__(asyncio.get_running_loop().time)
+        super().__init__(clock.of_store())
         self.sizes: list[int] = []
 
     async def keep(self, records: Sequence[Record], ttl_s: float) -> list[Written]:
@@ -129,7 +129,7 @@ def test_a_record_goes_with_its_first_token_or_when_all_are_prolonged_and_not_at
 
 def test_what_the_store_never_heard_of_is_given_up_when_it_would_have_expired() -> None:
     async def scenario() -> None:
-        line = Line(MemoryStore(asyncio.get_running_loop().time))
+        line = Line(MemoryStore(clock.of_store()))
         made = recorder(line, mode=Mode.FAST, ttl_s=10.0)
         running = asyncio.create_task(made.run())
         line.is_cut = True

@@ -80,7 +80,7 @@ def relay(name: str, store: MemoryStore | Line) -> Relay:
 
 def test_letters_written_while_one_is_on_its_way_go_together_and_in_order() -> None:
     async def scenario() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         line = Line(store)
         line.is_cut = True
         sender, reader = relay("a", line), relay("b", store)
@@ -118,7 +118,7 @@ def test_a_long_letter_is_handed_over_in_parts(tokens: int) -> None:
 
 def test_what_a_lost_store_keeps_from_going_is_bounded() -> None:
     async def scenario() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         line = Line(store)
         line.is_cut = True
         sender, read = relay("a", line), list[Letter]()

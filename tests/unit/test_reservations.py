@@ -68,7 +68,7 @@ class FlakyTenants(MemoryTenants):
 def play(scenario: Scenario, limits: Limits = ORIGIN.limits) -> None:
     async def main() -> None:
         tenants = FlakyTenants()
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         config = msgspec.structs.replace(ORIGIN, limits=limits)
         world = World(store, [FakeBackend("r")], config, tenants=tenants)
         async with world.running():
@@ -297,7 +297,7 @@ def test_a_tenant_with_10_waits_for_little_of_another_with_10_000(weight: float,
     one's work over its weight and one request more, whatever their lengths and buckets."""
 
     async def main() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         world = World(store, [FakeBackend("r")])
         async with world.running():
             await world.answer([1, 2, 3])
@@ -331,7 +331,7 @@ def test_the_choices_of_one_call_stand_one_behind_the_other() -> None:
     """Or whoever asks for many choices at once would have them all before another tenant's one."""
 
     async def main() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         config = msgspec.structs.replace(ORIGIN, policy=FULL, aims=dict.fromkeys(ServiceClass, Aim(100.0, 1.0)))
         world = World(store, [FakeBackend("r")], config)
         async with world.running():

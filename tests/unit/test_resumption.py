@@ -507,7 +507,7 @@ def test_a_store_that_forgot_everything_learns_it_again() -> None:
             reader = Reader(asked)
             reading = asyncio.create_task(reader.ask(made.gateways["a"]))
             await asyncio.sleep(0.5)
-            MemoryStore.__init__(made.store, clock=asyncio.get_running_loop().time)
+            MemoryStore.__init__(made.store, clock=clock.of_store())
             await asyncio.sleep(2.5)
             await vanish(made, "a", reading)
             await reader.resume(made.gateways["b"])

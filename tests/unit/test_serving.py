@@ -34,7 +34,7 @@ def play(
     """Run the scenario in a fresh world; afterwards nothing may be left anywhere."""
 
     async def main() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         backends = [FakeBackend(f"r{number}", **engine) for number in range(replicas)]
         world = World(store, backends, config, profiler("g", store))
         async with world.running():
@@ -202,7 +202,7 @@ def test_a_session_taken_over_and_won_back_loses_nothing() -> None:
     async def scenario(world: World) -> None:
         running = asyncio.create_task(all_exact(world, prompts(40)))
         await asyncio.sleep(0.1)
-        intruder = await world.backends[0].attach(Attach(epoch=2, driver="intruder"))
+        intruder = await world.backends[0].attach(Attach(round(1e6 * clock.of_store()()), "intruder"))
         await intruder.aclose()
         await running
 
@@ -212,7 +212,7 @@ def test_a_session_taken_over_and_won_back_loses_nothing() -> None:
 @pytest.mark.parametrize("max_messages", [2, 9, 60])
 def test_sessions_that_wear_out_are_replaced_and_nothing_is_recomputed(max_messages: int) -> None:
     async def main() -> None:
-        store = MemoryStore(clock=asyncio.get_running_loop().time)
+        store = MemoryStore(clock=clock.of_store())
         driver = msgspec.structs.replace(DRIVER, max_messages=max_messages)
         world = World(store, [FakeBackend("r0")], driver=driver)
         async with world.running():
@@ -230,7 +230,7 @@ def test_a_session_that_wears_out_while_the_store_does_not_answer_is_replaced_af
     """Its rows stream on meanwhile, and Triton keeps something of each of their messages."""
 
     async def main() -> None:
-        line: Any = Line(MemoryStore(clock=asyncio.get_running_loop().time))
+        line: Any = Line(MemoryStore(clock=clock.of_store()))
         driver = msgspec.structs.replace(DRIVER, max_messages=100)
         world = World(line, [FakeBackend("r0")], driver=driver)
         async with world.running():
@@ -317,7 +317,7 @@ def test_a_store_that_forgot_everything_is_filled_again() -> None:
     async def scenario(world: World) -> None:
         running = asyncio.create_task(all_exact(world, prompts(60)))
         await asyncio.sleep(0.1)
-        MemoryStore.__init__(world.store, clock=asyncio.get_running_loop().time)
+        MemoryStore.__init__(world.store, clock=clock.of_store())
         await running
 
     play(scenario)
@@ -329,7 +329,7 @@ def test_rows_that_are_heard_of_outlive_the_store() -> None:
     async def scenario(world: World) -> None:
         running = [asyncio.create_task(world.answer([tokens], tokens, f"call{tokens}")) for tokens in (200, 400)]
         await asyncio.sleep(0.5)
-        MemoryStore.__init__(world.store, clock=asyncio.get_running_loop().time)
+        MemoryStore.__init__(world.store, clock=clock.of_store())
         assert await asyncio.gather(*running) == [expected([tokens], tokens) for tokens in (200, 400)]
         assert b"put_backs_total{" not in world.metrics.render()
 
@@ -444,7 +444,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
 
 def test_without_a_replica_there_is_no_capacity() -> None:
     async def main() -> None:
-        world = World(MemoryStore(clock=asyncio.get_running_loop().time), [])
+        world = World(MemoryStore(clock=clock.of_store()), [])
         with pytest.raises(Unavailable):
             await world.answer([1])
         assert await world.origin.ready() == ["no replica answers"]

@@ -27,7 +27,7 @@ class FarAway(MemoryStore):
     """What is asked for takes its time, and some of it is lost on the way there or back."""
 
     def __init__(self, seed: int = 0, delay_s: float = 0.0, fates: Sequence[str] = ("answered",)) -> None:
-        super().__init__(asyncio.get_running_loop().time)
+        super().__init__(clock.of_store())
         self.asked: Counter[str] = Counter()
         self.started = 0
         self._rng = random.Random(seed)

@@ -8,6 +8,7 @@ from typing import Any
 from gateway import origin as origins
 from gateway.store.memory import MemoryStore
 from gateway.store.memory_tenants import MemoryTenants
+from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.line import Line
 from tests.unit.fakes.world import ORIGIN, World
@@ -19,8 +20,8 @@ class Site:
     """Gateways that come and go, over replicas that stay."""
 
     def __init__(self, replicas: int, config: origins.Config) -> None:
-        self.store = MemoryStore(clock=asyncio.get_running_loop().time)
-        self.tenants = MemoryTenants(clock=asyncio.get_running_loop().time)
+        self.store = MemoryStore(clock=clock.of_store())
+        self.tenants = MemoryTenants(clock=clock.of_store())
         self.backends = [FakeBackend(f"r{number}") for number in range(replicas)]
         self.gateways: dict[str, World] = {}
         self._config = config

@@ -28,6 +28,7 @@ from gateway.store.memory_tenants import MemoryTenants
 from gateway.switchboard import Switchboard
 from gateway.ticketing import Aim
 from gateway.training import train
+from tests.unit.fakes import clock
 from tests.unit.fakes.engine import FakeBackend
 from tests.unit.fakes.tokenizer import CharTokenizer
 from triton_backend.contract import Sampling
@@ -66,7 +67,7 @@ class World:
     ) -> None:
         self.name = name
         self.store = store
-        self.tenants = tenants or MemoryTenants(asyncio.get_running_loop().time)
+        self.tenants = tenants or MemoryTenants(clock.of_store())
         self.backends = backends
         self.fleet = Fleet(safety_factor=0.9)
         self.metrics = Metrics(CollectorRegistry(), "fake")
