@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.memory import GROUP_MIB, MIB
-from gateway.load.plots import Canvas
+from gateway.load.plots import Canvas, plain
 
 CURVES = Path(__file__).parent / "curves"
 PLOTS = Path(__file__).parent / "plots"
@@ -62,7 +62,7 @@ def decode() -> bytes:
         canvas.axes.plot(*zip(*floor, strict=True), linestyle=":", color=f"C{number}", label=f"{model}, floor")
     canvas.axes.set(xscale="log", yscale="log")
     for axis in (canvas.axes.xaxis, canvas.axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_major_formatter(plain)
     return canvas.png()
 
 

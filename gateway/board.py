@@ -72,11 +72,6 @@ class Board:
         self.is_leaving = False
         """Set once at shutdown: every replica goes to another gateway, if there is one."""
 
-    @property
-    def has_others(self) -> bool:
-        """There are gateways that could take over."""
-        return bool(self._counts()[1])
-
     def driver_of(self, replica: str) -> str | None:
         """The gateway that drives it."""
         seat = self._assembly.seats.get(replica)
@@ -87,7 +82,7 @@ class Board:
         if replica in self._assembly.seats:
             return False
         if not self._is_willing:
-            return not self.has_others
+            return not self._others
         now_s = _now_s()
         free_s = now_s - self._free_since_s.get(replica, now_s)
         return free_s > FREE_S or (now_s - self._blind_s > FREE_S and seats.takes(*self._counts()))
@@ -116,12 +111,15 @@ class Board:
         failed_s = max((driver.failed_s for driver in self._drivers), default=-UNABLE_S)
         return not self.is_leaving and _now_s() - failed_s >= UNABLE_S
 
+    @property
+    def _others(self) -> list[str]:
+        """Gateways that could take over."""
+        return [name for name, peer in self._assembly.gateways.items() if peer.drives and name != self._gateway]
+
     def _counts(self) -> tuple[int, dict[str, int]]:
         """How many this gateway drives, and each other that would."""
         held = Counter(seat.gateway for seat in self._assembly.seats.values())
-        willing = (name for name, peer in self._assembly.gateways.items() if peer.drives)
-        others = {name: held[name] for name in willing if name != self._gateway}
-        return held[self._gateway], others
+        return held[self._gateway], {name: held[name] for name in self._others}
 
     def _note_free(self) -> None:
         known = {driver.replica for driver in self._drivers} | self._fleet.replicas.keys()

@@ -114,10 +114,7 @@ class TritonBackend:
     async def load(self, timeout_s: float | None = None) -> None:
         """Returns when the model can run.  Raises ModelRefused, and BackendLost with what else was said."""
         request = pb.RepositoryModelLoadRequest(model_name=self._model)
-        try:
-            await self._control(self._stub.RepositoryModelLoad(request, timeout=timeout_s))
-        except BackendLost as lost:
-            raise load_error(str(lost)) from lost
+        await self._control(self._stub.RepositoryModelLoad(request, timeout=timeout_s))
 
     async def reload(self, timeout_s: float | None = None) -> None:
         """A new process for a model whose engine hangs or died.  Raises BackendLost."""
@@ -159,7 +156,7 @@ class TritonBackend:
         try:
             await call
         except grpc.aio.AioRpcError as error:
-            raise BackendLost(reason(error)) from error
+            raise load_error(reason(error)) from error
 
     async def aclose(self) -> None:
         await self._channel.close()

@@ -195,8 +195,9 @@ def _floors(logits: Tensor, temperatures: Tensor, picks: list[Pick]) -> Tensor |
 
     def filter_(rows: list[int], candidates: int) -> list[Tensor]:
         """Set the floors of these; for each, whether it keeps more than so many candidates."""
-        are_wider = []
-        for some in _parts(rows, _rows_at_once(vocabulary)):
+        are_wider, at_once = [], _rows_at_once(vocabulary)
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
             at = upload(some, logits.device)
             samplings = [picks[row].sampling for row in some]
             floors[at], is_wider = _floor(logits[at], temperatures[at, None], samplings, candidates)
@@ -209,10 +210,6 @@ def _floors(logits: Tensor, temperatures: Tensor, picks: list[Pick]) -> Tensor |
         wide = [row for row, is_wider in zip(filtered, are_wider.tolist(), strict=True) if is_wider]
         filter_(wide, vocabulary)
     return floors
-
-
-def _parts(rows: list[int], size: int) -> list[list[int]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _rows_at_once(vocabulary: int) -> int:

@@ -72,8 +72,9 @@ def main() -> None:
                 print(_closed_row(count, mine, theirs), flush=True)
             _print(f"\n| requests/s | server | {' | '.join(MIX_COLUMNS)} |", len(MIX_COLUMNS) + 2)
             for number, rate in enumerate(rates, 1):
-                load = Load(options.peer, model, options.seed + 100 * number, options.requests)
-                mine, theirs = in_turn(options.port, model, vllm, partial(load.mixed, rate), number)
+                load = Load(options.peer, model, options.seed + 100 * number)
+                measure = partial(load.mixed, rate, options.requests)
+                mine, theirs = in_turn(options.port, model, vllm, measure, number)
                 print(_mix_row(rate, "ours", mine), _mix_row(rate, "vLLM", theirs), sep="\n", flush=True)
 
 
@@ -110,14 +111,13 @@ class Load(NamedTuple):
     model: Path
     seed: int
     """Another one for each load: vLLM would find prompts that it has had in its prefix cache."""
-    num_mixed: int = 0
 
     def closed(self, concurrency: int, url: str) -> Figures:
         return servers.vllm_bench(self.peer, url, self.model, concurrency, REQUESTS[concurrency], self.seed)
 
-    def mixed(self, rate: float, url: str) -> Figures:
+    def mixed(self, rate: float, requests: int, url: str) -> Figures:
         self._bench(rate, url, WARM_UP_REQUESTS, self.seed + 1000)
-        return self._bench(rate, url, self.num_mixed, self.seed)
+        return self._bench(rate, url, requests, self.seed)
 
     def _bench(self, rate: float, url: str, requests: int, seed: int) -> Figures:
         with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,7 @@ def slo_scale(curves: Mapping[str, Curve], target: float = 0.9) -> bytes:
     canvas = Canvas("SLO scale", "factor on both targets (below 1: tighter)", "requests within both targets (%)")
     _attainment_lines(canvas.axes, curves, target)
     canvas.axes.set_xscale("log", base=2)
-    canvas.axes.xaxis.set_major_formatter(_plain)
+    canvas.axes.xaxis.set_major_formatter(plain)
     return canvas.png()
 
 
@@ -70,7 +70,7 @@ def latency_cdf(title: str, samples_s: Mapping[str, Floats]) -> bytes:
             canvas.axes.plot(shown_ms, 100 * parts, label=label)
     canvas.axes.set_ylim(0, 100)
     canvas.axes.set_xscale("log")
-    canvas.axes.xaxis.set_major_formatter(_plain)
+    canvas.axes.xaxis.set_major_formatter(plain)
     return canvas.png()
 
 
@@ -87,7 +87,7 @@ def occupancy(title: str, samples: Occupancy) -> bytes:
     return canvas.png()
 
 
-def _plain(value: float, position: float) -> str:
+def plain(value: float, position: float) -> str:
     return f"{value:g}"
 
 
